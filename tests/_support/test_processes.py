@@ -188,7 +188,9 @@ def test_other_recipes_too(recipe):
 
 def test_too_few_rows_for_a_share_in_each_are_refused():
     found = together(lambda _: trained(Joint(epochs=1), batch_size=1))
-    assert all("would hold 1 rows for 2 processes" in text for text in found), found
+    assert all("a row for each of the 2 processes, got a batch of 1" in text for text in found), (
+        found
+    )
 
 
 class Interrupted(Recipe):

@@ -229,8 +229,13 @@ class Stops(Own):
 @pytest.mark.parametrize(
     ("model", "exits", "error", "said"),
     [
-        (Sums, None, BadNetwork, r"'heads.0' must read exactly what one module of the model gives"),
-        (Functional, None, BadNetwork, r"answer '0' must be what a module of the model gives"),
+        (
+            Sums,
+            None,
+            BadNetwork,
+            r"'heads.0' must read exactly the output of one module of the model",
+        ),
+        (Functional, None, BadNetwork, r"answer '0' must be the output of a module of the model"),
         (Widths, None, BadNetwork, r"one number of classes, got {'0': 5, '1': 192}"),
         (Stops, None, BadNetwork, r"cannot be exported"),
         (
@@ -252,7 +257,7 @@ class Stops(Own):
             Own,
             {"blocks.0": "heads.1"},
             BadNetwork,
-            r"the head 'heads.1' fails on what 'blocks.0' gives: mat1",
+            r"the head 'heads.1' fails on the output of 'blocks.0': mat1",
         ),
     ],
 )
@@ -265,7 +270,7 @@ def test_what_cannot_be_adopted_is_refused_in_a_sentence(model, exits, error, sa
 def test_training_mode_no_module_and_rows_of_another_shape_are_refused():
     with pytest.raises(BadNetwork, match=r"model.eval\(\)"):
         off.adopt(Own(), images())
-    with pytest.raises(BadNetwork, match=r"expected a torch\.nn\.Module"):
+    with pytest.raises(BadNetwork, match=r"must be a torch\.nn\.Module"):
         off.adopt("resnet20", images())
     with pytest.raises(BadData, match="fails on the example"):
         off.adopt(own(), torch.randn(4, 7))

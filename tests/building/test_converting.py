@@ -145,7 +145,9 @@ def test_layers_of_ones_own_have_no_text():
         """Somebody's."""
 
     made = convert(stages(), {"stem.0": Mine})
-    with pytest.raises(InvalidArgument, match=r"'stem.0' is a Mine, which no text stands for"):
+    with pytest.raises(
+        InvalidArgument, match=r"'stem.0' is a Mine, which cannot be written as a spec"
+    ):
         conversions_of(made)
 
 

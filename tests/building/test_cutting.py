@@ -88,8 +88,8 @@ def test_a_gate_for_each_member():
     [
         ([], {}, BadNetwork, "at least two"),
         ([dense(0)], {}, BadNetwork, "at least two"),
-        ([dense(0), "resnet"], {}, BadNetwork, "expected a torch.nn.Module"),
-        ([dense(0), (dense(0), 5)], {}, BadNetwork, "expected a torch.nn.Module"),
+        ([dense(0), "resnet"], {}, BadNetwork, "must be a torch.nn.Module"),
+        ([dense(0), (dense(0), 5)], {}, BadNetwork, "must be a torch.nn.Module"),
         ({"a.b": dense(0), "c": dense(1)}, {}, InvalidArgument, "letters"),
         ({"": dense(0), "c": dense(1)}, {}, InvalidArgument, "letters"),
         ({"keys": dense(0), "c": dense(1)}, {}, InvalidArgument, "torch module"),

@@ -68,7 +68,7 @@ def test_untrained_exits_of_a_member_stay_untrained():
 
 def test_members_that_cannot_be():
     for member, says in (
-        (ladder([dense(0), dense(1)]), "ladder itself"),
+        (ladder([dense(0), dense(1)]), "got a ladder"),
         ((cut_of("stem"), Preprocess()), "with preprocessing"),
         (cut_of(exits={"stem": "linear", "blocks.0": Reader()}), "reads exits"),
     ):

@@ -124,7 +124,7 @@ def test_gradients_reach_everything():
 
 def test_an_input_that_is_not_there_is_refused():
     with pytest.raises(
-        InvalidArgument, match=r"reads the input 'x/mask', expected one of .*'x/attention_mask'"
+        InvalidArgument, match=r"inputs of the model, which are .*'x/attention_mask'.* got 'x/mask'"
     ):
         off.cut(
             encoder(), texts(6, 9), at=AT, exits=lambda shape, c: linear_masked(shape, c, "x/mask")

@@ -88,7 +88,7 @@ def test_an_exit_may_have_arguments():
             InvalidArgument,
             "cannot be called with these arguments",
         ),
-        (f"{HERE}:no_model", InvalidArgument, "expected a torch.nn.Module"),
+        (f"{HERE}:no_model", InvalidArgument, "must make a torch.nn.Module"),
     ],
 )
 def test_specs_that_are_refused(spec, error, says):
@@ -133,8 +133,8 @@ def test_gates():
     [
         ("margn", UnknownName, "margin"),
         ("Tempered", InvalidArgument, "arguments"),
-        (5, InvalidArgument, "expected a name"),
-        (None, InvalidArgument, "expected a name"),
+        (5, InvalidArgument, "must be a name"),
+        (None, InvalidArgument, "must be a name"),
         ({"name": f"{HERE}:small_model"}, InvalidArgument, "gates="),
         (
             {"name": "Tempered", "temperature": 2.0, "gate": {"name": "os:abort"}},

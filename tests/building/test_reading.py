@@ -192,10 +192,10 @@ def test_sequences_without_a_mask():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"chunk": 5}, "chunk=5 and sequences of length 12"),
-        ({"chunk": 12}, "at least in two"),
+        ({"chunk": 5}, "got 5 for sequences of length 12"),
+        ({"chunk": 12}, "at least two parts"),
         ({"chunk": 0}, "chunk must divide"),
-        ({"mask": None}, "name the one that is the mask"),
+        ({"mask": None}, "mask must name one of the inputs"),
         ({"mask": "masks"}, "got 'masks'"),
     ],
 )
@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_refused(options, says):
     given = {"state": WIDTH, "chunk": CHUNK, "mask": "attention_mask"} | options
     with pytest.raises(InvalidArgument, match=says):
         off.along_time(Cell().eval(), nn.Linear(WIDTH, 3).eval(), x, **given)
-    with pytest.raises(BadNetwork, match="the head is a function"):
+    with pytest.raises(BadNetwork, match=r"the head must be a .* got a function"):
         off.along_time(
             Cell().eval(), lambda h: h, x, state=WIDTH, chunk=CHUNK, mask="attention_mask"
         )

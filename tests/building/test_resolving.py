@@ -134,7 +134,7 @@ def test_a_route_keeps_what_has_no_norm():
         ([12, 12], X[:2], "at least two that differ"),
         (12, X[:2], "at least two that differ"),
         ([12, 0.5], X[:2], "whole numbers of pixels"),
-        ([12, 6], X[:2, 0], "resolutions are of images"),
+        ([12, 6], X[:2, 0], "must be images"),
     ],
 )
 def test_bad_sizes(sizes, example, says):

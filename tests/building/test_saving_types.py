@@ -86,7 +86,7 @@ def test_files_without_types_are_read_and_types_that_are_none_are_refused(tmp_pa
     assert off.load(tmp_path / "net", stages()).fingerprint() == net.fingerprint()
     for types in ({"fronts.backbone.mean": "int8"}, {"fronts.backbone.mean": 3}, 3, ["float16"]):
         write_json(index, "network", 1, body | {"types": types})
-        with pytest.raises(BadFile, match="no complete network"):
+        with pytest.raises(BadFile, match="not a complete network"):
             off.load(tmp_path / "net", stages())
 
 

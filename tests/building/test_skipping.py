@@ -87,9 +87,9 @@ def test_with_preprocessing(model):
     ("options", "problem", "says"),
     [
         ({"skip": "layer9.*"}, UnknownName, "module of this model called 'layer9"),
-        ({"skip": "layer3.0"}, BadNetwork, "gives the shape that it takes"),
+        ({"skip": "layer3.0"}, BadNetwork, "must give the shape that it takes"),
         ({"skip": []}, InvalidArgument, "skip must be a name"),
-        ({"skip": "layer3.*", "at": ["layer1"]}, InvalidArgument, "give it without at"),
+        ({"skip": "layer3.*", "at": ["layer1"]}, InvalidArgument, "at must be None with skip="),
     ],
 )
 def test_bad_input(model, options, problem, says):

@@ -147,7 +147,7 @@ def test_of_several_the_user_says_which(tmp_path, kind):
         assert loaded(tmp_path / "w.pt", key=key)
     with pytest.warns(Notice):
         assert loaded(f"{tmp_path}/w.pt?key={key}")
-    with pytest.raises(BadFile, match="no 'nothing' that fits Small; what fits is"):
+    with pytest.raises(BadFile, match="no 'nothing' that fits Small; these fit:"):
         loaded(tmp_path / "w.pt", key="nothing")
 
 

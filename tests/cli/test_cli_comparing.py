@@ -103,7 +103,11 @@ def test_texts_of_two_lengths_and_two_kinds_of_exits(sentences, as_json):
         ("regularizer=", "regulaliser=", "did you mean 'regularizer'"),
         ("budgets", "budget", "did you mean 'budgets'"),
         ('at = "2"', 'at = "two"', "got 'two'"),
-        ('at = "2"', 'at = "2"\nexit-of = ["5=mlp"]', "expected a module named in --at (2)"),
+        (
+            'at = "2"',
+            'at = "2"\nexit-of = ["5=mlp"]',
+            "--exit-of must name a module of --at (2), got 5",
+        ),
         ('at = "2"', 'at = "auto"\nlabelled = "digits[0:701]"', "1 of the 100 calibration rows"),
         ("title = ", "title", "is no TOML"),
     ],

@@ -180,16 +180,22 @@ def test_images_that_do_not_fit_the_model(workdir):
         (("--at", "2", "--preprocess", "x"), "imagenet"),
         (("--at", "2", "--example", "digits[5:5]"), "rows"),
         (("--at", "13", "--exit", "branch"), "convolutional"),
-        (("--at", "2", "--exit-of", "5=linear"), "named in --at"),
-        (("--parts", "2", "--exit-of", "5=linear"), "named in --at"),
+        (("--at", "2", "--exit-of", "5=linear"), "a module of --at"),
+        (("--parts", "2", "--exit-of", "5=linear"), "a module of --at"),
         (("--at", "2", "--exit-of", "2"), "NAME=VALUE"),
         (("--at", "2", "--exit-of", "2=linaer"), "linear"),
         (("--at", "2", "--length", "words"), "expected inputs"),
-        (("--at", "auto"), "expected --labelled with --at auto"),
-        (("--at", "2", "--labelled", "digits[0:50]"), "with --at auto alone"),
-        (("--at", "auto", "--labelled", "digits[0:50]", "--parts", "1"), "2 or more"),
+        (("--at", "auto"), "--labelled must be given with --at auto"),
+        (("--at", "2", "--labelled", "digits[0:50]"), "with --at auto only"),
+        (
+            ("--at", "auto", "--labelled", "digits[0:50]", "--parts", "1"),
+            "--parts must be at least 2",
+        ),
         (("--at", "auto", "--labelled", "digits[0:30]"), "40 labelled rows"),
-        (("--at", "auto", "--labelled", "digits[0:50]", "--exit-of", "2=linear"), "named in --at"),
+        (
+            ("--at", "auto", "--labelled", "digits[0:50]", "--exit-of", "2=linear"),
+            "a module of --at",
+        ),
     ],
 )
 def test_what_is_refused(workdir, words, says):

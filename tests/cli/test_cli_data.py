@@ -35,7 +35,7 @@ def test_how_weights_were_found_is_one_line(workdir):
     )
     done = offramp("ladder", *PAIR, "--weights", "w.pt", "--weights", "-", "-o", "new2")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "model, model_ema; say which, as w.pt?key=model_ema" in done.stderr
+    assert "model, model_ema. Choose one, such as w.pt?key=model_ema" in done.stderr
     done = offramp("ladder", *PAIR, "--weights", "w.pt?key=model", "--weights", "-", "-o", "new2")
     assert done.exit_code == 0, done.output
 

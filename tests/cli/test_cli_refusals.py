@@ -197,7 +197,10 @@ CASES = {
     "one member": lambda: ("ladder --model offramp:digits_small -o new", "at least two"),
     "options that do not pair "
     "up": lambda: (f"ladder {' '.join(PAIR)} --weights - -o new", "must be given once for each"),
-    "one name twice": lambda: (f"ladder {' '.join(PAIR)} --name a --name a -o new", "each --name must be given once"),
+    "one name twice": lambda: (
+        f"ladder {' '.join(PAIR)} --name a --name a -o new",
+        "each --name must be given once",
+    ),
     "two aims": lambda: ("calibrate calibration.npz --at-most 0.1 --budget 0.5 -o "
                          "n.json", "exactly one"),
     "no trace": lambda: ("calibrate --at-most 0.1", "TRACE is missing"),

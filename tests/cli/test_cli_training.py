@@ -136,7 +136,7 @@ class Nothing(Recipe):
     ("words", "says"),
     [
         (("--recipe", "hing"), "hinge"),
-        (("--recipe", "users_own:three_classes"), "expected a name, a Recipe"),
+        (("--recipe", "users_own:three_classes"), "must be a name, a Recipe"),
         (("--with", "epochs"), "NAME=VALUE"),
         (("--with", "epoch=2"), "known: kind, regularizer, gap"),
         (("--with", "a-b=2"), "must be NAME=VALUE"),

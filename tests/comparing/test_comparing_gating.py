@@ -138,5 +138,5 @@ def test_a_cut_network_takes_other_gates_too() -> None:
 def test_a_gate_that_nobody_has_is_refused() -> None:
     with pytest.raises(UnknownName, match="max_prob"):
         regated(cut_of(), "max_prb")
-    with pytest.raises(InvalidArgument, match="expected a name, a Gate"):
+    with pytest.raises(InvalidArgument, match="must be a name, a Gate"):
         regated(cut_of(), f"{__name__}:ROWS")

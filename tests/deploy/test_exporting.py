@@ -190,7 +190,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path, monkeypatch):
     plan = Plan.by_hand({"small": 0.4})
     with pytest.raises(BadNetwork, match=r"segment 'small' cannot be written as ONNX: .*bessel_j0"):
         off.export(ladder_of(2, gate=Strange()), plan, tmp_path / "f", example=rows_of(4))
-    with pytest.raises(InvalidArgument, match="give example="):
+    with pytest.raises(InvalidArgument, match="example must be a batch of rows"):
         off.export(ladder_of(2), plan, tmp_path / "f")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtra, match=r"offramp\[onnxruntime\]"):

@@ -215,7 +215,7 @@ def test_an_optimizer_whose_state_no_checkpoint_holds_is_told(tmp_path):
             return [Phase("exits", tuple(network.exits.parameters()), 2, Keeping, reads="pooled")]
 
     trained(Odd())
-    with pytest.raises(InvalidArgument, match="Keeping keeps 'past' as a list"):
+    with pytest.raises(InvalidArgument, match="got a list as 'past' of Keeping"):
         trained(Odd(), folder=tmp_path)
 
 

@@ -26,7 +26,7 @@ def test_arguments_in_the_name_beside_it_and_in_an_object_are_one():
 
 
 def test_what_is_given_twice_or_unknown_is_refused():
-    with pytest.raises(InvalidArgument, match="epochs is given twice"):
+    with pytest.raises(InvalidArgument, match="epochs must appear once"):
         recipe_of("joint?epochs=3", epochs=4)
     with pytest.raises(UnknownName, match="epochs"):
         recipe_of("joint?epoch=3")

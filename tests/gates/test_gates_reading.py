@@ -241,7 +241,7 @@ def test_they_hang_on_members_of_a_ladder():
 
 
 def test_a_gate_that_reads_is_not_made_where_no_exit_is_known():
-    with pytest.raises(InvalidArgument, match="looks at earlier exits"):
+    with pytest.raises(InvalidArgument, match="reads earlier exits"):
         make_gate("patience")
 
 

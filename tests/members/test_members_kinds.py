@@ -475,7 +475,7 @@ def test_an_onnx_file_at_the_command_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("thing", [5, "resnet", nn.Linear, None])
 def test_what_is_no_member_is_refused(thing):
-    with pytest.raises(BadNetwork, match=r"expected a torch\.nn\.Module"):
+    with pytest.raises(BadNetwork, match=r"must be a torch\.nn\.Module"):
         off.ladder({"a": linear(), "b": thing})
 
 

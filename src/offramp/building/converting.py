@@ -1,4 +1,4 @@
-"""`convert`: a copy of a model in which cheaper layers stand in the place of some of its own."""
+"""`convert`: make a copy of a model in which some layers are replaced by cheaper ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -22,7 +22,7 @@ Method = str | type[Layer] | Callable[[nn.Module], nn.Module]
 BAR = "|"  # between a model and its conversions
 KEEP = "keep"  # the method that leaves layers as they are
 RESIZED = "resized"  # gives a plain layer other widths: how a pruned model is built again
-SHOWN = 4  # names in a sentence
+SHOWN = 4  # names in a message
 
 
 def convert(
@@ -32,29 +32,29 @@ def convert(
     example: Any = None,
     data: Any = None,
 ) -> nn.Module:
-    """A copy of a model with cheaper layers; an ordinary model, to be cut, stacked, trained,
-    exported.
+    """Make a copy of a model with cheaper layers. The copy is an ordinary model that can be cut,
+    stacked, trained and exported.
 
     Args:
-        model: trained, in the mode in which the copy is wanted. It is not changed.
-        layers: what to replace, and by which method. A key is a pattern of module names, in which
-            `*` stands for anything ("layer3.*"), or a class of modules: `torch.nn.Conv2d`, or its
-            name "Conv2d". Where several keys match a layer the last one counts. A method is the
+        model: a trained model, in the mode that the copy shall have. It is not changed.
+        layers: the method by which each layer is replaced. A key is a pattern of module names, in
+            which `*` matches anything ("layer3.*"), or a class of modules: `torch.nn.Conv2d`, or
+            its name "Conv2d". If several keys match a layer, the last one counts. A method is the
             name of a file on the shelf `layers`, with options behind a question mark
             ("ghost?ratio=2", "low_rank?energy=0.8"), a `Layer` of yours ("my.module:Mine" or the
             class), a function of the layer, or "keep".
-        example: a small batch as the model takes it. Methods that look at the whole model, such as
-            "pruned", need it; for others it tries the copy out.
-        data: labelled rows, for methods that look at gradients or features.
+        example: a small batch as the model takes it. Methods that change the whole model, such as
+            "pruned", need it; for other methods the copy is tried on it.
+        data: labelled rows, for methods that use gradients or features.
 
     Returns:
         The copy. Modules that are not replaced keep their names and weights.
 
     Raises:
-        UnknownName: a pattern that matches nothing, or a method that is on no shelf; the nearest
-            names are offered.
-        InvalidArgument: an option that the method does not take, or takes with other values.
-        BadNetwork: a layer that the method cannot replace; layers that share weights with others.
+        UnknownName: a pattern matches no module, or there is no method with this name; the message
+            offers the nearest names.
+        InvalidArgument: the method has no such option, or the option has a wrong value.
+        BadNetwork: the method cannot replace a layer, or a layer shares weights with another one.
 
     Example:
         >>> import torch
@@ -71,47 +71,63 @@ def convert(
         )
     inner = unwrapped(model)[0]
     require_plain(inner, "model")
-    made = copy.deepcopy(inner)
-    for method, chosen in _by_method(made, layers):
+    changed = copy.deepcopy(inner)
+    for method, layer_names in _by_method(changed, layers):
         if method == KEEP:
             continue
         rewrite = _rewrite_of(method)
-        if rewrite is not None:
+        if rewrite is None:  # replace layers one by one
+            changed = _replaced(changed, method, layer_names)
+        else:  # change the whole model at once
             arguments = name_of(str(method))[1]
-            made = _called(rewrite, method, arguments, made, chosen, example=example, data=data)
-        else:
-            made = _replaced(made, method, chosen)
+            changed = _called(
+                rewrite, method, arguments, changed, layer_names, example=example, data=data
+            )
     if example is not None:
-        _try_out(made, example)
-    return made
+        _try_out(changed, example)
+    return changed
 
 
 def _by_method(model: nn.Module, layers: Mapping[Any, Method]) -> list[tuple[Method, list[str]]]:
-    """The methods in order, each with the names that it gets: the last key that matches counts."""
-    winner: dict[str, int] = {}
+    """The methods in order, each with the names of its layers. If several keys match a layer, the
+    last one counts.
+    """
+    last_key: dict[str, int] = {}  # by layer, the number of the key that counts
     for number, key in enumerate(layers):
         for name in _matched(model, key):
-            winner[name] = number
-    found: list[tuple[Method, list[str]]] = []
+            last_key[name] = number
+    by_method: list[tuple[Method, list[str]]] = []
     for number, method in enumerate(layers.values()):
-        chosen = [name for name, best in winner.items() if best == number]
-        found.append((method, chosen))
-    return found
+        chosen = [name for name, last in last_key.items() if last == number]
+        by_method.append((method, chosen))
+    return by_method
 
 
 def _matched(model: nn.Module, key: str | type[nn.Module]) -> list[str]:
-    """The names of the modules that a pattern, a class, or the name of a class matches."""
+    """The names of the modules that a pattern, a class, or the name of a class matches. Raises
+    UnknownName if there are none.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
+    matches = list[str]()
     if isinstance(key, type):
-        found = [name for name, module in modules.items() if isinstance(module, key)]
-        if not found:
+        for name, module in modules.items():
+            if isinstance(module, key):
+                matches.append(name)
+        if not matches:
             raise UnknownName(f"the model has no {key.__name__}; it has {_kinds(modules)}")
-        return found
-    found = [name for name in modules if fnmatch.fnmatchcase(name, key)]
-    found += [name for name, module in modules.items() if type(module).__name__ == key]
-    found = [name for name in dict.fromkeys(found) if name or key == ""]
-    if found:
-        return found
+        return matches
+
+    # first the modules whose names match, then those whose class has this name
+    matches += [name for name in modules if fnmatch.fnmatchcase(name, key)]
+    for name, module in modules.items():
+        if type(module).__name__ == key and name not in matches:
+            matches.append(name)
+    # the model itself has the name "", which "*" matches: it is meant only if the key is empty
+    if key != "" and "" in matches:
+        matches.remove("")
+    if matches:
+        return matches
+
     near = difflib.get_close_matches(key.rstrip(".*"), [name for name in modules if name], n=3)
     if near:
         offer = f"the nearest names are {', '.join(near)}"
@@ -121,8 +137,12 @@ def _matched(model: nn.Module, key: str | type[nn.Module]) -> list[str]:
 
 
 def _kinds(modules: Mapping[str, nn.Module]) -> str:
-    kinds = sorted({type(module).__name__ for name, module in modules.items() if name})
-    return ", ".join(kinds)
+    """The classes of a model's modules, in a message."""
+    kinds = set[str]()
+    for name, module in modules.items():
+        if name:  # not the model itself
+            kinds.add(type(module).__name__)
+    return ", ".join(sorted(kinds))
 
 
 def _rewrite_of(method: Method) -> Callable[..., nn.Module] | None:
@@ -132,47 +152,52 @@ def _rewrite_of(method: Method) -> Callable[..., nn.Module] | None:
     name = name_of(method)[0]
     if name not in names("layers"):
         return None
-    found = find("layers", name)
-    if not getattr(found, "rewrites", False):
-        return None
-    rewrite: Callable[..., nn.Module] = found
-    return rewrite
+    rewrite: Callable[..., nn.Module] = find("layers", name)
+    return rewrite if getattr(rewrite, "rewrites", False) else None
 
 
 def layer_class(name: str) -> type[Layer]:
-    """The class that a method's name stands for: `low_rank` is `LowRank` in layers/low_rank.py.
+    """Find the class of a method: `low_rank` is `LowRank` in layers/low_rank.py.
 
     Args:
         name: of a file on the shelf `layers`, or `my.module:Mine`.
 
+    Returns:
+        The class.
+
     Raises:
-        UnknownName: there is no such method; the nearest are offered.
-        InvalidArgument: it names something that is no Layer.
+        UnknownName: there is no method with this name; the message offers the nearest ones.
+        InvalidArgument: `my.module:Mine` is not a Layer.
     """
     if ":" in name:
-        own = imported(name)
-        if not (isinstance(own, type) and issubclass(own, Layer)):
+        kind = imported(name)
+        if not (isinstance(kind, type) and issubclass(kind, Layer)):
             raise InvalidArgument(f"{name!r} must be a subclass of offramp.contracts.Layer")
-        return own
-    title = "".join(word.title() for word in name.split("_"))
-    if name in files("layers") and title in names("layers"):
-        found = find("layers", title)
-        if isinstance(found, type) and issubclass(found, Layer):
-            return found
+        return kind
+    if name in files("layers"):
+        kind = _class_of_file(name)
+        if kind is not None:
+            return kind
     raise unknown(name, methods(), "method that replaces layers")
+
+
+def _class_of_file(name: str) -> type[Layer] | None:
+    """The Layer of a file on the shelf, which has the file's name in title case; None if it has
+    none.
+    """
+    title = name.replace("_", " ").title().replace(" ", "")
+    if title not in names("layers"):
+        return None
+    kind = find("layers", title)
+    return kind if isinstance(kind, type) and issubclass(kind, Layer) else None
 
 
 def methods() -> list[str]:
     """The names of all methods on the shelf `layers`."""
     methods = [KEEP]
     for name in files("layers"):
-        title = "".join(word.title() for word in name.split("_"))
-        offered = names("layers")
-        if title in offered:
-            kind = find("layers", title)
-            if isinstance(kind, type) and issubclass(kind, Layer):
-                methods.append(name)
-        elif name in offered and getattr(find("layers", name), "rewrites", False):
+        is_layer = _class_of_file(name) is not None
+        if is_layer or _rewrite_of(name) is not None:
             methods.append(name)
     return methods
 
@@ -198,19 +223,24 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
     else:
         raise InvalidArgument(f"a method must be a name, a Layer or a function, got {method!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    suited = [name for name in chosen if isinstance(modules[name], kinds)]
-    suited = _outermost(suited)
+    suited = _outermost([name for name in chosen if isinstance(modules[name], kinds)])
     if not suited:
         wanted = " or ".join(kind.__name__ for kind in kinds)
-        got = ", ".join(f"{name!r} ({type(modules[name]).__name__})" for name in chosen[:SHOWN])
-        raise BadNetwork(f"{_title(method)} replaces {wanted}; the pattern matched only {got}")
+        matched = list[str]()
+        for name in chosen[:SHOWN]:
+            matched.append(f"{name!r} ({type(modules[name]).__name__})")
+        raise BadNetwork(
+            f"{_title(method)} replaces {wanted}; the pattern matched only {', '.join(matched)}"
+        )
     _require_unshared(model, suited)
-    left: dict[str, SavesNothing] = {}
+
+    # Layers that would not become smaller stay as they are.
+    unchanged: dict[str, SavesNothing] = {}
     for name in suited:
         try:
             layer = _called(build, method, arguments, modules[name])
         except SavesNothing as problem:
-            left[name] = problem
+            unchanged[name] = problem
             continue
         except InvalidArgument as problem:
             raise type(problem)(f"{name!r}: {problem}") from problem
@@ -218,32 +248,39 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
             raise InvalidArgument(
                 f"{_title(method)} must give a module, got {type(layer).__name__}"
             )
-        if name == "":
+        if name == "":  # the model itself
             return layer
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer)
-    if len(left) == len(suited):
-        name, why = next(iter(left.items()))
-        raise BadNetwork(f"{_title(method)} saves nothing here: {name!r}: {why}") from why
-    if left:
-        some = ", ".join(list(left)[:SHOWN])
-        more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-        say(f"{_title(method)} left {some}{more} as they are: it would not make them smaller")
+    if len(unchanged) == len(suited):
+        name, reason = next(iter(unchanged.items()))
+        raise BadNetwork(f"{_title(method)} saves nothing here: {name!r}: {reason}") from reason
+    if unchanged:
+        listed = ", ".join(list(unchanged)[:SHOWN])
+        more = f" and {len(unchanged) - SHOWN} more" if len(unchanged) > SHOWN else ""
+        say(f"{_title(method)} left {listed}{more} as they are: it would not make them smaller")
     return model
 
 
 def _called(
     build: Callable[..., Any], method: Method, options: Mapping[str, Any], *given: Any, **more: Any
 ) -> Any:
-    """What a method makes, with the options that were written behind its name."""
+    """Call a method.
+
+    Args:
+        build: the function of the method.
+        method: its name, for messages.
+        options: written behind its name.
+        given: its positional arguments.
+        more: further keyword arguments.
+    """
     known = inspect.signature(build).parameters
+    offered = list[str]()
+    for name, parameter in known.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in more:
+            offered.append(name)
     for option in options:
         if option not in known:
-            offered = [
-                name
-                for name, one in known.items()
-                if one.kind is one.KEYWORD_ONLY and name not in more
-            ]
             raise unknown(option, offered or ["none"], f"option of {_title(method)}")
     try:
         return build(*given, **options, **more)
@@ -252,48 +289,56 @@ def _called(
     except (TypeError, ValueError) as problem:
         if not options:
             raise
-        told = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise InvalidArgument(f"{_title(method)} cannot use {told} ({problem})") from problem
+        written = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise InvalidArgument(f"{_title(method)} cannot use {written} ({problem})") from problem
 
 
 def _title(method: Method) -> str:
+    """The name of a method, for messages."""
     if isinstance(method, str):
         return name_of(method)[0]
     return getattr(method, "__name__", type(method).__name__)
 
 
-def _outermost(chosen: list[str]) -> list[str]:
-    """The names without those that are inside of another one."""
-    kept: list[str] = []
-    for name in chosen:
-        inside = any(
-            outer == "" or name.startswith(f"{outer}.") for outer in chosen if outer != name
-        )
-        if not inside:
-            kept.append(name)
-    return kept
+def _outermost(names: list[str]) -> list[str]:
+    """The names without those of modules inside another one."""
+    outermost = list[str]()
+    for name in names:
+        others = [other for other in names if other != name]
+        if not _is_inside(name, others):
+            outermost.append(name)
+    return outermost
+
+
+def _is_inside(name: str, modules: Iterable[str]) -> bool:
+    """Whether a module is inside one of these; the model itself has the name ""."""
+    for outer in modules:
+        if outer == "" or name.startswith(f"{outer}."):
+            return True
+    return False
 
 
 def _require_unshared(model: nn.Module, chosen: list[str]) -> None:
-    """Raise BadNetwork where a layer to replace is used under two names, or ties its weights."""
-    owners: dict[int, str] = {}
+    """Raise BadNetwork if a layer to replace shares weights with a module outside it."""
+    first_names: dict[int, str] = {}  # by the identity of a parameter, its first name
     for name, module in model.named_modules(remove_duplicate=False):
         for key, value in module.named_parameters(recurse=False):
-            index = f"{name}.{key}" if name else key
-            first = owners.setdefault(id(value), index)
-            if first == index:
+            parameter = f"{name}.{key}" if name else key
+            first = first_names.setdefault(id(value), parameter)
+            if first == parameter:
                 continue
+            # `value` has two names. Both must be inside the layer, or both outside.
             for layer in chosen:
-                within = [each for each in (first, index) if each.startswith(f"{layer}.")]
-                if len(within) == 1:
+                is_first_inside = first.startswith(f"{layer}.")
+                if is_first_inside != parameter.startswith(f"{layer}."):
                     raise BadNetwork(
-                        f"{first!r} and {index!r} are the same weights; replacing {layer!r} would "
-                        "untie them, so leave it out of the patterns or untie them first"
+                        f"{first!r} and {parameter!r} are the same weights; replacing {layer!r} "
+                        f"would untie them. Leave it out of the patterns, or untie them first"
                     )
 
 
 def _try_out(model: nn.Module, example: Any) -> None:
-    """Raise BadNetwork where the copy fails on the example."""
+    """Raise BadNetwork if the copy fails on the example."""
     import torch
 
     from offramp.networks.inputs import as_inputs, call_model, copies
@@ -307,89 +352,107 @@ def _try_out(model: nn.Module, example: Any) -> None:
 
 
 def conversions_of(model: nn.Module, base: nn.Module | None = None) -> dict[str, str]:
-    """The methods by which a model's layers came to be, with all options as numbers, by layer.
+    """List the methods by which a model's layers were converted, with all options as numbers.
 
     Args:
-        model: a converted one.
-        base: the model as it was, if layers may have lost channels ("pruned").
+        model: a converted model.
+        base: the model before, if layers may have lost channels ("pruned").
+
+    Returns:
+        Methods by layer.
 
     Raises:
-        InvalidArgument: a layer of the user's own class, or by a function: no text stands for it.
+        InvalidArgument: a layer is of the user's own class, or was made by a function, so there is
+            no text for it.
     """
     conversions: dict[str, str] = {}
     for name, layer in outer_layers(model).items():
         conversions[name] = _spec_of(name, layer)
-    if base is not None:
-        before = dict(base.named_modules())
-        for name, module in model.named_modules():
-            inside = any(name.startswith(f"{outer}.") or name == outer for outer in conversions)
-            if not inside and name in before:
-                spec = _resized_spec(before[name], module)
-                if spec is not None:
-                    conversions[name] = spec
+    if base is None:
+        return conversions
+    # Layers outside of converted ones may have other widths.
+    before = dict(base.named_modules())
+    converted = list(conversions)
+    for name, module in model.named_modules():
+        if name not in before or name in converted or _is_inside(name, converted):
+            continue
+        spec = _resized_spec(before[name], module)
+        if spec is not None:
+            conversions[name] = spec
     return conversions
 
 
 def _resized_spec(before: nn.Module, after: nn.Module) -> str | None:
-    """How a plain layer of other widths is made again; None where the widths are the same."""
-    widths = {
+    """How a plain layer of other widths is made again; None if the widths are the same."""
+    width_names = {
         nn.Conv2d: ("in_channels", "out_channels"),
         nn.Linear: ("in_features", "out_features"),
         nn.BatchNorm2d: ("num_features", "num_features"),
     }
     kind = type(after)
-    if kind not in widths or type(before) is not kind:
+    if kind not in width_names or type(before) is not kind:
         return None
-    inputs, outputs = (getattr(after, name) for name in widths[kind])
-    if (inputs, outputs) == tuple(getattr(before, name) for name in widths[kind]):
+    inputs_name, outputs_name = width_names[kind]
+    inputs = getattr(after, inputs_name)
+    outputs = getattr(after, outputs_name)
+    if inputs == getattr(before, inputs_name) and outputs == getattr(before, outputs_name):
         return None
     return f"{RESIZED}?inputs={inputs}&outputs={outputs}"
 
 
 def spec_with(base: str, conversions: Mapping[str, str]) -> str:
-    """A model's spec with its conversions: `offramp:resnet20|layer1.0.conv1=ghost?ratio=2`.
+    """Write a model's spec with its conversions: `offramp:resnet20|layer1.0.conv1=ghost?ratio=2`.
 
     Args:
         base: the spec of the model before.
-        conversions: methods by layer or pattern; layers with the same method are put together.
+        conversions: methods by layer or pattern; layers with the same method are joined.
+
+    Returns:
+        The spec.
     """
-    together: dict[str, list[str]] = {}
+    by_method: dict[str, list[str]] = {}
     for name, method in conversions.items():
-        together.setdefault(method, []).append(name)
-    parts = [f"{','.join(found)}={method}" for method, found in together.items()]
-    return BAR.join([base, *parts])
+        by_method.setdefault(method, []).append(name)
+    spec = base
+    for method, patterns in by_method.items():
+        spec += f"{BAR}{','.join(patterns)}={method}"
+    return spec
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
-    """A model's spec without its conversions, and those by pattern.
+    """Split a model's spec into the spec without conversions, and the conversions.
 
     Args:
-        spec: `offramp:resnet20|layer3.*=ghost?ratio=2|conv1=keep`.
+        spec: such as `offramp:resnet20|layer3.*=ghost?ratio=2|conv1=keep`.
+
+    Returns:
+        The spec of the model before, and methods by pattern.
 
     Raises:
-        InvalidArgument: a part behind a bar is no PATTERN=METHOD.
+        InvalidArgument: a part behind a bar is not PATTERN=METHOD.
 
     >>> split_spec("offramp:resnet20|layer1.*,layer2.*=ghost?ratio=2")
     ('offramp:resnet20', {'layer1.*': 'ghost?ratio=2', 'layer2.*': 'ghost?ratio=2'})
     """
     base, *parts = spec.split(BAR)
-    found: dict[str, str] = {}
+    conversions: dict[str, str] = {}
     for part in parts:
-        pattern, equals, method = part.partition("=")
-        if not (pattern.strip() and equals and method.strip()):
+        patterns, equals, method = part.partition("=")
+        if not (patterns.strip() and equals and method.strip()):
             raise InvalidArgument(f"a conversion must be PATTERN=METHOD, got {part!r} in {spec!r}")
-        for one in pattern.split(","):
-            found[one.strip()] = method.strip()
-    return base.strip(), found
+        for pattern in patterns.split(","):
+            conversions[pattern.strip()] = method.strip()
+    return base.strip(), conversions
 
 
 def _spec_of(name: str, layer: Layer) -> str:
+    """The method and the options of a converted layer, such as `ghost?ratio=2`."""
     file = type(layer).__module__.rpartition(".")[2]
     ours = type(layer).__module__.startswith("offramp.layers.")
     if not ours or file not in files("layers") or layer_class(file) is not type(layer):
         raise InvalidArgument(
-            f"{name!r} is a {type(layer).__name__}, which no text stands for; give the model again "
-            "where the network is loaded"
+            f"{name!r} is a {type(layer).__name__}, which cannot be written as a spec. Give the "
+            f"model again when the network is loaded"
         )
     options = "&".join(f"{key}={_text(value)}" for key, value in layer.options().items())
     return f"{file}?{options}" if options else file

@@ -1,9 +1,9 @@
-"""What a model costs, before and after it was converted: weights, bytes, work and milliseconds."""
+"""Costs of a model before and after it was converted: weights, bytes, operations, milliseconds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,14 +20,14 @@ __all__ = ["Change", "Cost", "changes", "cost_of"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a module costs for one row, and what it takes to store.
+    """The cost of a module for one row, and its size.
 
     Args:
-        parameters: numbers that are trained, or were.
+        parameters: number of trained values.
         stored_bytes: of its tensors in a file of weights.
-        macs: multiply-adds of convolutions and matrix products that are computed.
-        bit_operations: those times the bits of a weight and of an activation, as they are computed.
-        ms: milliseconds of one call on the example; None where it was not timed.
+        macs: multiply-adds of the convolutions and matrix products that are computed.
+        bit_operations: macs times the bits of a weight and of an activation.
+        ms: milliseconds of one call on the example; None if it was not timed.
     """
 
     parameters: int
@@ -39,8 +39,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Change:
-    """A module that was converted, or the whole model under the name "": its cost before and
-    after.
+    """The cost of a converted module before and after.
+
+    Args:
+        name: of the module; "" for the complete model.
+        kind: the class of the module after; "model" for the complete model.
+        before: its cost before.
+        after: its cost after.
     """
 
     name: str
@@ -50,12 +55,15 @@ class Change:
 
 
 def cost_of(model: nn.Module, example: Any, *, timed: bool = False) -> Cost:
-    """The cost of a model as it stands.
+    """Measure the cost of a model.
 
     Args:
         model: in eval mode.
         example: a small batch as the model takes it.
         timed: whether a call on the example is timed too.
+
+    Returns:
+        The cost.
     """
     state = as_inputs(example)
     rows = count_of(state)
@@ -63,16 +71,17 @@ def cost_of(model: nn.Module, example: Any, *, timed: bool = False) -> Cost:
     total = macs(call) / rows
     layers = outer_layers(model)
     shapes = _shapes(model, layers, call)
+    # Begin with all weights and activations in floats, then correct for layers with fewer bits.
     bits = 8 * _float_size(model)
     operations = total * bits * bits
     stored = stored_bytes(model)
     for name, layer in layers.items():
-        stored += (
-            layer.cost(shapes[name]).stored_bytes - stored_bytes(layer) if name in shapes else 0
-        )
-        if name in shapes:
-            own = layer.cost(shapes[name])
-            operations += own.bit_operations - dense_cost(layer, shapes[name]).bit_operations
+        if name not in shapes:  # it does not run on this example
+            continue
+        cost = layer.cost(shapes[name])
+        stored += cost.stored_bytes - stored_bytes(layer)
+        operations += cost.bit_operations - dense_cost(layer, shapes[name]).bit_operations
+    # the median, because single times are noisy
     ms = None
     if timed:
         ms = float(np.median(interleaved({"call": call}, repeats=5)["call"]))
@@ -82,53 +91,49 @@ def cost_of(model: nn.Module, example: Any, *, timed: bool = False) -> Cost:
 def changes(
     before: nn.Module, after: nn.Module, example: Any, *, timed: bool = True
 ) -> list[Change]:
-    """Each converted module and the whole model, before and after.
+    """Measure the cost of each converted module and of the complete model, before and after.
 
     Args:
         before: the original, in eval mode.
         after: the converted copy, in eval mode.
-        example: a batch as both take it; milliseconds are those of a call on it, interleaved.
-        timed: whether calls are timed.
+        example: a batch as both take it.
+        timed: whether calls on the example are timed, those before and after in turn.
 
     Returns:
-        One entry per converted module in the order of the model, then one for the whole under "".
+        One entry per converted module in the order of the model, then one for the complete model
+        under "".
     """
     state = as_inputs(example)
-    old = dict(before.named_modules())
+    originals = dict(before.named_modules())
     changes: list[Change] = []
     names = _changed(before, after)
     inputs = _inputs(before, names, partial(_call, before, state))
     for name in names:
-        if name not in inputs:
-            continue  # it does not run on this example
-        new = after.get_submodule(name)
-        x = inputs[name]
-        if isinstance(new, Layer):
-            kind = type(new).__name__
-            pair = _pair(old[name], new, x, x, timed=timed)
-            changes.append(Change(name, kind, *pair))
-    pair = _pair(before, after, example, example, timed=timed)
-    changes.append(Change("", "model", *pair))
+        if name not in inputs:  # it does not run on this example
+            continue
+        module = after.get_submodule(name)
+        if isinstance(module, Layer):
+            costs = _costs(originals[name], module, inputs[name], timed=timed)
+            changes.append(Change(name, type(module).__name__, *costs))
+    costs = _costs(before, after, example, timed=timed)
+    changes.append(Change("", "model", *costs))
     return changes
 
 
-def _pair(before: nn.Module, after: nn.Module, x: Any, y: Any, *, timed: bool) -> tuple[Cost, Cost]:
-    """Both costs, timed in turns."""
-    first = cost_of(before, x)
-    second = cost_of(after, y)
+def _costs(before: nn.Module, after: nn.Module, x: Any, *, timed: bool) -> tuple[Cost, Cost]:
+    """The costs of two modules on the same input, timed in turn."""
+    cost_before = cost_of(before, x)
+    cost_after = cost_of(after, x)
     if not timed:
-        return first, second
+        return cost_before, cost_after
     calls: dict[str, Callable[[], object]] = {
         "before": partial(_call, before, as_inputs(x)),
-        "after": partial(_call, after, as_inputs(y)),
+        "after": partial(_call, after, as_inputs(x)),
     }
     times = interleaved(calls, repeats=5, warmup=2)
-    both = [float(np.median(times[name])) for name in ("before", "after")]
-    return _timed(first, both[0]), _timed(second, both[1])
-
-
-def _timed(cost: Cost, ms: float) -> Cost:
-    return Cost(cost.parameters, cost.stored_bytes, cost.macs, cost.bit_operations, ms)
+    ms_before = float(np.median(times["before"]))
+    ms_after = float(np.median(times["after"]))
+    return replace(cost_before, ms=ms_before), replace(cost_after, ms=ms_after)
 
 
 def _call(model: nn.Module, state: dict[str, Tensor]) -> Any:
@@ -137,49 +142,53 @@ def _call(model: nn.Module, state: dict[str, Tensor]) -> Any:
 
 
 def _parameters(model: nn.Module) -> int:
-    """Trained numbers; of packed layers, which have none, the weights that they stand for."""
+    """The number of trained values. Packed layers have no parameters: their buffers count."""
     count = sum(value.numel() for value in model.parameters())
     for module in model.modules():
         if isinstance(module, Layer) and not list(module.parameters()):
-            count += sum(value.numel() for value in module.buffers() if value.is_floating_point())
+            for value in module.buffers():
+                if value.is_floating_point():
+                    count += value.numel()
     return count
 
 
 def _float_size(model: nn.Module) -> int:
-    floats = [value for value in model.parameters() if value.is_floating_point()]
-    return floats[0].element_size() if floats else 4
+    """Bytes of a floating-point parameter; 4 if there is none."""
+    for value in model.parameters():
+        if value.is_floating_point():
+            return value.element_size()
+    return 4
 
 
 def _changed(before: nn.Module, after: nn.Module) -> list[str]:
-    """The modules that were replaced, by name."""
-    old = dict(before.named_modules())
-    return [name for name in outer_layers(after) if name in old and name]
+    """The names of the modules that were replaced."""
+    known = dict(before.named_modules())
+    return [name for name in outer_layers(after) if name in known and name]
 
 
 def _inputs(model: nn.Module, names: list[str], call: Callable[[], Any]) -> dict[str, Tensor]:
-    """What modules take in a call."""
-    found: dict[str, Tensor] = {}
+    """The first inputs of some modules in a call of the model."""
+    inputs: dict[str, Tensor] = {}
 
-    def heard(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+    def note(name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
-            found[name] = args[0].clone()
+            inputs[name] = args[0].clone()  # a later layer may change it in place
 
     handles = []
     try:
         for name in names:
-            handles.append(
-                model.get_submodule(name).register_forward_pre_hook(partial(heard, name))
-            )
+            module = model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(partial(note, name)))
         call()
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return inputs
 
 
 def _shapes(
     model: nn.Module, layers: dict[str, Layer], call: Callable[[], Any]
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of one row that each layer takes."""
-    found = _inputs(model, list(layers), call)
-    return {name: tuple(value.shape[1:]) for name, value in found.items()}
+    """The shape of one row of each layer's input."""
+    inputs = _inputs(model, list(layers), call)
+    return {name: tuple(value.shape[1:]) for name, value in inputs.items()}

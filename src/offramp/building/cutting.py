@@ -1,5 +1,5 @@
-"""From trained models to a network: `cut` hangs exits on one, `ladder` stacks several, cheapest
-first.
+"""Make a network from trained models: `cut` adds exits to one model, `ladder` stacks several models
+into a cascade.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from offramp._support.find import find
 from offramp.building.factories import made_for_features, make_exit, make_gate
 from offramp.building.placement.candidates import require_place, where
 from offramp.building.placement.measure import Placement
+from offramp.building.routing import example_inputs, reason_of
 from offramp.building.skipping import skippable
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.ambient import without_autocast
@@ -41,9 +42,9 @@ from offramp.plans.signature import Input, is_input, is_label
 from offramp.plans.topology import Node, Topology
 from offramp.runtime.code_marks import refuse_hidden
 
-# a module, what `offramp.members` takes for a member, or a pair of such a model and its
-# preprocessing
+# A module, an object that `offramp.members` can wrap, or a pair (model, preprocess).
 Model = Any
+# A member's model, its preprocessing, and its network if it was cut before.
 Named = tuple[nn.Module, nn.Module | None, Network | None]
 GateLike = str | Gate | Callable[..., Any]
 ExitLike = str | Exit | Callable[..., Exit]
@@ -65,10 +66,11 @@ def cut(
     logits: int | str | None = None,
     skip: Sequence[str] | str | None = None,
 ) -> Network:
-    """Add exits and gates to one trained model, after the modules named in `at` or in `n` parts.
+    """Add exits and gates to one trained model, after the modules named in `at` or between `parts`
+    parts.
 
     The model is neither copied nor changed. It is exported and checked once, which takes seconds.
-    New exits know nothing until `fit`, or any loop of yours over `net(x)`, has trained them. The
+    New exits are untrained: train them with `fit`, or with any loop of yours over `net(x)`. The
     last node, `backbone`, is the model's own answer.
 
     Args:
@@ -78,8 +80,8 @@ def cut(
             mapping to keyword arguments. `label` or `labels` in a mapping is the label and is left
             out.
         at: Names of modules, such as ["layer1", "layer2"]; or "auto", which puts exits where they
-            save time on `labelled`.
-        n: Into how many parts of about equal MACs, instead of `at`. With at="auto" the largest
+            save time on the `labelled` rows.
+        parts: Number of parts with about equal MACs, instead of `at`. With at="auto" the largest
             number of parts.
         exits: One for all cuts, or a mapping from cut to exit: a name on the shelf `exits`
             (linear_grid, linear, linear_masked, mlp, branch, cascade, ...), an Exit, or a function
@@ -92,20 +94,20 @@ def cut(
             built again.
         length: Inputs [B, T, ...] whose T may differ between batches, such as ("input_ids",
             "attention_mask").
-        probe: Labelled rows for at="auto". They count as training rows.
+        labelled: Labelled rows for at="auto". They count as training rows.
+        logits: The output of the model that is its logits, if it has several: an index or a key.
         skip: Instead of `at`, residual units that rows may skip ("layer3.*"): a fork with an empty
-            arm before each of them, and no exits. The gate is a "controller" unless another one is
-            given.
-        logits: Which output of the model is its logits, if it gives several: an index or a key.
+            arm before each of them, and no exits. The gate is a "controller" by default.
 
     Returns:
         A network with the nodes of `at` and `backbone`.
 
     Raises:
-        UnknownName: No such module, exit or gate; the nearest name is offered.
-        BadNetwork: The model mixes rows, cannot be exported, runs a tapped module twice, or carries
-            something at a cut that cannot be compacted.
-        InvalidArgument: An argument is not what it must be.
+        UnknownName: There is no module, exit or gate with this name; the message offers the nearest
+            name.
+        BadNetwork: The model mixes rows, cannot be exported, runs a module of `at` twice, or needs
+            a tensor behind a cut that cannot be compacted.
+        InvalidArgument: An argument has a wrong value.
         BadData: The example does not fit the model.
 
     Example:
@@ -114,17 +116,17 @@ def cut(
         ('1', 'backbone')
     """
     if skip is not None:
-        if at is not None or parts is not None or labelled is not None:
-            raise InvalidArgument(
-                "skip= makes forks and no exits; give it without at, n and labelled"
-            )
+        for name, value in (("at", at), ("parts", parts), ("labelled", labelled)):
+            if value is not None:
+                raise InvalidArgument(f"{name} must be None with skip=, which makes no exits")
         _require_module(model, "model")
         plain, _ = unwrapped(model)
         _require_modules(plain, preprocess)
-        chooses = "controller" if gate == "margin" else gate
-        if isinstance(chooses, Mapping):
-            raise InvalidArgument("skip= takes one gate for all units")
-        return skippable(plain, example, skip, gate=chooses, preprocess=preprocess)
+        if isinstance(gate, Mapping):
+            raise InvalidArgument("gate must be one gate for all units with skip=, got a mapping")
+        if gate == "margin":  # the default of cut, which cannot choose between ways
+            gate = "controller"
+        return skippable(plain, example, skip, gate=gate, preprocess=preprocess)
     return cut_and_placement(
         model,
         example,
@@ -155,31 +157,44 @@ def cut_and_placement(
     labelled: object = None,
     logits: int | str | None = None,
 ) -> tuple[Network, Placement | None]:
-    """As `cut`, and what was measured where at="auto" chose the exits (None for any other `at`)."""
+    """Cut a model as `cut` does, and return the measurements of at="auto" too.
+
+    All arguments are those of `cut`.
+
+    Returns:
+        The network, and the measured candidates if at="auto" chose the exits; None otherwise.
+    """
     require_place(at, parts, labelled)
     _require_module(model, "model")
     model, prefix = unwrapped(model)
-    at = _within(at, prefix, model)
+    at = _inside_wrapper(at, prefix, model)
     _require_modules(model, preprocess)
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
     _require_no_label(model, preprocess, example)
-    tried = copies(as_inputs(example, device))
-    free = texts_of(tried, length)
+
+    # 1. Decide where to cut.
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else None
+    inputs = copies(as_inputs(example, device))
+    free = texts_of(inputs, length)
     names, placement = where(
-        model, preprocess, tried, at=at, parts=parts, labelled=labelled, exits=exits, length=free
+        model, preprocess, inputs, at=at, parts=parts, labelled=labelled, exits=exits, length=free
     )
+
+    # 2. Run the example once. It gives the shapes for exits and gates, and the order of the cuts.
     output = None if logits is None else f"y/{logits}"
-    member = ModelSpec(BACKBONE, spec, names, _inputs(tried), free, output)
-    features, layouts = _tried_out(model, preprocess, member, tried)
-    member = replace(member, cuts=tuple(features)[:-1])  # in their order
-    network = _hung(model, preprocess, member, features, layouts, exits, gate)
+    member = ModelSpec(BACKBONE, spec, names, example_inputs(inputs), free, output)
+    features, layouts = _features(model, preprocess, member, inputs)
+    member = replace(member, cuts=tuple(features)[:-1])  # the last one is the end of the model
+    network = _with_exits(model, preprocess, member, features, layouts, exits, gate)
     if placement is not None:
-        # by those its exits were placed: no promise
+        # The exits were placed by these rows, so no promise may rest on them.
         network.trained_on = union([network.trained_on, placement.seen])
+
+    # 3. Check that rows can leave at these cuts, and that the exits agree on the classes.
     refuse_hidden(network)
-    segments_of(network, tried)
+    segments_of(network, inputs)
     check_classes(network, example)
-    require_read(network, tried, "the example")
+    require_read(network, inputs, "the example")
     return network, placement
 
 
@@ -193,33 +208,32 @@ def ladder(
     example: object = None,
     sources: Mapping[str, str] | None = None,
 ) -> Network:
-    """Stack whole trained models into a cascade (a *ladder*), cheapest first.
+    """Stack trained models into a cascade of models (a *ladder*), cheapest first.
 
-    Each model reads the raw input through its own preprocessing. Nothing is trained and nothing is
-    changed.
+    Each model reads the raw input through its own preprocessing. Nothing is trained or changed.
 
     Args:
         members: Models or (model, preprocess) pairs; a mapping names them, a sequence numbers them.
             A network made by `cut` may be one of them and keeps its exits and gates, at the nodes
             `<name>/<cut>`. A scikit-learn estimator, the path of an `.onnx` file and a function of
-            NumPy arrays are taken too (see `offramp.members`).
+            NumPy arrays work too (see `offramp.members`).
         gate: One for all models but the last, or a mapping from name to gate: a name on the shelf
             `gates`, a Gate, or a function of logits [B, C] that gives scores [B].
-        temperature: Divides the logits before a gate scores them, for one gate of all models. None
-            leaves them.
+        temperature: Divides the logits before a gate scores them; only with one gate for all
+            models. None leaves the logits as they are.
         answer: "own" gives the logits of the model at which a row stops; "mean" the logarithm of
             the mean probabilities of all models that it visited.
-        example: A small batch. If it is given, the models must agree on its classes, and engines
-            that compile know its shape.
-        specs: The text that names each model, so that a saved network can be built again.
+        example: A small batch. With it, the number of classes of all models is compared, and
+            engines that compile know the shape.
+        sources: The text that names each model, so that a saved network can be built again.
 
     Returns:
         A network with a node for each model.
 
     Raises:
         BadNetwork: The models do not fit together.
-        InvalidArgument: An argument is not what it must be.
-        UnknownName: No such gate.
+        InvalidArgument: An argument has a wrong value.
+        UnknownName: There is no gate with this name.
 
     Example:
         >>> net = ladder({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)}).eval()
@@ -232,50 +246,67 @@ def ladder(
     if temperature is not None:
         if isinstance(gate, Mapping):
             raise InvalidArgument(
-                "temperature must be None where gate is a mapping; put gates.Tempered into the "
-                "mapping"
+                f"temperature must be None if gate is a mapping, got {temperature!r}. Put "
+                f"gates.Tempered into the mapping"
             )
         gate = find("gates", "Tempered")(make_gate(gate), temperature)
+
+    # 1. What each member is: its model, its preprocessing, its source, and its network if it was
+    # cut before.
+    models = dict[str, nn.Module]()
+    fronts = dict[str, nn.Module]()
+    networks = dict[str, Network]()
+    specs: dict[str, str | None] = dict(sources or {})
+    for name, (model, preprocess, network) in named.items():
+        models[name] = model
+        if preprocess is not None:
+            fronts[name] = preprocess
+        if network is not None:
+            networks[name] = network
+        if outside_torch([model]):
+            # a wrapped model (scikit-learn, ONNX) knows its own source
+            specs[name] = getattr(model, "spec", None)
+    known: tuple[Input, ...] = ()
+    if example is not None:
+        known = example_inputs(as_inputs(example))
+    members = list[ModelSpec]()
+    for name in named:
+        members.append(_member(name, networks.get(name), specs.get(name), known))
+
+    # 2. An exit at the end of every model, and a gate at all ends but the last.
     names = list(named)
-    inner = {name: network for name, (_, _, network) in named.items() if network is not None}
-    exits = {
-        name: _exit(answer, names[index - 1] if index else None, index)
-        for index, name in enumerate(names)
-    }
-    told = {
-        name: getattr(model, "spec", None)
-        for name, (model, _, _) in named.items()
-        if outside_torch([model])
-    }
-    told = {
-        **(sources or {}),
-        **told,
-    }  # a member that computes outside of torch knows itself how it is built again
-    known = () if example is None else _inputs(as_inputs(example))
-    stacked = [_member(name, inner.get(name), told.get(name), known) for name in names]
-    nodes = [node for member in stacked for node in member.nodes()]
-    asked = _each(gate, names[:-1], "gates")
-    gates = {name: make_gate(one, nodes[: nodes.index(name)]) for name, one in asked.items()}
-    hung = [
-        (member.node(cut), inner[member.name], cut) for member in stacked for cut in member.cuts
-    ]  # when a member was cut
-    for node, network, cut in hung:
-        exits[node], gates[node] = network.exit_of(cut), network.gate_of(cut)
+    nodes = _nodes(members)
+    exits = dict[str, Exit]()
+    gates = dict[str, Gate]()
+    for index, name in enumerate(names):
+        before = names[index - 1] if index else None
+        exits[name] = _end_exit(answer, before, index)
+    for name, wanted in _one_each(gate, names[:-1], "gates").items():
+        gates[name] = make_gate(wanted, nodes[: nodes.index(name)])
+
+    # 3. A member that was cut keeps its inner exits and gates.
+    made = dict[str, str]()
+    for member in members:
+        for cut_name in member.cuts:
+            node = member.node(cut_name)
+            network = networks[member.name]
+            exits[node] = network.exit_of(cut_name)
+            gates[node] = network.gate_of(cut_name)
+            if cut_name in network.made:
+                made[node] = network.made[cut_name]
+
     stack = Network(
-        backbone=nn.ModuleDict({name: model for name, (model, _, _) in named.items()}),
-        members=tuple(stacked),
-        topology=_chain(stacked, exits, gates),
-        fronts={
-            name: preprocess for name, (_, preprocess, _) in named.items() if preprocess is not None
-        },
+        backbone=nn.ModuleDict(models),
+        members=tuple(members),
+        topology=_chain(members, exits, gates),
+        fronts=fronts,
         exits=exits,
         gates=gates,
-        made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
+        made=made,
     )
-    stack.trained_on = union(
-        [stack.trained_on, *(network.trained_on for network in inner.values())]
-    )
-    stack.class_names = _class_names(inner)
+    training_rows = [network.trained_on for network in networks.values()]
+    stack.trained_on = union([stack.trained_on, *training_rows])
+    stack.class_names = _class_names(networks)
     refuse_hidden(stack)
     if example is not None:
         check_classes(stack, example)
@@ -283,68 +314,87 @@ def ladder(
 
 
 def _class_names(networks: Mapping[str, Network]) -> tuple[str, ...] | None:
-    """The class names that the members were trained with. Raises BadNetwork where they differ."""
-    known = {
-        name: network.class_names
-        for name, network in networks.items()
-        if network.class_names is not None
-    }
+    """The class names that the members were trained with. Raises BadNetwork if they differ."""
+    known = dict[str, tuple[str, ...]]()
+    for name, network in networks.items():
+        if network.class_names is not None:
+            known[name] = network.class_names
     if len(set(known.values())) > 1:
         raise BadNetwork(
-            f"the members {', '.join(known)} were trained with different class names; expected "
-            f"one numbering: "
-            "train them on rows of one data set"
+            f"the members {', '.join(known)} were trained with different class names, and must "
+            f"have the same ones. Train them on rows of one data set"
         )
     return next(iter(known.values()), None)
 
 
 def check_classes(network: Network, example: object) -> int:
-    """The number of classes on an example batch. Raises BadNetwork when the exits differ."""
+    """Run a network on an example batch and compare the number of classes of its exits.
+
+    Args:
+        network: the network. It runs in eval mode; afterwards its modules are in their own modes
+            again.
+        example: a batch as the network takes it.
+
+    Returns:
+        The number of classes C.
+
+    Raises:
+        BadNetwork: The exits differ in the number of classes.
+        BadData: A model fails on the example.
+    """
     inputs = as_inputs(example, network.device())
     modes = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
             # in training mode a batch norm would learn from the example
-            every = network.eval()(given(inputs))
+            logits = network.eval()(given(inputs))
     except OfframpError:
         raise
-    except Exception as problem:  # whatever the user's code raises
-        why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
+    except Exception as problem:  # the user's code can raise anything
         way = remedy(inputs, problem, "give a batch of its shape and type")
-        raise BadData(f"a model fails on the example: {why}; {way}") from problem
+        raise BadData(f"a model fails on the example: {reason_of(problem)}; {way}") from problem
     finally:
         for module, mode in modes.items():
             module.training = mode
-    widths = {
-        name: int(logits.shape[1])
-        for name, logits in zip(network.topology.exits, every, strict=True)
-    }
-    if len(set(widths.values())) > 1:
+    classes = dict[str, int]()
+    for name, value in zip(network.topology.exits, logits, strict=True):
+        classes[name] = int(value.shape[1])
+    if len(set(classes.values())) > 1:
         raise BadNetwork(
-            f"the exits answer with different numbers of classes ({widths}), expected one; check "
-            f"the members"
+            f"the exits must have one number of classes, got different numbers of classes "
+            f"({classes})"
         )
-    return next(iter(widths.values()))
+    return next(iter(classes.values()))
+
+
+def _nodes(members: Sequence[ModelSpec]) -> list[str]:
+    """The names of all nodes, in order."""
+    names = list[str]()
+    for member in members:
+        names += member.nodes()
+    return names
 
 
 def _chain(
     members: Sequence[ModelSpec], exits: Mapping[str, Exit], gates: Mapping[str, Gate]
 ) -> Topology:
-    """All nodes in order; within a member each segment continues from the one before it."""
-    names = [node for member in members for node in member.nodes()]
-    after = {node: (before,) for member in members for before, node in pairwise(member.nodes())}
+    """All nodes in order. Within a member each segment continues from the one before it; the first
+    one reads the input.
+    """
+    after = dict[str, tuple[str, ...]]()
+    for member in members:
+        for before, name in pairwise(member.nodes()):
+            after[name] = (before,)
     nodes = list[Node]()
-    for name in names:
-        gate_reads = gates[name].reads if name in gates else ()
-        nodes.append(
-            Node(
-                name, after=after.get(name, ()), exit_reads=exits[name].reads, gate_reads=gate_reads
-            )
-        )
+    for name in _nodes(members):
+        node = Node(name, after=after.get(name, ()), exit_reads=exits[name].reads)
+        if name in gates:  # all but the last
+            node = replace(node, gate_reads=gates[name].reads)
+        nodes.append(node)
     return Topology.chain(nodes)
 
 
-def _hung(
+def _with_exits(
     model: nn.Module,
     preprocess: nn.Module | None,
     member: ModelSpec,
@@ -353,65 +403,68 @@ def _hung(
     exits: ExitLike | Mapping[str, ExitLike],
     gate: GateLike | Mapping[str, GateLike],
 ) -> Network:
-    """The network of a model that is cut, with its exits, on the device and in the type of what
-    they read.
+    """The network of a cut model. New exits and gates get the device of the features that they
+    read; new exits get their type too.
     """
-    heads: dict[str, Exit] = {BACKBONE: find("exits", "Own")()}
-    classes = logits_of(heads[BACKBONE], Seen(features[BACKBONE], {}), BACKBONE).shape[1]
-    made = dict[str, str]()
-    asked = _each(exits, member.cuts, "exits")
+    network_exits: dict[str, Exit] = {BACKBONE: find("exits", "Own")()}
+    own_logits = logits_of(network_exits[BACKBONE], Seen(features[BACKBONE], {}), BACKBONE)
+    classes = own_logits.shape[1]
+    made = dict[str, str]()  # digests of new exits, to know later whether they were trained
+    wanted_exits = _one_each(exits, member.cuts, "exits")
     for index, name in enumerate(member.cuts):
         value = features[name]
-        given_exit = asked[name]
+        wanted = wanted_exits[name]
         shape = tuple(value.shape[1:])
-        heads[name] = make_exit(given_exit, shape, classes, member.cuts[:index], layouts.get(name))
-        if not isinstance(given_exit, Exit):
-            heads[name].to(value.device, value.dtype if value.is_floating_point() else None)
-            made |= {name: mark} if (mark := digest(heads[name])) else {}
-    scorers = _each(gate, member.cuts, "gates")
+        exit_ = make_exit(wanted, shape, classes, member.cuts[:index], layouts.get(name))
+        network_exits[name] = exit_
+        if isinstance(wanted, Exit):  # the user's own object
+            continue
+        exit_.to(value.device, value.dtype if value.is_floating_point() else None)
+        mark = digest(exit_)
+        if mark is not None:
+            made[name] = mark
+
+    wanted_gates = _one_each(gate, member.cuts, "gates")
     gates = dict[str, Gate]()
     for index, name in enumerate(member.cuts):
         shape = tuple(features[name].shape[1:])
-        gates[name] = make_gate(scorers[name], member.cuts[:index], shape)
-        if made_for_features(scorers[name]):
+        gates[name] = make_gate(wanted_gates[name], member.cuts[:index], shape)
+        if made_for_features(wanted_gates[name]):
             gates[name].to(features[name].device)
-    _require_inputs(member, heads)
+    _require_inputs(member, network_exits)
     _require_inputs(member, gates)
     return Network(
         backbone=model,
         members=(member,),
-        topology=_chain([member], heads, gates),
+        topology=_chain([member], network_exits, gates),
         fronts={} if preprocess is None else {BACKBONE: preprocess},
-        exits=heads,
+        exits=network_exits,
         gates=gates,
         made=made,
     )
 
 
 def _require_inputs(member: ModelSpec, parts: Mapping[str, Exit] | Mapping[str, Gate]) -> None:
-    """Raise InvalidArgument for an exit or a gate that reads an input which the model does not
-    have.
-    """
-    known = [one.name for one in member.inputs]
+    """Raise InvalidArgument if an exit or a gate reads an input that the model does not have."""
+    known = [model_input.name for model_input in member.inputs]
     for node, part in parts.items():
-        if missing := [name for name in part.reads if is_input(name) and name not in known]:
-            raise InvalidArgument(
-                f"{node!r} reads the input {missing[0]!r}, expected one of {known}; name one of "
-                f"these"
-            )
+        for name in part.reads:
+            if is_input(name) and name not in known:
+                raise InvalidArgument(
+                    f"{node!r} must read inputs of the model, which are {known}, got {name!r}"
+                )
 
 
 def _require_module(model: object, what: str) -> None:
+    """Raise BadNetwork for anything but a module."""
     if not isinstance(model, nn.Module):
-        raise BadNetwork(
-            f"the {what} is a {type(model).__name__}, expected a torch.nn.Module; wrap it in one"
-        )
+        raise BadNetwork(f"the {what} must be a torch.nn.Module, got a {type(model).__name__}")
 
 
-def _within(
+def _inside_wrapper(
     at: Sequence[str] | str | None, prefix: str, model: nn.Module
 ) -> Sequence[str] | str | None:
-    """Names of modules as they are called inside of a wrapper."""
+    """The names of modules as the unwrapped model has them: `module.layer1` -> `layer1`."""
     if at is None or isinstance(at, str) or not prefix:
         return at
     known = dict(model.named_modules())
@@ -419,8 +472,8 @@ def _within(
 
 
 def _require_modules(model: nn.Module, preprocess: nn.Module | None) -> None:
-    """Raise BadNetwork unless the model is a module in eval mode, and the preprocessing one or
-    None.
+    """Raise BadNetwork unless the model is a plain module in eval mode, and the preprocessing a
+    module or None.
     """
     if preprocess is not None:
         _require_module(preprocess, "preprocess")
@@ -429,92 +482,89 @@ def _require_modules(model: nn.Module, preprocess: nn.Module | None) -> None:
 
 
 def _require_no_label(model: nn.Module, preprocess: nn.Module | None, example: object) -> None:
-    """Raise InvalidArgument for a model that cannot do without an input that is taken as the
-    label.
-    """
+    """Raise InvalidArgument if a model needs an input whose name is always taken as the label."""
     if not isinstance(example, Mapping) or not any(map(is_label, example)):
         return
-    needed = inspect.signature(
-        (model if preprocess is None else preprocess).forward
-    ).parameters.values()
-    for one in needed:
-        if is_label(one.name) and one.default is one.empty:
+    first = model if preprocess is None else preprocess
+    for parameter in inspect.signature(first.forward).parameters.values():
+        if is_label(parameter.name) and parameter.default is parameter.empty:
             raise InvalidArgument(
-                f"the model needs an input called {one.name!r}, a name that is always taken as "
-                f"the label of a row. "
-                "Wrap the model in a module that calls it otherwise."
+                f"the model needs an input called {parameter.name!r}, a name that is always taken "
+                f"as the label of a row. Wrap the model in a module that gives it another name."
             )
 
 
-def _tried_out(
-    model: nn.Module, preprocess: nn.Module | None, member: ModelSpec, tried: State
+def _features(
+    model: nn.Module, preprocess: nn.Module | None, member: ModelSpec, inputs: State
 ) -> tuple[dict[str, Any], dict[str, str | None]]:
-    """The values at each node for the example, and their layouts. One row is doubled, as for the
-    export.
-
-    Raises BadData where the model fails on the example.
+    """The values at each node for the example, in the order in which they run, and their channel
+    layouts. Raises BadData if the model fails on the example.
     """
-    two = {
-        name: torch.cat([value, value]) if len(value) == 1 else value
-        for name, value in tried.items()
-    }
+    # A single row is doubled, as for the export: a dimension of 1 could be the batch or not.
+    rows = dict[str, Tensor]()
+    for name, value in inputs.items():
+        rows[name] = value
+        if len(value) == 1:
+            rows[name] = torch.cat([value, value])  # [1, ...] -> [2, ...]
     try:
         with torch.no_grad(), ChannelTracker() as tracker:
-            values = values_of(model, preprocess, member, two)
+            values = values_of(model, preprocess, member, rows)
     except OfframpError:
         raise
-    except Exception as problem:  # whatever the user's code raises
-        why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
-        way = remedy(tried, problem, "give a batch of its shape and type")
-        raise BadData(f"the model fails on the example: {why}; {way}") from problem
+    except Exception as problem:  # the user's code can raise anything
+        way = remedy(inputs, problem, "give a batch of its shape and type")
+        raise BadData(f"the model fails on the example: {reason_of(problem)}; {way}") from problem
     return values, layouts_of(values, tracker, free=bool(member.length))
 
 
-def _inputs(state: State) -> tuple[Input, ...]:
-    """What a batch looks like."""
-    found = []
-    for name, value in state.items():
-        numbers = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
-        found.append(Input.of(name, numbers.detach().cpu().numpy()).settled())
-    return tuple(found)
-
-
-def _each(given_for: Any, names: Sequence[str], what: str) -> dict[str, Any]:
-    """One for all names, or a mapping with one per name."""
-    if not isinstance(given_for, Mapping):
-        return dict.fromkeys(names, given_for)
-    if set(given_for) != set(names):
+def _one_each(wanted: Any, names: Sequence[str], what: str) -> dict[str, Any]:
+    """One object for all names, or a mapping with one for each name."""
+    if not isinstance(wanted, Mapping):
+        return dict.fromkeys(names, wanted)
+    if set(wanted) != set(names):
         raise InvalidArgument(
-            f"{what} are given for {list(given_for)}, expected one for each of {list(names)} and "
-            f"none for the last"
+            f"{what} must have one for each of {list(names)} and none for the last node, got "
+            f"{list(wanted)}"
         )
-    return dict(given_for)
+    return dict(wanted)
 
 
-def _exit(answer: str, before: str | None, visited: int) -> Exit:
+def _end_exit(answer: str, before: str | None, visited: int) -> Exit:
+    """The exit at the end of a member.
+
+    Args:
+        answer: "own" or "mean".
+        before: the exit at the end of the member before; None for the first one.
+        visited: number of members before this one.
+    """
     if answer not in ("own", "mean"):
-        raise InvalidArgument(f"answer is {answer!r}, expected 'own' or 'mean'")
-    kind = find("exits", "Own" if answer == "own" else "Mean")
-    made: Exit = kind() if answer == "own" else kind(before, visited)
-    return made
+        raise InvalidArgument(f"answer must be 'own' or 'mean', got {answer!r}")
+    exit_: Exit
+    if answer == "own":
+        exit_ = find("exits", "Own")()
+    else:
+        exit_ = find("exits", "Mean")(before, visited)
+    return exit_
 
 
 def _named(members: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
-    """Model, preprocess, and the network as which it was cut (if it was), by name."""
+    """Model, preprocessing and network (if the member was cut before), by name."""
     if isinstance(members, Mapping):
         pairs = list(members.items())
     else:
-        pairs = [(f"member{i}", member) for i, member in enumerate(members, 1)]
+        pairs = [(f"member{number}", member) for number, member in enumerate(members, 1)]
     named: dict[str, Named] = {}
     for name, member in pairs:
-        model, preprocess = member if isinstance(member, tuple) else (member, None)
-        if not isinstance(model, nn.Module):
+        model = member
+        preprocess = None
+        if isinstance(member, tuple):
+            model, preprocess = member
+        if not isinstance(model, nn.Module):  # such as a scikit-learn estimator
             model = find("members", "wrapped")(model)
-        if not isinstance(model, nn.Module) or not (
-            preprocess is None or isinstance(preprocess, nn.Module)
-        ):
+        is_preprocess = preprocess is None or isinstance(preprocess, nn.Module)
+        if not isinstance(model, nn.Module) or not is_preprocess:
             raise BadNetwork(
-                f"member {name!r} is {member!r}, expected a torch.nn.Module or (module, preprocess)"
+                f"member {name!r} must be a torch.nn.Module or (module, preprocess), got {member!r}"
             )
         require_name(name)
         model, _ = unwrapped(model)
@@ -525,9 +575,7 @@ def _named(members: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
         else:
             named[name] = (model, preprocess, None)
     if len(named) < 2:
-        raise BadNetwork(
-            f"the ladder has {len(named)} member, expected at least two; give models cheapest first"
-        )
+        raise BadNetwork(f"a ladder must have at least two members, got {len(named)}")
     return named
 
 
@@ -535,26 +583,26 @@ def _check_member(name: str, network: Network, preprocess: nn.Module | None) -> 
     """Raise BadNetwork for a network that cannot be a member."""
     if [member.name for member in network.members] != [BACKBONE]:
         raise BadNetwork(
-            f"member {name!r} is a ladder itself, expected a model or a network made by cut; give "
-            f"its members"
+            f"member {name!r} must be a model or a network made by cut, got a ladder. Use the "
+            f"members of that ladder"
         )
     if preprocess is not None:
         raise BadNetwork(
-            f"member {name!r} is a network with preprocessing, expected the network alone; "
+            f"member {name!r} must not come with preprocessing, because it is a network. Use "
             f"cut(..., preprocess=...)"
         )
-    reads = {node.name: (*node.exit_reads, *node.gate_reads) for node in network.topology.nodes}
-    if reading := [node for node, names in reads.items() if not all(map(is_input, names))]:
-        raise BadNetwork(
-            f"{reading[0]!r} in member {name!r} reads exits by names that a ladder changes; cut "
-            f"it anew"
-        )
+    for node in network.topology.nodes:
+        if not all(map(is_input, (*node.exit_reads, *node.gate_reads))):
+            raise BadNetwork(
+                f"{node.name!r} in member {name!r} reads exits by names, which a ladder changes. "
+                f"Cut it again without such exits"
+            )
 
 
 def _member(
     name: str, network: Network | None, spec: str | None, known: tuple[Input, ...]
 ) -> ModelSpec:
-    """known: the inputs of a whole model, where an example was given."""
+    """The member of a ladder. known: the inputs of an uncut model, if there is an example."""
     if network is None:
         return ModelSpec(name, spec, inputs=known)
     return replace(network.members[0], name=name, spec=spec or network.members[0].spec)

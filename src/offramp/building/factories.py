@@ -1,5 +1,4 @@
-"""Models, preprocessing and gates from names: `offramp:resnet56`, `timm:resnet18`,
-`my.module:factory`; weights from a file.
+"""Models, preprocessing, exits and gates from their names, and weights from a file.
 
     offramp:NAME
     timm:NAME
@@ -8,13 +7,14 @@
     onnx:FILE
     my.module:factory
 
-The models of hubs come with their pretrained weights, unless a file of weights is given. Arguments
-stand behind a question mark, for models and exits: `timm:resnet18?num_classes=10&pretrained=no`,
-`offramp:alexnet?classes=100`, `strided?width=64`.
-Behind a bar stand layers to convert (see `converting`): `offramp:resnet20|layer3.*=ghost?ratio=2`.
-A name that the user typed may import the user's code. A name that stands in a file may not: from a
-file only `offramp:`, `timm:` and `torchvision:` resolve, nothing is fetched, and anything else must
-be given again by the caller.
+Models of hubs come with their pretrained weights, unless a file of weights is given. Arguments
+follow a question mark: `timm:resnet18?num_classes=10&pretrained=no`, `offramp:alexnet?classes=100`,
+`strided?width=64`. Layers to convert follow a bar (see `converting`):
+`offramp:resnet20|layer3.*=ghost?ratio=2`.
+
+A name that the user typed may import the user's code. A name in a file may not: from a file only
+`offramp:`, `timm:` and `torchvision:` work, nothing is downloaded, and the caller must give
+everything else again.
 """
 
 from __future__ import annotations
@@ -35,24 +35,29 @@ from offramp.errors import BadFile, InvalidArgument, OfframpError
 from offramp.networks.nodes import Exit, Gate, Scorer
 
 OURS = "offramp:"
-MADE_FROM = "_offramp_made_from"  # on a preprocessing module: the word that was typed for it
+MADE_FROM = "_offramp_made_from"  # attribute of preprocessing: the word that was typed for it
 ONNX = "onnx:"
-FROM_FILES = (
-    OURS,
-    "timm:",
-    "torchvision:",
-    ONNX + "?",
-)  # names of architectures alone: hf reads configurations from elsewhere
+# Specs that a file may name: architectures only. `hf:` reads configurations from elsewhere.
+FROM_FILES = (OURS, "timm:", "torchvision:", ONNX + "?")
 
 
 def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = True) -> nn.Module:
-    """The model that a typed spec names, in eval mode, with weights loaded strictly (see
-    `weights.load_weights`).
+    """Make the model that a typed spec names.
 
-    fetch: whether a hub may fetch pretrained weights; never where `weights` are given. Raises
-    UnknownName or InvalidArgument for the spec, BadFile for weights that do not fit, MissingExtra
-    where the hub's package is not installed. Of a model with conversions the weights may be those
-    of the model before or after them.
+    Args:
+        spec: such as `offramp:resnet20`.
+        weights: a file of weights (see `weights.load_weights`). For a model with conversions they
+            may be those of the model before or after.
+        fetch: whether a hub may download pretrained weights; it never does if there are `weights`.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        UnknownName: there is no model with this name; the message offers the nearest names.
+        InvalidArgument: the spec is malformed, or an argument in it is wrong.
+        BadFile: the weights do not fit.
+        MissingExtra: the package of the hub is not installed.
     """
     if BAR in spec:
         return _converted(spec, weights, fetch=fetch)
@@ -66,11 +71,17 @@ def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = Tr
         model = _called(factory, arguments, f"{spec!r}", "write NAME?argument=value&...")
     if not isinstance(model, nn.Module):
         model = find("members", "wrapped")(model) or model  # such as a scikit-learn estimator
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument(f"{spec!r} gave a {type(model).__name__}, expected a torch.nn.Module")
+    model = _as_module(spec, model)
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
+
+
+def _as_module(spec: str, thing: object) -> nn.Module:
+    """The module that a factory made. Raises InvalidArgument for anything else."""
+    if not isinstance(thing, nn.Module):
+        raise InvalidArgument(f"{spec!r} must make a torch.nn.Module, got a {type(thing).__name__}")
+    return thing
 
 
 def _converted(spec: str, weights: str | Path | None, *, fetch: bool) -> nn.Module:
@@ -81,58 +92,85 @@ def _converted(spec: str, weights: str | Path | None, *, fetch: bool) -> nn.Modu
     except BadFile:
         if weights is None:
             raise
-        made = convert(make_model(base, fetch=False), layers)
-        load_weights(made, weights)
-        return made.eval()
+        # the weights do not fit the model before: try them on the model after
+        converted = convert(make_model(base, fetch=False), layers)
+        load_weights(converted, weights)
+        return converted.eval()
     return convert(model, layers).eval()
 
 
 def model_factory(spec: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What `offramp:NAME?argument=value` or a user's `module:factory` names, and its arguments; of
-    no hub.
+    """Find the factory of a model that is not on a hub.
 
-    Raises UnknownName with the nearest names, InvalidArgument.
+    Args:
+        spec: `offramp:NAME?argument=value` or the user's `my.module:factory`.
+
+    Returns:
+        The factory, and its arguments in the spec.
+
+    Raises:
+        UnknownName: there is no model with this name; the message offers the nearest names.
+        InvalidArgument: the spec is malformed, or the module cannot be imported.
     """
     name, arguments = name_of(spec)
     if ":" not in name:
         raise InvalidArgument(
-            f"the model is {spec!r}, expected offramp:NAME (see offramp doctor), timm:NAME, "
-            "torchvision:NAME, hf:NAME or my.module:factory"
+            f"the model must be offramp:NAME (see offramp doctor), timm:NAME, torchvision:NAME, "
+            f"hf:NAME or my.module:factory, got {spec!r}"
         )
-    return shelved("models", name.removeprefix(OURS)) if name.startswith(OURS) else imported(
-        name
-    ), arguments
+    if name.startswith(OURS):
+        return shelved("models", name.removeprefix(OURS)), arguments
+    return imported(name), arguments
 
 
 def built_from_file(spec: str | None) -> bool:
-    """Whether a model that a file names can be built again without running code of the user's."""
+    """Whether a model that a file names can be built again without running the user's own code.
+
+    Args:
+        spec: of the model; None if there is none.
+    """
     if spec is None:
         return False
     base, layers = split_spec(spec)
-    ours = not any(":" in method.partition("?")[0] for method in layers.values())
-    # an ONNX file's bytes are in the weights
-    return ours and (base.startswith(FROM_FILES) or base == ONNX)
+    for method in layers.values():
+        name = method.partition("?")[0]
+        if ":" in name:  # my.module:Layer
+            return False
+    # the bytes of an ONNX model are among the weights
+    return base.startswith(FROM_FILES) or base == ONNX
 
 
 def model_from_file(spec: str | None, member: str) -> nn.Module:
-    """The model that a spec found in a file names, without pretrained weights: they were saved.
+    """Make the model that a file names, without pretrained weights: its weights were saved.
 
-    Only `offramp:`, `timm:` and `torchvision:` resolve. Raises InvalidArgument for any other.
+    Args:
+        spec: of the model. Only `offramp:`, `timm:` and `torchvision:` are allowed.
+        member: its name, for the message.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        InvalidArgument: there is no spec, or another one.
     """
-    if spec is None or not built_from_file(spec):
-        if spec is None:
-            what = "was built by its user"
-        else:
-            what = f"is {spec!r}, and a file may not name code to run"
-        raise InvalidArgument(
-            f"member {member!r} {what}; give it again: load(folder, model={{{member!r}: model}})"
-        )
-    return make_model(spec, fetch=False)
+    if spec is not None and built_from_file(spec):
+        return make_model(spec, fetch=False)
+    reason = "was built by its user"
+    if spec is not None:
+        reason = f"is {spec!r}, and a file may not name code to run"
+    raise InvalidArgument(
+        f"member {member!r} {reason}. Give it again: load(folder, model={{{member!r}: model}})"
+    )
 
 
 def preprocess_of(spec: str) -> nn.Module | None:
-    """The preprocessing that belongs to a model on our shelf or of a hub; None for the user's own
-    models and texts.
+    """Make the preprocessing that belongs to a model of ours or of a hub.
+
+    Args:
+        spec: of the model.
+
+    Returns:
+        The preprocessing; None for the user's own models and for models of texts.
     """
     spec = split_spec(spec)[0]
     hub = _hub(spec)
@@ -141,48 +179,47 @@ def preprocess_of(spec: str) -> nn.Module | None:
         return preprocess
     if not spec.startswith(OURS):
         return None
-    made: nn.Module = imported(f"{model_factory(spec)[0].__module__}:preprocess")()
-    return made
+    factory, _ = model_factory(spec)
+    module: nn.Module = imported(f"{factory.__module__}:preprocess")()
+    return module
 
 
 def make_preprocess(spec: str) -> nn.Module | None:
-    """The preprocessing that a typed word names.
+    """Make the preprocessing that a typed word names.
 
     Args:
-        spec: `none`, `unit` (divide by 255), `imagenet`, `my.module:preprocess`, or a model on our
-            shelf or of a hub, such as `offramp:resnet20`, for the one that belongs to it.
+        spec: `none`, `unit` (divide by 255), `imagenet`, `my.module:preprocess`, or a model of ours
+            or of a hub, such as `offramp:resnet20`, for the preprocessing that belongs to it.
 
     Returns:
-        A module from uint8 images to what the model takes; None where nothing is to be done.
+        A module from uint8 images to the input of the model; None for `none`.
 
     Raises:
-        InvalidArgument: no such preprocessing.
-        UnknownName: no such model.
+        InvalidArgument: there is no preprocessing with this name.
+        UnknownName: there is no model with this name.
     """
     preprocess = find("layers", "Preprocess")
     if spec.startswith(OURS) or _hub(spec) is not None:
         return preprocess_of(spec)
     if spec == "none":
         return None
-    if spec in {"unit", "imagenet"}:
-        scaled: nn.Module = (
-            preprocess()
-            if spec == "unit"
-            else preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        )
-        return scaled
+    if spec == "unit":
+        unit: nn.Module = preprocess()
+        return unit
+    if spec == "imagenet":
+        mean = (0.485, 0.456, 0.406)
+        std = (0.229, 0.224, 0.225)
+        imagenet: nn.Module = preprocess(mean, std)
+        return imagenet
     if ":" not in spec:
         raise InvalidArgument(
-            f"the preprocessing is {spec!r}, expected none, unit, imagenet, my.module:factory or "
-            f"a model such as "
-            "offramp:resnet20"
+            f"the preprocessing must be none, unit, imagenet, my.module:factory or a model such as "
+            f"offramp:resnet20, got {spec!r}"
         )
-    made = imported(spec)()
-    if not isinstance(made, nn.Module):
-        raise InvalidArgument(f"{spec!r} gave a {type(made).__name__}, expected a torch.nn.Module")
+    module = _as_module(spec, imported(spec)())
     # plain data, so that a saved network can name the flag to type again
-    setattr(made, MADE_FROM, spec)
-    return made
+    setattr(module, MADE_FROM, spec)
+    return module
 
 
 def make_exit(
@@ -192,68 +229,90 @@ def make_exit(
     earlier: Sequence[str] | None = None,
     layout: str | None = None,
 ) -> Exit:
-    """An exit from its name or from a function of (shape of one row's features, classes); an Exit
-    as it is.
+    """Make an exit from its name or from a function.
 
-    A name may have arguments: `strided?width=64`.
-    A function with an argument `reads` is also given the names of the `earlier` exits, shallow to
-    deep; one with an argument `layout` where the features have their channels ("channels_first",
-    "channels_last", "both"). Raises UnknownName with the nearest names, InvalidArgument for what is
-    no exit, BadNetwork for features that do not suit.
+    Args:
+        exit_: a name, with or without arguments (`strided?width=64`); a function of (shape of one
+            row's features, classes); or an Exit, which is returned as it is. A function with an
+            argument `reads` gets the names of the earlier exits, one with an argument `layout` gets
+            the layout.
+        shape: of one row's features.
+        classes: number of classes C.
+        earlier: the names of the earlier exits, shallow to deep; None if they are not known.
+        layout: where the features have their channels: "channels_first", "channels_last", "both",
+            or None if it is not known.
+
+    Returns:
+        The exit.
+
+    Raises:
+        UnknownName: there is no exit, or argument of it, with this name; the message offers the
+            nearest names.
+        InvalidArgument: it is neither an exit nor a function that makes one.
+        BadNetwork: the exit cannot read such features.
     """
-    found, arguments = exit_factory(exit_) if isinstance(exit_, str) else (exit_, dict[str, Any]())
-    if isinstance(found, Exit):
-        return found
-    if (
-        layout is not None
-        and callable(found)
-        and "layout" not in arguments
-        and _takes(found, "layout")
-    ):
-        found = partial(found, layout=layout)
+    factory: Any = exit_
+    arguments: dict[str, Any] = {}
+    if isinstance(exit_, str):
+        factory, arguments = exit_factory(exit_)
+    if isinstance(factory, Exit):
+        return factory
+    takes_layout = callable(factory) and _takes(factory, "layout")
+    if layout is not None and "layout" not in arguments and takes_layout:
+        factory = partial(factory, layout=layout)
+    reads = _reads(factory, exit_, earlier)
     if arguments:
-        given = partial(found, shape, classes, **_reading(found, exit_, earlier))
-        made = _called(given, arguments, f"the exit {exit_!r}", "see what it takes")
+        bound = partial(factory, shape, classes, **reads)
+        made = _called(bound, arguments, f"the exit {exit_!r}", "see the arguments that it takes")
     else:
         try:
-            made = found(shape, classes, **_reading(found, exit_, earlier))
+            made = factory(shape, classes, **reads)
         except TypeError as problem:
             raise InvalidArgument(
-                f"the exit {exit_!r} is no function of (shape, classes) ({problem}); give one, or "
-                f"an Exit"
+                f"the exit must be a name, an Exit or a function of (shape, classes), got "
+                f"{exit_!r} ({problem})"
             ) from problem
     if not isinstance(made, Exit):
-        raise InvalidArgument(f"the exit {exit_!r} gave a {type(made).__name__}, expected an Exit")
+        raise InvalidArgument(f"the exit {exit_!r} must make an Exit, got a {type(made).__name__}")
     return made
 
 
 def exit_factory(name: str) -> tuple[Any, dict[str, Any]]:
-    """What the name of an exit stands for, and its arguments.
+    """Find the factory of an exit.
 
-    Raises UnknownName with the nearest names, InvalidArgument also for an argument that it does not
-    take.
+    Args:
+        name: of the exit, with or without arguments.
+
+    Returns:
+        The factory, and the arguments in the name.
+
+    Raises:
+        UnknownName: there is no exit, or argument of it, with this name; the message offers the
+            nearest names.
+        InvalidArgument: the arguments are malformed.
     """
     word, arguments = name_of(name)
-    found = find("exits", word)
-    if arguments and callable(found):
-        known = [*inspect.signature(found).parameters][2:]
-    else:
-        known = []
+    factory = find("exits", word)
+    known = list[str]()
+    if arguments and callable(factory):
+        known = [*inspect.signature(factory).parameters][2:]  # behind shape and classes
     for argument in arguments:
         if argument not in known:
-            raise unknown(
-                argument,
-                [each for each in known if each != "reads"],
-                f"argument of the exit {word!r}",
-            )
-    return found, arguments
+            offered = [other for other in known if other != "reads"]
+            raise unknown(argument, offered, f"argument of the exit {word!r}")
+    return factory, arguments
 
 
 def _called(
     factory: Callable[..., Any], arguments: Mapping[str, Any], what: str, remedy: str
 ) -> Any:
-    """What a factory makes with arguments as they were typed: values that it cannot take raise
-    anything.
+    """Call a factory with arguments as they were typed.
+
+    Args:
+        factory: makes a model, an exit or a gate.
+        arguments: a wrong value can raise any exception.
+        what: the factory, for the message.
+        remedy: advice, for the message.
     """
     try:
         return factory(**arguments)
@@ -261,7 +320,7 @@ def _called(
         raise
     except Exception as problem:
         if not arguments and not isinstance(problem, TypeError):
-            raise
+            raise  # an error inside the factory, and not of its arguments
         how = "with these arguments" if arguments else "without arguments"
         raise InvalidArgument(f"{what} cannot be called {how} ({problem}); {remedy}") from problem
 
@@ -272,121 +331,141 @@ def make_gate(
     shape: tuple[int, ...] | None = None,
     choices: int = 2,
 ) -> Gate:
-    """A gate from its name, from a function of logits [B, C] -> [B], or from the config of one on
-    our shelf.
+    """Make a gate from its name, from a function, or from its configuration.
 
-    A function or class with an argument `reads` makes a gate of the names of the `earlier` exits.
-    One of (shape, choices) makes it for the `shape` of a row's features and so many ways; it may
-    have more arguments: "controller?width=16".
-    Raises UnknownName with the nearest names, InvalidArgument for what is no gate.
+    Args:
+        gate: a name, with or without arguments ("controller?width=16"); a function of logits
+            [B, C] that gives scores [B]; a Gate, which is returned as it is; or the configuration
+            of a gate of ours. A function or class with an argument `reads` makes a gate of the
+            names of the earlier exits; one of (shape, choices) makes a gate for the features.
+        earlier: the names of the earlier exits; None if they are not known.
+        shape: of one row's features; None if it is not known.
+        choices: number of ways that the gate chooses between.
+
+    Returns:
+        The gate.
+
+    Raises:
+        UnknownName: there is no gate with this name; the message offers the nearest names.
+        InvalidArgument: it is neither a gate nor a function that makes one.
     """
     if isinstance(gate, Mapping):
         return _gate_from(gate)
     if made_for_features(gate):
         if shape is None:
             raise InvalidArgument(
-                f"the gate {gate!r} is made for the features at its node; give its name to route "
+                f"the gate {gate!r} is made for the features at its node. Pass its name to route "
                 f"or cut"
             )
         return _gate_for(gate, shape, choices)
-    found: Any = find("gates", gate) if isinstance(gate, str) else gate
-    if (reads := _reading(found, gate, earlier)) or (
-        isinstance(found, type) and issubclass(found, Gate)
-    ):
+    factory: Any = find("gates", gate) if isinstance(gate, str) else gate
+    reads = _reads(factory, gate, earlier)
+    is_class = isinstance(factory, type) and issubclass(factory, Gate)
+    if reads or is_class:
         try:
-            found = found(**reads)
+            factory = factory(**reads)
         except TypeError as problem:
             raise InvalidArgument(
-                f"the gate {gate!r} needs arguments ({problem}); build it and give the object"
+                f"the gate {gate!r} needs arguments ({problem}). Make it yourself and pass the "
+                f"object"
             ) from problem
-    if isinstance(found, Gate):
-        return found
-    if not callable(found):
+    if isinstance(factory, Gate):
+        return factory
+    if not callable(factory):
         raise InvalidArgument(
-            f"the gate is {gate!r}, expected a name, a Gate or a function of logits [B, C]"
+            f"the gate must be a name, a Gate or a function of logits [B, C], got {gate!r}"
         )
-    if isinstance(gate, str):
-        name = gate
-    else:
-        name = f"{found.__module__}:{getattr(found, '__qualname__', 'gate')}"
-    return Scorer(name, found)
+    name = gate
+    if not isinstance(name, str):
+        name = f"{factory.__module__}:{getattr(factory, '__qualname__', 'gate')}"
+    return Scorer(name, factory)
 
 
 def made_for_features(gate: object) -> bool:
-    """Whether a gate, or its name, is made by a function of (shape, choices)."""
+    """Whether a gate, or its name, is made by a function of (shape, choices).
+
+    Args:
+        gate: as for `make_gate`.
+    """
     if isinstance(gate, Gate):
         return False
-    found: Any = find("gates", name_of(gate)[0]) if isinstance(gate, str) else gate
+    factory: Any = find("gates", name_of(gate)[0]) if isinstance(gate, str) else gate
     try:
-        names = [*inspect.signature(found).parameters]
+        names = [*inspect.signature(factory).parameters]
     except (TypeError, ValueError):
         return False
     return names[:2] == ["shape", "choices"]
 
 
 def _gate_for(gate: Any, shape: tuple[int, ...], choices: int) -> Gate:
+    """A gate that is made for the features at its node."""
     arguments: dict[str, Any] = {}
-    found = gate
+    factory = gate
     if isinstance(gate, str):
         word, arguments = name_of(gate)
-        found = find("gates", word)
-        known = [*inspect.signature(found).parameters][2:]
+        factory = find("gates", word)
+        known = [*inspect.signature(factory).parameters][2:]  # behind shape and choices
         for argument in arguments:
             if argument not in known:
                 raise unknown(argument, known, f"argument of the gate {word!r}")
-    made = _called(
-        partial(found, shape, choices), arguments, f"the gate {gate!r}", "see what it takes"
-    )
+    bound = partial(factory, shape, choices)
+    made = _called(bound, arguments, f"the gate {gate!r}", "see the arguments that it takes")
     if not isinstance(made, Gate):
-        raise InvalidArgument(f"the gate {gate!r} gave a {type(made).__name__}, expected a Gate")
+        raise InvalidArgument(f"the gate {gate!r} must make a Gate, got a {type(made).__name__}")
     return made
 
 
 def _gate_from(config: Mapping[str, Any]) -> Gate:
+    """A gate of ours from its configuration in a file."""
     arguments = dict(config)
     name = arguments.pop("name")
     if ":" in name:
         raise InvalidArgument(
-            f"the gate is {name!r}, and a file may not name code to run; give it again with gates="
+            f"the gate is {name!r}, and a file may not name code to run. Give it again with gates="
         )
-    if "gate" in arguments:
+    if "gate" in arguments:  # this one wraps another gate
         arguments["gate"] = _gate_from(arguments["gate"])
-    return make_gate(shelved("gates", name)(**arguments) if arguments else name)
+    if not arguments:
+        return make_gate(name)
+    return make_gate(shelved("gates", name)(**arguments))
 
 
-def _reading(found: Any, name: object, earlier: Sequence[str] | None) -> dict[str, Any]:
-    """The argument `reads` of what makes an exit or a gate, if it has one."""
-    if isinstance(found, (Exit, Gate)) or not callable(found):
+def _reads(factory: Any, name: object, earlier: Sequence[str] | None) -> dict[str, Any]:
+    """The argument `reads` for a factory of an exit or a gate; empty if it has no such argument."""
+    if isinstance(factory, (Exit, Gate)) or not callable(factory):
         return {}
-    if not _takes(found, "reads"):
+    if not _takes(factory, "reads"):
         return {}
     if earlier is None:
         raise InvalidArgument(
-            f"{name!r} looks at earlier exits, which are not known here; give its name to cut or "
+            f"{name!r} reads earlier exits, which are not known here. Pass its name to cut or "
             f"ladder"
         )
     return {"reads": tuple(earlier)}
 
 
 def _takes(function: Callable[..., Any], argument: str) -> bool:
+    """Whether a function has an argument of this name."""
     try:
         return argument in inspect.signature(function).parameters
-    except ValueError:  # what is written in C may have no signature
+    except ValueError:  # functions written in C may have no signature
         return False
 
 
 def _hub(spec: str) -> tuple[str, str, dict[str, str]] | None:
-    """The hub, the name and the options of `hub:name?option=value&...`; None for what names no
-    hub.
-    """
+    """The hub, the name and the options of `hub:name?option=value&...`; None for other specs."""
     hub, colon, rest = spec.partition(":")
     if not colon or hub not in files("hubs"):
         return None
-    name, mark, behind = rest.partition("?")
-    options = [text.partition("=") for text in behind.split("&")] if mark else []
-    if not name or not all(key and value for key, _, value in options):
+    name, mark, written = rest.partition("?")
+    options = dict[str, str]()
+    is_right = bool(name)
+    for text in written.split("&") if mark else ():
+        key, _, value = text.partition("=")
+        is_right = is_right and bool(key and value)
+        options[key] = value
+    if not is_right:
         raise InvalidArgument(
-            f"the model is {spec!r}, expected {hub}:NAME or {hub}:NAME?option=value&...; write it "
-            f"so"
+            f"the model must be {hub}:NAME or {hub}:NAME?option=value&..., got {spec!r}"
         )
-    return hub, name, {key: value for key, _, value in options}
+    return hub, name, options

@@ -1,4 +1,4 @@
-"""Halting units on the residual stages of a trained model, of which a copy is made."""
+"""`halting`: a copy of a model whose residual stages stop early (adaptive computation time)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from offramp.errors import BadNetwork, InvalidArgument
 def halting(
     model: nn.Module, stages: Sequence[str], *, per: str = "position", **options: Any
 ) -> nn.Module:
-    """A copy of a model whose residual stages run as many units as each position, or each sample,
-    needs.
+    """Make a copy of a model whose residual stages run as many units as each position, or each
+    sample, needs.
 
-    The copy has the model's weights, and halting scores that are yet to be trained: with the recipe
-    `pondered`, or in a loop of your own with `offramp.recipes.pondered.priced`. Until then its
-    answers are near those of the model.
+    The copy has the weights of the model. Its halting scores are untrained: train them with the
+    recipe `pondered`, or in a loop of your own with `offramp.recipes.pondered.priced`. Until then
+    its answers are close to those of the model.
 
     Args:
-        model: any module; it stays as it is.
+        model: any module; it is not changed.
         stages: names of its stages, each a Sequential of at least two units, such as ["layer1",
             "layer2", "layer3"].
         per: "position" (SACT) or "sample" (ACT).
@@ -34,9 +34,9 @@ def halting(
         The copy, in the mode of the model.
 
     Raises:
-        InvalidArgument: no stage is named, or one twice or within another.
-        UnknownName: there is no such module.
-        BadNetwork: one is no Sequential of units.
+        InvalidArgument: `stages` is empty, or has a stage twice or within another one.
+        UnknownName: there is no module with this name.
+        BadNetwork: a stage is not a Sequential of units.
 
     Example:
         >>> from offramp.models.cifar_resnet import resnet20
@@ -50,9 +50,13 @@ def halting(
     known = dict(model.named_modules())
     for name in names:
         if name not in known or not name:
-            raise unknown(name, [one for one in known if one], "module of this model")
-        if inner := [other for other in names if other.startswith(name + ".")]:
-            raise InvalidArgument(f"the stage {inner[0]!r} lies within {name!r}; name one of them")
+            known.pop("", None)  # the model itself is not offered
+            raise unknown(name, [*known], "module of this model")
+        for other in names:
+            if other.startswith(name + "."):
+                raise InvalidArgument(f"the stage {other!r} lies within {name!r}; name one of them")
+
+    # Replace each stage in the copy by one that halts, made from the model's own stage.
     changed = copy.deepcopy(model)
     for name in names:
         try:

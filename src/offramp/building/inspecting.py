@@ -1,5 +1,5 @@
-"""`inspect`: where a trained model can be cut, how much of its work is done by then, and what would
-be carried on.
+"""`inspect`: list where a trained model can be cut, the share of its work up to each cut, and the
+tensors that are needed behind it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from offramp.partition import CutPoint
 from offramp.partition.segmenting import check_cut, points_of
 from offramp.runtime.measuring import pace
 
-ROWS = 8  # on which the model is exported; all rows are timed
+ROWS = 8  # rows that the model is exported with; all rows of the example are timed
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Where a model can be cut.
+    """The places where a model can be cut.
 
     Attributes:
         points: every module in the order in which they end; see `offramp.partition.CutPoint`.
-        batch: rows that were timed together.
-        forward_ms: milliseconds of the plain model on them, measured once on this machine.
-        time_shares: by module the share of these milliseconds up to its end.
-        changes: what every converted layer costs, before and after, and under the name "" the whole
-            model; empty unless the original was given. Costs have parameters, stored_bytes, macs,
-            bit_operations and ms.
+        batch: number of rows that were timed together.
+        forward_ms: milliseconds of the plain model on these rows, measured once on this machine.
+        time_shares: by module, the share of these milliseconds up to its end.
+        changes: the cost of every converted layer before and after, and of the complete model under
+            the name ""; empty unless the original was given. A cost has parameters, stored_bytes,
+            macs, bit_operations and ms.
     """
 
     points: tuple[CutPoint, ...]
@@ -47,27 +47,26 @@ class Inspection:
         return tuple(point.name for point in self.points if point.legal)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The inspection as plain data."""
         points = []
         for point in self.points:
-            points.append(
-                {
-                    **asdict(point),
-                    "legal": point.legal,
-                    "time_share": self.time_shares.get(point.name),
-                }
-            )
-        changed = [asdict(one) for one in self.changes]
+            entry = asdict(point)
+            entry["legal"] = point.legal
+            entry["time_share"] = self.time_shares.get(point.name)
+            points.append(entry)
         return {
             "batch": self.batch,
             "forward_ms": self.forward_ms,
             "points": points,
-            "changes": changed,
+            "changes": [asdict(change) for change in self.changes],
         }
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Texts of a table: cut after, MACs so far, milliseconds so far, bytes per row, and what is
-        carried.
+        """The texts of a table, one row per module.
+
+        Returns:
+            Name, share of the MACs so far, share of the time so far, bytes carried on per row, and
+            the shapes that are carried on or the reason why there is no cut.
         """
         rows = list[tuple[str, ...]]()
         for point in self.points:
@@ -76,15 +75,18 @@ class Inspection:
             if point.why_not is not None:
                 rows.append((point.name, macs, time, "-", f"no cut: {point.why_not}"))
                 continue
-            shapes = ", ".join("x".join(map(str, shape)) for shape in point.carried)
-            rows.append((point.name, macs, time, f"{point.row_bytes:,}", shapes))
+            # [3, 32, 32] is printed as 3x32x32
+            shapes = list[str]()
+            for shape in point.carried:
+                shapes.append("x".join(map(str, shape)))
+            rows.append((point.name, macs, time, f"{point.row_bytes:,}", ", ".join(shapes)))
         return rows
 
     def __str__(self) -> str:
-        once = (
+        return (
+            f"{len(self.legal)} legal cuts among {len(self.points)} modules; "
             f"{self.forward_ms:.3g} ms for a batch of {self.batch}, measured once on this machine"
         )
-        return f"{len(self.legal)} legal cuts among {len(self.points)} modules; {once}"
 
 
 def inspect(
@@ -95,17 +97,17 @@ def inspect(
     length: Sequence[str] | str = (),
     original: nn.Module | None = None,
 ) -> Inspection:
-    """List where a model can be cut: for every module the work done by its end, and what would be
-    carried on.
+    """List where a model can be cut: for every module the share of the work up to its end, and the
+    tensors that are needed behind it.
 
     Args:
         model: in eval mode.
         example: a batch as the model (or its preprocessing) takes it; all of its rows are timed
             together.
         preprocess: the preprocessing of the model.
-        length: inputs [B, T, ...] whose T may be another one in every batch, as for `cut`.
-        original: the model before it was converted: then the costs of converted layers are listed
-            beside its own.
+        length: inputs [B, T, ...] whose T may differ between batches, as for `cut`.
+        original: the model before it was converted. With it, the costs of converted layers are
+            listed next to the costs before.
 
     Returns:
         All modules in the order in which they end.
@@ -113,23 +115,24 @@ def inspect(
     Raises:
         BadNetwork: the model mixes rows, or cannot be exported.
         BadData: the model fails on the example.
-        InvalidArgument: the original is no torch module.
+        InvalidArgument: the original is not a torch module.
 
     Example:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-        >>> found = inspect(model, torch.randn(4, 8))
-        >>> found.legal
+        >>> inspection = inspect(model, torch.randn(4, 8))
+        >>> inspection.legal
         ('0', '1')
     """
     model, _ = unwrapped(model)
     require_plain(model, "model")
     batch = as_inputs(example)
-    tried = {name: value[:ROWS] for name, value in batch.items()}
-    points = points_of(model, preprocess, tried, texts_of(tried, length))
+    rows = {name: value[:ROWS] for name, value in batch.items()}
+    points = points_of(model, preprocess, rows, texts_of(rows, length))
     legal = [point.name for point in points if point.legal]
-    for name in legal[-1:]:  # the list alone does not tell that rows are kept apart
-        check_cut(model, preprocess, tried, name)
+    if legal:
+        # The list does not show whether rows are kept apart: check it at the deepest cut.
+        check_cut(model, preprocess, rows, legal[-1])
     timed = pace(model, preprocess, batch)
     changed: list[Change] = []
     if original is not None:
@@ -137,7 +140,9 @@ def inspect(
             raise InvalidArgument(
                 f"original must be a torch.nn.Module, got {type(original).__name__}"
             )
-        (x,) = batch.values() if len(batch) == 1 else (example,)
+        x = example
+        if len(batch) == 1:
+            (x,) = batch.values()
         changed = changes(original, model, x if preprocess is None else preprocess(x))
     return Inspection(tuple(points), count_of(batch), timed.ms, timed.shares, tuple(changed))
 

@@ -1,5 +1,6 @@
-"""Sequences read chunk by chunk, with an exit after each chunk: a sample that is sure is read no
-further.
+"""`along_time`: read sequences chunk by chunk, with an exit after each chunk.
+
+A sample that leaves is read no further.
 """
 
 from __future__ import annotations
@@ -15,22 +16,24 @@ from offramp.building.cutting import ExitLike, GateLike, cut
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import Network
+from offramp.networks.nodes import Gate
 from offramp.plans.signature import INPUT
 
 
 class ByChunks(nn.Module):
-    """A model that reads a sequence chunk by chunk; the chunks share one reader, and its state is
-    carried on.
+    """A model that reads a sequence chunk by chunk. The chunks share one reader, which hands its
+    state from chunk to chunk.
 
     Args:
-        reader: (state [B, ...], chunk [B, c, ...], mask [B, c]) -> state. Where the mask is 0
-            nothing is to be read.
+        reader: (state [B, ...], chunk [B, c, ...], mask [B, c]) -> state. It ignores positions
+            whose mask is 0.
         head: state -> logits [B, C].
         state: the shape of a row's state; it starts with zeros.
-        length: T, a whole number of chunks.
-        chunk: c.
-        sequence: the name of the input, None where it is the only one.
-        mask: the name of the input [B, T] that is 0 behind the end; None where all positions count.
+        length: T, the length of the sequences, a whole number of chunks.
+        chunk: c, the length of a chunk.
+        sequence: the name of the input; None if it is the only one.
+        mask: the name of the input [B, T] that is 0 behind the end of a sequence; None if all
+            positions count.
     """
 
     zero: Tensor
@@ -52,22 +55,31 @@ class ByChunks(nn.Module):
         self.state = state
         self.sequence = sequence
         self.mask = mask
-        self.chunks = nn.ModuleList(
-            Chunk(reader, start, start + chunk) for start in range(0, length, chunk)
-        )
-        # tells the device and the type of the state
+        self.chunks = nn.ModuleList()
+        for start in range(0, length, chunk):
+            self.chunks.append(Chunk(reader, start, start + chunk))
+        # has the device and the type of the state
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Sequences [B, T, ...], and their mask [B, T] if there is one -> logits [B, C] after all
-        chunks.
+        """Read all chunks.
+
+        Args:
+            args: the sequences [B, T, ...], if they are the only input.
+            kwargs: the sequences and the mask [B, T] by name otherwise.
+
+        Returns:
+            Logits [B, C].
         """
-        sequence = args[0] if self.sequence is None else kwargs[self.sequence]
+        if self.sequence is None:
+            sequence = args[0]
+        else:
+            sequence = kwargs[self.sequence]
         if self.mask is None:
-            mask = torch.ones_like(_flat(sequence))
+            mask = torch.ones_like(_flat(sequence))  # [B, T]
         else:
             mask = kwargs[self.mask]
-        state = self.zero.expand(sequence.shape[0], *self.state)
+        state = self.zero.expand(sequence.shape[0], *self.state)  # [] -> [B, ...]
         for chunk in self.chunks:
             state = chunk(state, sequence, mask)
         logits: Tensor = self.head(state)
@@ -75,20 +87,32 @@ class ByChunks(nn.Module):
 
 
 class Chunk(nn.Module):
-    """Positions `start` to `end` of a sequence. The reader belongs to the model around it."""
+    """The positions `start` to `end` of a sequence.
+
+    Args:
+        reader: of the model around it, which owns its parameters.
+        start: the first position.
+        end: the position behind the last one.
+    """
 
     def __init__(self, reader: nn.Module, start: int, end: int) -> None:
         super().__init__()
-        self._reader = (reader,)  # in a tuple: its parameters are the model's, once
+        self._reader = (reader,)  # torch does not look into a tuple for parameters
         self.start = start
         self.end = end
 
     def forward(self, state: Tensor, sequence: Tensor, mask: Tensor) -> Tensor:
-        """The state behind this chunk."""
-        found: Tensor = self._reader[0](
-            state, sequence[:, self.start : self.end], mask[:, self.start : self.end]
-        )
-        return found
+        """The state after this chunk.
+
+        Args:
+            state: before it [B, ...].
+            sequence: complete, [B, T, ...].
+            mask: complete, [B, T].
+        """
+        chunk = sequence[:, self.start : self.end]  # [B, T, ...] -> [B, c, ...]
+        chunk_mask = mask[:, self.start : self.end]  # [B, T] -> [B, c]
+        next_state: Tensor = self._reader[0](state, chunk, chunk_mask)
+        return next_state
 
 
 def along_time(
@@ -102,33 +126,33 @@ def along_time(
     exits: ExitLike | Mapping[str, ExitLike] | None = None,
     gate: GateLike = "margin",
 ) -> Network:
-    """A network that reads a sequence chunk by chunk and has an exit after each chunk.
+    """Make a network that reads a sequence chunk by chunk and has an exit after each chunk.
 
     A sample that leaves is read no further, and the rest of its batch goes on without it. Sequences
-    of different lengths are padded to one length, as long as the longest: where the mask says that
-    a sequence has ended, its gate gives it the largest score, so that every plan whose gates are
-    open answers it there. All chunks share the reader.
+    of different lengths are padded to the longest one. A sequence that has ended, by its mask, gets
+    the largest score from its gate, so every plan with an open gate answers it there. All chunks
+    share the reader.
 
     Args:
         reader: a recurrent or causal model: (state [B, ...], chunk [B, c, ...], mask [B, c]) -> the
             next state, in eval mode. It must keep the state of a row whose mask is 0 throughout.
         head: a module, state -> logits [B, C].
-        example: a small batch: a tensor [B, T, ...], or by name the sequence and its mask. T is the
+        example: a small batch: a tensor [B, T, ...], or the sequence and its mask by name. T is the
             length of all batches, a whole number of chunks.
-        state: the numbers of a row's state, or its shape.
-        chunk: positions of a chunk.
+        state: the number of values of a row's state, or its shape.
+        chunk: the number of positions of a chunk.
         mask: the name of the input [B, T] that is 0 behind the end of a sequence.
-        exits: what answers after a chunk, as in `cut`; by default the head itself, of which an
-            ended sequence gets the answer that it would get in the end.
-        gate: scores what has not ended, as in `cut`.
+        exits: the exits after the chunks, as in `cut`. By default the head itself; then a sequence
+            that has ended gets the answer that it would get at the end.
+        gate: scores the sequences that have not ended, as in `cut`.
 
     Returns:
         A network cut after every chunk, `chunks.0`, `chunks.1`, ...; `network.backbone` is the
         model.
 
     Raises:
-        InvalidArgument: T is no whole number of chunks, or there are fewer than two; the mask is no
-            input.
+        InvalidArgument: T is not a whole number of chunks, or there are fewer than two; or the mask
+            is not an input.
         BadNetwork: as in `cut`.
 
     Example:
@@ -140,17 +164,16 @@ def along_time(
         >>> net.topology.exits
         ('chunks.0', 'backbone')
     """
-    for name, module in (("reader", reader), ("head", head)):
+    for role, module in (("reader", reader), ("head", head)):
         if not isinstance(module, nn.Module):
-            raise BadNetwork(f"the {name} is a {type(module).__name__}, expected a torch.nn.Module")
+            raise BadNetwork(f"the {role} must be a torch.nn.Module, got a {type(module).__name__}")
     inputs = as_inputs(example)
-    sequence, masked = _named(inputs, mask)
+    sequence, mask_input = _named(inputs, mask)
     length = inputs[sequence].shape[1] if inputs[sequence].dim() > 1 else 0
     if chunk < 1 or length % chunk or length < 2 * chunk:
         raise InvalidArgument(
-            f"chunk must divide the length of the sequences at least in two, got chunk={chunk} "
-            f"and sequences of "
-            f"length {length}; pad them to a whole number of chunks"
+            f"chunk must divide the length of the sequences into at least two parts, got {chunk} "
+            f"for sequences of length {length}. Pad them to a whole number of chunks"
         )
     model = ByChunks(
         reader,
@@ -159,12 +182,14 @@ def along_time(
         length=length,
         chunk=chunk,
         sequence=_plain(sequence),
-        mask=_plain(masked),
+        mask=_plain(mask_input),
     )
     model.train(reader.training or head.training)
-    like = next((value for value in model.parameters() if value.is_floating_point()), None)
-    if like is not None:
-        model.zero = model.zero.to(like)
+    # the state starts on the device and in the type of the weights
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            model.zero = model.zero.to(parameter)
+            break
     names = [f"chunks.{number}" for number in range(length // chunk - 1)]
     network = cut(
         model,
@@ -173,33 +198,31 @@ def along_time(
         exits=find("exits", "Shared")(head) if exits is None else exits,
         gate=gate,
     )
-    if masked is None:
+    if mask_input is None:
         return network
-    gates = {name: network.gate_of(name) for name in names}
+    # With a mask, a gate also lets go the sequences that end within its chunk.
     ended = find("gates", "Ended")
-    return network.with_gates(
-        {name: ended(gates[name], masked, (at + 1) * chunk) for at, name in enumerate(names)}
-    )
+    gates = dict[str, Gate]()
+    for number, name in enumerate(names):
+        gates[name] = ended(network.gate_of(name), mask_input, (number + 1) * chunk)
+    return network.with_gates(gates)
 
 
 def _named(inputs: State, mask: str | None) -> tuple[str, str | None]:
-    """Which input is the sequence, and which its mask."""
+    """The names of the sequence and of its mask among the inputs."""
+    names = [*map(_plain, inputs)]
     if mask is None:
         if len(inputs) != 1:
-            raise InvalidArgument(
-                f"the example has the inputs {[*map(_plain, inputs)]}; name the one that is the "
-                f"mask: mask="
-            )
+            raise InvalidArgument(f"mask must name one of the inputs {names}, got None")
         return next(iter(inputs)), None
-    masked = mask if mask.startswith(INPUT + "/") else f"{INPUT}/{mask}"
-    others = [name for name in inputs if name != masked]
-    if masked not in inputs or len(others) != 1 or inputs[masked].dim() != 2:
+    mask_input = mask if mask.startswith(INPUT + "/") else f"{INPUT}/{mask}"
+    others = [name for name in inputs if name != mask_input]
+    if mask_input not in inputs or len(others) != 1 or inputs[mask_input].dim() != 2:
         raise InvalidArgument(
-            f"mask must name one of two inputs, [B, T] beside the sequence; got {mask!r} and the "
-            f"inputs "
-            f"{[*map(_plain, inputs)]}"
+            f"mask must name one of two inputs, with the shape [B, T], got {mask!r} and the "
+            f"inputs {names}"
         )
-    return others[0], masked
+    return others[0], mask_input
 
 
 def _plain(name: str | None) -> str | None:

@@ -1,8 +1,8 @@
-"""`resolutions`: a model that reads each image as large as it needs (DRNet; Zhu et al., 2021, arXiv
-2106.02898).
+"""`resolutions`: a model that reads each image in the size that it needs (DRNet; Zhu et al., 2021,
+arXiv 2106.02898).
 
-A fork at the entrance chooses a size; its arms are the same model with the same convolutions, and
-with batch norms of its own for every size.
+A fork at the entrance chooses a size. Its arms are the same model with the same convolutions, and
+with separate batch norms for each size.
 """
 
 from __future__ import annotations
@@ -32,18 +32,17 @@ def resolutions(
     preprocess: nn.Module | None = None,
     spec: str | None = None,
 ) -> Network:
-    """A network of one model at several resolutions, and a gate that looks at the image and
-    chooses.
+    """Make a network of one model at several resolutions, with a gate that chooses by the image.
 
     Args:
-        model: takes images [B, C, H, W] of any of these sizes, and has batch norms. It is copied;
-            its own weights stay.
+        model: takes images [B, C, H, W] of any of these sizes, and has batch norms. It is copied
+            and not changed.
         example: some images, as the model (or `preprocess`) takes them.
         sizes: heights (and widths) in pixels, at least two that differ. The largest is the
             reference.
-        gate: rates the sizes by the raw images: the name of a gate that is made for them, or a
+        gate: scores the sizes by the raw images: the name of a gate that is made for them, or a
             Gate.
-        preprocess: what stands before the model; it gives floats, which are then resized.
+        preprocess: the preprocessing of the model. It gives floats, which are then resized.
         spec: how the model is built again, such as "offramp:resnet56".
 
     Returns:
@@ -51,8 +50,8 @@ def resolutions(
         first. Train it with the recipe `drnet`.
 
     Raises:
-        InvalidArgument: sizes are no list of at least two that differ, or the example are no
-            images.
+        InvalidArgument: sizes is not a list of at least two that differ, or the example is not a
+            batch of images.
         BadNetwork: the model has no batch norms, or is in training mode.
         BadData: the model fails at one of the sizes.
     """
@@ -68,21 +67,23 @@ def resolutions(
     images = next(iter(inputs.values()))
     if len(inputs) > 1 or images.dim() != 4:
         raise InvalidArgument(
-            f"resolutions are of images [B, C, H, W], got rows of shape {list(images.shape[1:])}"
+            f"the example must be images [B, C, H, W], got rows of shape {list(images.shape[1:])}"
         )
-    ordered = sorted(set(sizes))
-    resized = find("layers", "AtSize")
+    ordered = sorted(set(sizes))  # cheap arms first
+    # One copy of the model holds the batch norms of all sizes; each arm is a way through it.
+    resize = find("layers", "AtSize")
     switchable = find("layers", "with_switchable_norms")(model, len(ordered))
     arms: dict[str, Any] = {}
     specs: dict[str, str] = {}
     for number, size in enumerate(ordered):
-        own = find("layers", "route_of")(switchable, number)
-        arm = nn.Sequential(resized(size), own).eval()
-        arms[f"r{size}"] = (arm, preprocess) if preprocess is not None else arm
+        name = f"r{size}"
+        model_at_size = find("layers", "route_of")(switchable, number)
+        arm = nn.Sequential(resize(size), model_at_size).eval()
+        arms[name] = arm if preprocess is None else (arm, preprocess)
         if spec is not None and spec.startswith("offramp:"):
-            name, _, arguments = spec.removeprefix("offramp:").partition("?")
-            specs[f"r{size}"] = f"offramp:at_size?model={name}&size={size}" + (
-                f"&{arguments}" if arguments else ""
-            )
+            model_name, _, arguments = spec.removeprefix("offramp:").partition("?")
+            specs[name] = f"offramp:at_size?model={model_name}&size={size}"
+            if arguments:
+                specs[name] += f"&{arguments}"
     with torch.no_grad():
         return route([Fork("resolution", arms, gate)], example=example, specs=specs)

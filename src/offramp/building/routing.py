@@ -1,4 +1,4 @@
-"""`route`: a network from nested lists of segments, forks and exits.
+"""`route`: make a network from nested lists of segments, forks and exits.
 
     off.route([
         ("stem", stem),
@@ -6,8 +6,8 @@
         ("head", head),
     ], example=x)
 
-A fork's arms meet again behind it. An arm is a module, a list like the outer one, or an empty list,
-which skips. Where the last step of the list is a fork, every arm answers.
+The arms of a fork meet again behind it. An arm is a module, a list like the outer one, or an empty
+list, which skips. If the last step of the list is a fork, every arm answers.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ Arm = Any  # a module, a list of steps, or nothing
 
 @dataclass(frozen=True)
 class Fork:
-    """A step at which every row takes one of several ways.
+    """A step at which every row takes one of several arms.
 
     Attributes:
-        name: of the decision; plans name its thresholds so.
-        arms: by name the ways, the cheap ones first. A module, a list of steps, or an empty list,
-            which skips.
-        gate: rates the ways: the name of a gate that is made for the features there ("controller",
-            "predictor"), or a Gate with one score for each way but the last.
+        name: of the fork; a plan has thresholds under this name.
+        arms: the arms by name, cheap ones first. An arm is a module, a list of steps, or an empty
+            list, which skips.
+        gate: scores the arms: the name of a gate that is made for the features at the fork
+            ("controller", "predictor"), or a Gate with one score for each arm but the last.
     """
 
     name: str
@@ -59,13 +59,13 @@ class Fork:
 
 @dataclass(frozen=True)
 class Leave:
-    """A step at which rows may be answered.
+    """A step at which rows may leave with an answer.
 
     Attributes:
         name: of the exit.
-        exit: what answers there, as in `cut`.
-        gate: scores the rows; higher leaves. None answers every row that comes, as the last step of
-            an arm.
+        exit: the exit, as in `cut`.
+        gate: scores the rows; a row with a high score leaves. None answers every row, as the last
+            step of an arm.
     """
 
     name: str
@@ -80,53 +80,54 @@ def route(
     example: Any = None,
     specs: Mapping[str, str] | None = None,
 ) -> Network:
-    """A network with forks, from steps in the order in which rows pass them.
+    """Make a network with forks from steps.
 
     Args:
-        steps: each of them (name, module), a `Fork`, or a `Leave`. A module reads what the step
-            before gave; the first one the input, and it may be a pair of a module and its
-            preprocessing. A third entry, {name: value}, names earlier segments whose output the
-            module takes as well, as further arguments, with the value that stands for it in rows
-            whose path did not run it; None where every path does. The last step answers: [B, C]
-            logits.
-        example: a batch, on which the network is tried. Exits and gates that are given by name are
-            made for the shapes that are seen there.
-        specs: by the name of a segment how its model is built again, such as "offramp:resnet20".
+        steps: in the order in which rows pass them; each one is (name, module), a `Fork`, or a
+            `Leave`. A module reads the output of the step before it; the first one reads the input,
+            and may be a pair (module, preprocess). A third entry, {name: default}, names earlier
+            segments whose outputs the module takes as further arguments. The default replaces an
+            output in rows whose path skipped that segment; use None if every path runs it. The last
+            step answers: logits [B, C].
+        example: a batch to try the network on. Exits and gates that are given by name are made for
+            the shapes seen there.
+        specs: by the name of a segment, how its model is built again, such as "offramp:resnet20".
 
     Returns:
-        A network in the mode of its modules. Nothing is copied, and the modules stay as they are.
+        A network in the mode of its modules. Nothing is copied or changed.
 
     Raises:
-        InvalidArgument: two steps have one name, a name is none, or a step is none of these.
-        BadNetwork: arms that meet give rows of different shapes, an output is read that a path does
-            not give and no default is declared, or a gate has another number of scores than its
-            fork has ways.
+        InvalidArgument: two steps have one name, a name is invalid, or a step is none of these.
+        BadNetwork: arms that meet give rows of different shapes; a segment reads an output that a
+            path does not run, without a default; or a gate has a wrong number of scores.
         BadData: a module fails on the example.
     """
     layout = _Layout(dict(specs or {}))
     layout.steps(steps, (), "the list")
     if not layout.nodes:
-        raise InvalidArgument(
-            "route needs at least one step, such as (name, module); got an empty list"
-        )
+        raise InvalidArgument("steps must have at least one (name, module), got an empty list")
     layout.end()
     return layout.network(None if example is None else as_inputs(example))
 
 
 @dataclass
 class _Layout:
-    """Nodes being laid out, in topological order.
+    """The nodes of a network while the steps are read, in topological order.
+
+    A step adds one node. It also becomes the successor of the open nodes: the ends of the step
+    before it, of which a fork has one for each arm.
 
     Attributes:
-        specs: as `route` was given them.
-        nodes: so far. `successors` of the last ones are filled in when their successor is known.
+        specs: as in `route`.
+        nodes: so far. A successor is "" until it is known.
         models: by node.
         fronts: preprocessing by node.
-        forks: by node the fork that stands there; exits likewise.
-        open: the nodes whose next node is not known yet, each with the number of that successor.
-        defaults: by the name of a node, the value that is read where it did not run, and who reads
-            it.
-        within: the lists that are being laid out, the outermost first.
+        forks: by node.
+        exits: by node.
+        open: the open nodes, each with the index of the successor that is missing.
+        defaults: by the name of a segment, the default of its output, and the first segment that
+            reads it.
+        within: identities of the lists that are being read, the outermost first.
     """
 
     specs: dict[str, str]
@@ -140,16 +141,17 @@ class _Layout:
     within: list[int] = field(default_factory=list)
 
     def steps(self, steps: object, ends: tuple[str, ...], where: str) -> tuple[str, ...]:
-        """Lay out some steps.
+        """Add the nodes of some steps.
 
         Args:
             steps: in order.
-            ends: the nodes whose output the first of them reads; empty for the input.
-            where: these steps stand, for messages.
+            ends: the nodes whose output the first step reads; empty for the input.
+            where: the list of these steps, for messages.
 
         Returns:
             The nodes whose output the step behind them reads.
         """
+        # A list inside itself would be read for ever.
         if not isinstance(steps, (list, tuple)):
             raise InvalidArgument(f"{where} must be a list of steps, got a {type(steps).__name__}")
         if id(steps) in self.within:
@@ -170,32 +172,31 @@ class _Layout:
         return ends
 
     def end(self) -> None:
-        """What stands open at the end answers."""
+        """Let the nodes that are open at the end answer."""
         for name, number in self.open:
             if name in self.exits:
                 raise BadNetwork(
-                    f"nothing stands behind the exit {name!r}; give the step that its other rows "
-                    f"go on to, or gate=None"
+                    f"nothing follows the exit {name!r}. Add the step that its other rows go on "
+                    f"to, or use gate=None"
                 )
             if name in self.forks:
                 arm = [*self.forks[name].arms][number]
                 raise BadNetwork(
-                    f"the arm {arm!r} of the last fork {name!r} is empty, and nothing answers "
-                    f"there; use off.Leave, or "
-                    "put a step behind the fork"
+                    f"the arm {arm!r} of the last fork {name!r} is empty, so its rows get no "
+                    f"answer. Use off.Leave, or add a step behind the fork"
                 )
             self.exits[name] = Leave(name, find("exits", "Own")(), None)
-            self._put(name, number, LEAVE)
+            self._set_successor(name, number, LEAVE)
 
     def _segment(self, step: object, ends: tuple[str, ...], where: str) -> tuple[str, ...]:
+        """Add a segment."""
         name, model, reads = _entries(step, where)
         self._require_new(name)
         preprocess = None
         if isinstance(model, (tuple, list)) and len(model) == 2:
             model, preprocess = model
-        if not isinstance(model, nn.Module) or not (
-            preprocess is None or isinstance(preprocess, nn.Module)
-        ):
+        is_preprocess = preprocess is None or isinstance(preprocess, nn.Module)
+        if not isinstance(model, nn.Module) or not is_preprocess:
             raise InvalidArgument(
                 f"the segment {name!r} must be a torch.nn.Module, got a {type(model).__name__}"
             )
@@ -204,24 +205,29 @@ class _Layout:
                 f"the segment {name!r} has preprocessing, but it does not read the input"
             )
         require_plain(model, f"segment {name!r}")
-        for other, value in reads.items():
+        # Further arguments: outputs of earlier segments, with their defaults.
+        for other, default in reads.items():
             if other not in self.models:
                 raise unknown(other, [*self.models], f"segment before {name!r}")
-            if value is not None:
-                known = self.defaults.get(other, (float(value), name))
-                if known[0] != float(value):
-                    raise InvalidArgument(
-                        f"{name!r} and {known[1]!r} declare different defaults of {other!r}: "
-                        f"{value:g} and {known[0]:g}"
-                    )
-                self.defaults[other] = known
+            if default is not None:
+                self._add_default(other, float(default), name)
         if preprocess is not None:
             self.fronts[name] = preprocess
         self._add(Node(name, ("",), ends, reads=tuple(reads)), model)
         self.open = [(name, 0)]
         return (name,)
 
+    def _add_default(self, name: str, default: float, reader: str) -> None:
+        """Note the default of a segment's output. All its readers must name the same one."""
+        known, first_reader = self.defaults.setdefault(name, (default, reader))
+        if known != default:
+            raise InvalidArgument(
+                f"{reader!r} and {first_reader!r} declare different defaults of {name!r}: "
+                f"{default:g} and {known:g}"
+            )
+
     def _fork(self, fork: Fork, ends: tuple[str, ...]) -> tuple[str, ...]:
+        """Add a fork and the nodes of its arms."""
         self._require_new(fork.name)
         arms = fork.arms
         if not isinstance(arms, Mapping) or len(arms) < 2:
@@ -231,35 +237,37 @@ class _Layout:
         empty = [name for name, arm in arms.items() if _is_empty(arm)]
         if len(empty) > 1:
             raise InvalidArgument(
-                f"the arms {empty[0]!r} and {empty[1]!r} of {fork.name!r} are both empty; one can "
-                f"skip"
+                f"the arms {empty[0]!r} and {empty[1]!r} of {fork.name!r} are both empty; only one "
+                f"may skip"
             )
         self.forks[fork.name] = fork
         self._add(Node(fork.name, ("",) * len(arms), ends), nn.Identity().eval())
-        inside = ends and (fork.name,)  # at the entrance arms read the input itself
-        last: tuple[str, ...] = ()
-        left: list[tuple[str, int]] = []
+        # Arms read the fork, which hands on its input. A fork at the entrance has no input to hand
+        # on: its arms read the network's input themselves.
+        arm_ends = (fork.name,) if ends else ()
+        last_nodes = list[str]()
+        still_open = list[tuple[str, int]]()
         for number, (name, arm) in enumerate(arms.items()):
             self.open = [(fork.name, number)]
             if _is_empty(arm):
-                last = (*last, fork.name)
-                left += self.open
+                last_nodes.append(fork.name)
+                still_open += self.open
                 continue
+            steps = arm
             if isinstance(arm, nn.Module) or _is_pair(arm):
                 steps = [(name, arm)]
-            else:
-                steps = arm
-            own = self.steps(steps, inside, f"the arm {name!r} of {fork.name!r}")
-            if self.open:
-                last = (*last, *own)
-                left += self.open
-        self.open = left
-        return tuple(dict.fromkeys(last))
+            nodes = self.steps(steps, arm_ends, f"the arm {name!r} of {fork.name!r}")
+            if self.open:  # otherwise every row of this arm was answered
+                last_nodes += nodes
+                still_open += self.open
+        self.open = still_open
+        return tuple(dict.fromkeys(last_nodes))  # each one once
 
     def _leave(self, step: Leave, ends: tuple[str, ...]) -> tuple[str, ...]:
+        """Add an exit."""
         self._require_new(step.name)
         self.exits[step.name] = step
-        if step.gate is None:
+        if step.gate is None:  # all rows leave, so nothing follows
             self._add(Node(step.name, (LEAVE,), ends), nn.Identity().eval())
             self.open = []
             return ()
@@ -268,62 +276,78 @@ class _Layout:
         return (step.name,)
 
     def _add(self, node: Node, model: nn.Module) -> None:
+        """Add a node as the successor of all open nodes."""
         for name, number in self.open:
-            self._put(name, number, node.name)
+            self._set_successor(name, number, node.name)
         self.nodes.append(node)
         self.models[node.name] = model
 
-    def _put(self, name: str, number: int, successor: str) -> None:
-        index = next(index for index, node in enumerate(self.nodes) if node.name == name)
-        successors = list(self.nodes[index].successors)
-        successors[number] = successor
-        self.nodes[index] = replace(self.nodes[index], successors=tuple(successors))
+    def _set_successor(self, name: str, number: int, successor: str) -> None:
+        """Fill in a successor of a node that is laid out already."""
+        for index, node in enumerate(self.nodes):
+            if node.name == name:
+                successors = list(node.successors)
+                successors[number] = successor
+                self.nodes[index] = replace(node, successors=tuple(successors))
+                return
 
     def _require_new(self, name: object) -> None:
+        """Raise InvalidArgument for a name that is invalid or taken."""
         require_name(name)
         if name in self.models:
             raise InvalidArgument(
-                f"two steps are called {name!r}; give each segment, fork and exit a name of its own"
+                f"each segment, fork and exit must have its own name, got {name!r} twice"
             )
 
     def network(self, inputs: State | None) -> Network:
-        """The network of what was laid out, tried on an example."""
-        modes = {part for model in self.models.values() for part in model.modules()}
-        if inputs is not None and any(part.training for part in modes):
-            for name, model in self.models.items():
-                require_eval(model, f"segment {name!r}", "eval()")
-        declared = tuple(
-            Default(name, value, (), True) for name, (value, _) in self.defaults.items()
-        )
-        bare = Topology(tuple(self.nodes), declared)
-        seen = _ExampleRun(self, bare, inputs) if inputs is not None else None
+        """The network of all steps, tried on an example if there is one."""
+        if inputs is not None:
+            self._require_eval()
+        declared = list[Default]()
+        for name, (default, _) in self.defaults.items():
+            declared.append(Default(name, default, (), True))  # the shape is not known yet
+        topology = Topology(tuple(self.nodes), tuple(declared))
+
+        # Run every segment on the example: exits, gates and defaults need the shapes.
+        seen = None
+        classes = 0
+        if inputs is not None:
+            seen = _ExampleRun(self, topology, inputs)
+            classes = seen.classes(topology)
         defaults = tuple(self._default(name, seen) for name in self.defaults)
-        classes = 0 if seen is None else seen.classes(bare)
+
         exits: dict[str, Exit] = {}
         gates: dict[str, Gate] = {}
         made: dict[str, str] = {}
         for node in self.nodes:
             name = node.name
-            earlier = [other for other in exits if other in bare._always_before[name]]
+            # exits and gates may read the exits that every path to this node runs
+            earlier = [other for other in exits if other in topology._always_before[name]]
             if name in self.exits:
-                asked = self.exits[name].exit
-                exits[name] = self._exit(name, asked, seen, classes, earlier)
+                wanted = self.exits[name].exit
+                exits[name] = self._exit(name, wanted, seen, classes, earlier)
                 mark = digest(exits[name])
-                if not isinstance(asked, Exit) and mark is not None:
+                if not isinstance(wanted, Exit) and mark is not None:
                     made[name] = mark
             if len(node.successors) > 1:
                 gates[name] = self._gate(node, seen, earlier)
+
+        # The nodes learn what their exits and gates read, and every segment becomes a member.
         nodes = list[Node]()
-        for node in self.nodes:
-            exit_reads = exits[node.name].reads if node.name in exits else ()
-            gate_reads = gates[node.name].reads if node.name in gates else ()
-            nodes.append(replace(node, exit_reads=exit_reads, gate_reads=gate_reads))
-        known = () if inputs is None else _inputs(inputs)
         members = list[ModelSpec]()
-        for node in self.nodes:
-            nothing = type(self.models[node.name]) is nn.Identity
-            spec = self.specs.get(node.name, NOTHING if nothing else None)
-            members.append(ModelSpec(node.name, spec, inputs=() if node.after else known))
+        for laid_out in self.nodes:
+            node = laid_out
+            if node.name in exits:
+                node = replace(node, exit_reads=exits[node.name].reads)
+            if node.name in gates:
+                node = replace(node, gate_reads=gates[node.name].reads)
+            nodes.append(node)
+            member = ModelSpec(node.name, self.specs.get(node.name))
+            if member.spec is None and type(self.models[node.name]) is nn.Identity:
+                member = replace(member, spec=NOTHING)
+            if inputs is not None and not node.after:  # it reads the network's input
+                member = replace(member, inputs=example_inputs(inputs))
+            members.append(member)
         network = Network(
             backbone=nn.ModuleDict(self.models),
             members=tuple(members),
@@ -334,55 +358,64 @@ class _Layout:
             made=made,
         )
         if inputs is not None:
-            _try(network, inputs)
+            _require_working(network, inputs)
         return network
 
+    def _require_eval(self) -> None:
+        """Raise BadNetwork if any module is in training mode."""
+        for name, model in self.models.items():
+            require_eval(model, f"segment {name!r}", "eval()")
+
     def _default(self, name: str, seen: _ExampleRun | None) -> Default:
-        value, reader = self.defaults[name]
+        """A default with its shape."""
+        default, reader = self.defaults[name]
         if seen is None:
             raise InvalidArgument(
-                f"{reader!r} reads {name!r} with a default, whose shape must be known; give "
-                f"example="
+                f"example must be a batch, because {reader!r} reads {name!r} with a default whose "
+                f"shape must be known, got None"
             )
-        return Default(name, value, seen.shape(name), True)
+        return Default(name, default, seen.shape(name), True)
 
     def _exit(
         self,
         name: str,
-        asked: ExitLike,
+        wanted: ExitLike,
         seen: _ExampleRun | None,
         classes: int,
         earlier: Sequence[str],
     ) -> Exit:
-        if isinstance(asked, Exit):
-            return asked
+        """An exit, on the device and in the type of the features there."""
+        if isinstance(wanted, Exit):
+            return wanted
         if seen is None:
             raise InvalidArgument(
-                f"the exit {name!r} is made for the features there; give example=, or an Exit"
+                f"example must be a batch, because the exit {name!r} is made for the features "
+                f"there, got None. Use an Exit without an example"
             )
-        features = seen.values[name]
+        features = seen.values[name]  # [B, ...]; [B, C, H, W] for maps
         layout = "channels_first" if features.dim() == 4 else None
-        made = make_exit(asked, seen.shape(name), classes, earlier, layout)
-        return made.to(features.device, features.dtype if features.is_floating_point() else None)
+        exit_ = make_exit(wanted, seen.shape(name), classes, earlier, layout)
+        return exit_.to(features.device, features.dtype if features.is_floating_point() else None)
 
     def _gate(self, node: Node, seen: _ExampleRun | None, earlier: Sequence[str]) -> Gate:
+        """The gate of a fork or an exit, on the device of the features there."""
         name = node.name
-        asked = self.exits[name].gate if name in self.exits else self.forks[name].gate
-        assert asked is not None  # a node with one successor has no gate
-        if not made_for_features(asked):
-            return make_gate(asked, earlier)
+        leave = self.exits.get(name)
+        wanted = leave.gate if leave else self.forks[name].gate
+        assert wanted is not None  # a node with one successor has no gate
+        if not made_for_features(wanted):
+            return make_gate(wanted, earlier)
         if seen is None:
             raise InvalidArgument(
-                f"the gate of {name!r} is made for the features there; give example=, or a Gate"
+                f"example must be a batch, because the gate of {name!r} is made for the features "
+                f"there, got None. Use a Gate without an example"
             )
-        gate = make_gate(asked, earlier, seen.shape(name), len(node.successors))
+        gate = make_gate(wanted, earlier, seen.shape(name), len(node.successors))
         return gate.to(seen.values[name].device)
 
 
-class _Laid:
-    """What a segment is called with, before there are exits and gates: the part of a network that
-    it looks at.
-    """
+class _Segments:
+    """The part of a network that a segment's call needs, before there are exits and gates."""
 
     def __init__(self, layout: _Layout, topology: Topology) -> None:
         self.topology = topology
@@ -394,105 +427,121 @@ class _Laid:
         return self.layout.models[member.name]
 
     def preprocess_of(self, member: ModelSpec) -> nn.Module | None:
-        """Its preprocessing."""
+        """The preprocessing of a segment."""
         return self.layout.fronts.get(member.name)
 
 
 class _ExampleRun:
-    """What every segment gives for an example: all of them run once, and where arms meet the last
-    one counts.
+    """The output of every segment for an example. All segments run once; where arms meet, the
+    output of the last arm goes on.
     """
 
     def __init__(self, layout: _Layout, topology: Topology, inputs: State) -> None:
         self.values: dict[str, Tensor] = {}
         state = dict(inputs)
         if count_of(inputs) == 1:
+            # a single row is doubled: a dimension of 1 could be the batch or not
             state = {name: torch.cat([value, value]) for name, value in inputs.items()}
-        laid: Any = _Laid(layout, topology)
+        segments: Any = _Segments(layout, topology)
         with torch.no_grad():
             for node in topology.nodes:
                 self._require_one_shape(node)
                 try:
-                    found = segment_call(laid, node.name)(state)
+                    outputs = segment_call(segments, node.name)(state)
                 except OfframpError:
                     raise
-                except Exception as problem:  # whatever the user's code raises
-                    why = next(
-                        iter(str(problem).strip().splitlines()), type(problem).__name__
-                    ).rstrip(".;")
-                    if not node.after:
-                        shape = "the example"
-                    else:
-                        shape = str([*self.values[node.after[-1]].shape])
-                    way = remedy(inputs, problem, "check what the steps before it give")
-                    raise BadData(
-                        f"the segment {node.name!r} fails on {shape}: {why}; {way}"
-                    ) from problem
-                state.update(found)
-                self.values[node.name] = found[node.name]
+                except Exception as problem:  # the user's code can raise anything
+                    raise self._failure(node, inputs, problem) from problem
+                state.update(outputs)
+                self.values[node.name] = outputs[node.name]
+
+    def _failure(self, node: Node, inputs: State, problem: Exception) -> BadData:
+        """The error for a segment that fails."""
+        rows = "the example"
+        if node.after:
+            rows = str([*self.values[node.after[-1]].shape])
+        way = remedy(inputs, problem, "check the output of the steps before it")
+        return BadData(f"the segment {node.name!r} fails on {rows}: {reason_of(problem)}; {way}")
 
     def _require_one_shape(self, node: Node) -> None:
+        """Raise BadNetwork if the arms that meet at a node give rows of different shapes."""
         shapes = {name: self.shape(name) for name in node.after}
         if len(set(shapes.values())) > 1:
-            told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             raise BadNetwork(
-                f"the arms that meet at {node.name!r} give rows of different shapes ({told}); "
-                f"give one"
+                f"the arms that meet at {node.name!r} must give rows of one shape, got rows of "
+                f"different shapes ({listed})"
             )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a row of what a segment gave."""
+        """The shape of a row of a segment's output."""
         return tuple(self.values[name].shape[1:])
 
     def classes(self, topology: Topology) -> int:
-        """How many there are, by the last answer. Raises BadNetwork where ends give different
-        shapes.
-        """
+        """The number of classes of the last answer. Raises BadNetwork unless it is [B, C]."""
         ends = [node.name for node in topology.nodes if node.successors == (LEAVE,)]
-        shapes = {name: self.shape(name) for name in ends}
-        last = next(reversed(shapes.values()))
-        if len(last) != 1 or last[0] < 2:
+        shape = self.shape(ends[-1])
+        if len(shape) != 1 or shape[0] < 2:
             raise BadNetwork(
                 f"the last step must give logits [B, C] of at least two classes, got rows of "
-                f"{list(last)}"
+                f"{list(shape)}"
             )
-        return last[0]
+        return shape[0]
 
 
-def _try(network: Network, inputs: State) -> None:
-    """Run all paths on the example. Raises BadNetwork where exits have other classes, or gates
-    other scores.
+def _require_working(network: Network, inputs: State) -> None:
+    """Run all nodes on the example. Raises BadNetwork if exits differ in the number of classes, or
+    a gate gives a wrong number of scores.
     """
     state = dict(with_defaults(network.topology, inputs))
     nodes = Nodes(network)
-    widths: dict[str, int] = {}
+    classes: dict[str, int] = {}
     with torch.no_grad():
         for node in network.topology.nodes:
             nodes.run(node, state)
             if node.has_exit:
-                widths[node.name] = int(state[f"{node.name}/logits"].shape[1])
-            if len(node.successors) > 1:
-                scores = network.gate_of(node.name).score(nodes.seen(node, node.gate_reads, state))
-                got = 1 if scores.dim() == 1 else int(scores.shape[1])
-                ways = len(node.successors)
-                if got != ways - 1:
-                    raise BadNetwork(
-                        f"the gate of {node.name!r} gives {got} score{'s' if got > 1 else ''} a "
-                        f"row, expected "
-                        f"{ways - 1} for its {ways} ways"
-                    )
-    if len(set(widths.values())) > 1:
+                classes[node.name] = int(state[f"{node.name}/logits"].shape[1])
+            arms = len(node.successors)
+            if arms == 1:
+                continue
+            # scores are [B] for two arms, [B, K - 1] for K
+            scores = network.gate_of(node.name).score(nodes.seen(node, node.gate_reads, state))
+            count = 1 if scores.dim() == 1 else int(scores.shape[1])
+            if count != arms - 1:
+                raise BadNetwork(
+                    f"the gate of {node.name!r} must give {arms - 1} score(s) a row, one for each "
+                    f"of its {arms} arms but the last, got {count}"
+                )
+    if len(set(classes.values())) > 1:
         raise BadNetwork(
-            f"the exits answer with different numbers of classes ({widths}), expected one"
+            f"the exits must have one number of classes, got different numbers of classes "
+            f"({classes})"
         )
 
 
-def _inputs(state: State) -> tuple[Input, ...]:
-    found = list[Input]()
+def example_inputs(state: State) -> tuple[Input, ...]:
+    """Describe the inputs of a batch: names, shapes, types and ranges.
+
+    Args:
+        state: the inputs by name, each [B, ...].
+    """
+    inputs = list[Input]()
     for name, value in state.items():
-        numbers = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
-        found.append(Input.of(name, numbers.detach().cpu().numpy()).settled())
-    return tuple(found)
+        numbers = value.detach().cpu()
+        if numbers.dtype == torch.bfloat16:  # NumPy has no such type
+            numbers = numbers.float()
+        inputs.append(Input.of(name, numbers.numpy()).settled())
+    return tuple(inputs)
+
+
+def reason_of(problem: Exception) -> str:
+    """The first line of an error of the user's code; its class if it has no text.
+
+    Args:
+        problem: the error.
+    """
+    lines = str(problem).strip().splitlines()
+    return lines[0].rstrip(".;") if lines else type(problem).__name__
 
 
 def _entries(step: object, where: str) -> tuple[str, object, Mapping[str, float | None]]:
@@ -511,6 +560,7 @@ def _entries(step: object, where: str) -> tuple[str, object, Mapping[str, float 
 
 
 def _short(thing: object) -> str:
+    """A value as it is printed in a message."""
     if isinstance(thing, (str, int, float, type(None))):
         return repr(thing)
     return f"a {type(thing).__name__}"
@@ -522,8 +572,6 @@ def _is_empty(arm: object) -> bool:
 
 def _is_pair(arm: object) -> bool:
     """Whether an arm is a module with its preprocessing."""
-    return (
-        isinstance(arm, tuple)
-        and len(arm) == 2
-        and all(isinstance(part, nn.Module) for part in arm)
-    )
+    if not isinstance(arm, tuple) or len(arm) != 2:
+        return False
+    return isinstance(arm[0], nn.Module) and isinstance(arm[1], nn.Module)

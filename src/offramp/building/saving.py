@@ -1,4 +1,8 @@
-"""A network on disk: `network.json` (what it is made of) and `weights.safetensors`."""
+"""Networks on disk: `network.json` describes the parts, `weights.safetensors` holds the tensors.
+
+A file never names code to run. Models, preprocessing, gates and exits of the user's own must be
+given again when a network is loaded.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +30,13 @@ from offramp.plans.topology import Topology
 
 SCHEMA = 1
 FLOATS = {
-    str(kind).removeprefix("torch."): kind
-    for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
 }
-MOST_MEMBERS = 256  # that a file may name: each of them is built before its weights are looked at
+# The most members that a file may name: each one is built before its weights are checked.
+MOST_MEMBERS = 256
 FOLDER = FolderKind(
     "a network", "network.json", "network", frozenset({"network.json", "weights.safetensors"})
 )
@@ -39,12 +46,11 @@ Given = nn.Module | tuple[nn.Module, nn.Module | None]
 def save(network: Network, folder: str | Path) -> None:
     """Write a network as a folder: network.json and weights.safetensors.
 
-    An earlier network there is replaced whole, in one step.
+    An earlier network in the folder is replaced in one step.
 
     Args:
-        network: What to save. Classes that are the user's code are not saved; `load` asks for them
-            again.
-        folder: Where. It may hold an earlier network and nothing else.
+        network: The network. The user's own classes are not saved; `load` asks for them again.
+        folder: The folder to write. It may hold an earlier network and nothing else.
 
     Raises:
         BadFile: The folder cannot be written, or holds a file that offramp did not write.
@@ -55,32 +61,44 @@ def save(network: Network, folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def saving(network: Network, folder: str | Path, kind: FolderKind = FOLDER) -> Iterator[Path]:
-    """As `save`, and yield the folder while it is still a temporary one: what is put beside the
-    network comes along.
+    """Write a network as `save` does, and yield the temporary folder before it is put into place.
+    Files that are written there become part of the result.
 
-    kind: which earlier folders may be replaced.
+    Args:
+        network: The network.
+        folder: The folder to write.
+        kind: Which earlier folders may be replaced.
+
+    Yields:
+        The temporary folder.
     """
     network = as_network(network)
     with replacing_folder(folder, kind.require_own) as path:
         weights = path / "weights.safetensors"
         write_tensors(weights, network.state_dict())
-        marks = {"weights": digest_file(weights), "fingerprint": network.fingerprint()}
+        body = network.config()
+        body["made"] = network.made
+        body["types"] = _types(network)
+        # The rows that trained the network, and its parts that were trained by rows.
+        body["learned"] = None
         rows = network.training_rows()
-        training_rows = None if rows is None else rows.to_json()
-        trained = [name for name, part in network.parts().items() if rows_behind(part) is not None]
-        told = {
-            "made": network.made,
-            "types": _types(network),
-            "learned": training_rows,
-            "trained": trained,
-        }
-        body = {**network.config(), **told, **marks}
-        typed = {
-            name: getattr(preprocess, MADE_FROM, None)
-            for name, preprocess in network.fronts.items()
-        }
-        if any(typed.values()):
-            body["front_specs"] = {name: spec for name, spec in typed.items() if spec is not None}
+        if rows is not None:
+            body["learned"] = rows.to_json()
+        trained = list[str]()
+        for name, part in network.parts().items():
+            if rows_behind(part) is not None:
+                trained.append(name)
+        body["trained"] = trained
+        body["weights"] = digest_file(weights)
+        body["fingerprint"] = network.fingerprint()
+        # The words that were typed for preprocessing; `load` offers them if it must be given again.
+        specs = dict[str, str]()
+        for name, preprocess in network.fronts.items():
+            spec = getattr(preprocess, MADE_FROM, None)
+            if spec is not None:
+                specs[name] = spec
+        if any(specs.values()):
+            body["front_specs"] = specs
         if network.class_names is not None:
             body["class_names"] = list(network.class_names)
         write_json(path / "network.json", "network", SCHEMA, body)
@@ -94,11 +112,10 @@ def load(
     gates: Mapping[str, Gate] | None = None,
     exits: Mapping[str, Exit] | None = None,
 ) -> Network:
-    """Read a network that `save` wrote, in eval mode. Nothing but offramp's own shelves is imported
-    or run.
+    """Read a network that `save` wrote. No code is imported or run except offramp's own shelves.
 
     Args:
-        folder: What `save` wrote.
+        folder: A folder that `save` wrote.
         model: The models that are the user's own, by name: a module, or (module, preprocess) if the
             preprocessing is the user's too. Scikit-learn estimators, functions and endpoints belong
             here as well; an ONNX file is in the folder.
@@ -106,12 +123,12 @@ def load(
         exits: The user's own exits, by node name.
 
     Returns:
-        The network, with the weights and the precision of the files.
+        The network in eval mode, with the weights and the precision of the files.
 
     Raises:
-        BadFile: Missing, damaged or edited.
-        NewerSchema: Written by a newer offramp.
-        InvalidArgument: Something that is the user's code must be given again.
+        BadFile: The folder is missing, damaged or edited.
+        NewerSchema: A newer offramp wrote it.
+        InvalidArgument: The user's own code must be given again.
     """
     return read_whole(
         Path(folder), lambda path: _load(path, model, gates or {}, exits or {}), FOLDER.require_own
@@ -124,38 +141,40 @@ def _load(
     gates: Mapping[str, Gate],
     exits: Mapping[str, Exit],
 ) -> Network:
+    """See `load`."""
     _, body = read_json(path / "network.json", "network", SCHEMA)
     weights = path / "weights.safetensors"
     tensors = read_tensors(weights)
     if digest_file(weights) != body.get("weights"):
         raise BadFile(
-            f"{weights} is not the file that {path / 'network.json'} was written with; save the "
+            f"{weights} is not the file that {path / 'network.json'} was written with. Save the "
             f"network again"
         )
+    # Build the network, then give its tensors the types and the values of the file.
     try:
-        network = _build(body, _given(model, body), gates, exits)
+        network = _build(body, _models_by_name(model, body), gates, exits)
         _cast(network, tensors, body.get("types", {}))
     except OfframpError:
         raise
-    except Exception as problem:  # plain data of any kind reaches the constructors of our shelves
+    except Exception as problem:  # a damaged file can hold any arguments for our classes
         raise BadFile(
-            f"{path / 'network.json'} is no complete network ({problem!r}); save it again"
+            f"{path / 'network.json'} is not a complete network ({problem!r}). Save it again"
         ) from problem
     _fill(network, tensors, weights)
+    # The fingerprint differs if the user gave another model, preprocessing, exit or gate.
     if network.fingerprint() != body.get("fingerprint"):
-        if other := _other(network.state_dict(), tensors):
+        different = _different(network.state_dict(), tensors)
+        if different:
             raise InvalidArgument(
                 f"the model given for {path} ties weights that were saved apart (such as "
-                f"{other[0]}); give the model "
-                "that was saved"
+                f"{different[0]}). Use the model that was saved"
             )
         raise InvalidArgument(
-            f"preprocessing, exit or gate given for {path} differs from the one that was saved; "
-            f"give the same again"
+            f"preprocessing, exit or gate given for {path} differs from the one that was saved. "
+            f"Use the same one"
         )
     if network.trained_on is not None:
-        # Files of the first edition do not tell which parts the rows trained: it may have been all
-        # of them.
+        # Files of the first edition do not list the parts that were trained: it can be all of them.
         for name, part in network.parts().items():
             if name in body.get("trained", [name]):
                 remember(part, network.trained_on)
@@ -163,53 +182,73 @@ def _load(
 
 
 class GiveAgain(InvalidArgument):
-    """Parts of a saved network that are their user's code, which no file may name.
+    """Parts of a saved network that are the user's own code, which a file may not name.
+
+    Args:
+        parts: (kind, name, spec) of each part. The kind is model, preprocess, gate or exit; the
+            spec is the text that names it, None if there is none.
+        models: the specs of all models by name.
 
     Attributes:
-        what: the parts, in a sentence without its end.
-        flags: what to type for them at the command line.
-        exits: those among them that are exits: the command line cannot give them.
+        what: the parts, as the beginning of a sentence.
+        flags: the flags to type for them at the command line.
+        exits: the names of those that are exits; the command line cannot give them.
     """
 
     def __init__(
         self, parts: Sequence[tuple[str, str, str | None]], models: Mapping[str, str | None]
     ) -> None:
-        said = {
-            "model": lambda name, spec: (
-                f"member {name!r} {'was built by its user' if spec is None else f'is {spec!r}'}"
-            ),
-            "preprocess": lambda name, spec: f"the preprocessing of member {name!r} is {spec!r}",
-            "gate": lambda name, spec: f"the gate {name!r} is {spec!r}",
-            "exit": lambda name, spec: f"the exit {name!r} is {spec!r}",
+        by_kind: dict[str, dict[str, str | None]] = {
+            "model": {},
+            "preprocess": {},
+            "gate": {},
+            "exit": {},
         }
-        self.what = ", ".join(said[kind](name, spec) for kind, name, spec in parts)
-        self.what += ", and a file may not name code to run"
-        of_kind = {
-            kind: {name: spec for other, name, spec in parts if other == kind} for kind in said
-        }
-        self.exits = tuple(of_kind["exit"])
-        flags = {"model": "--model", "preprocess": "--preprocess-of", "gate": "--gate-of"}
-        with_preprocess = {name: models.get(name) for name in of_kind["preprocess"]}
-        # preprocessing is given beside its model
-        of_kind["model"] = with_preprocess | of_kind["model"]
-        self.flags = tuple(
-            f"{flag} {name}={spec or 'my.module:factory'}"
-            for kind, flag in flags.items()
-            for name, spec in of_kind[kind].items()
+        phrases = list[str]()
+        for kind, name, spec in parts:
+            by_kind[kind][name] = spec
+            phrases.append(_phrase(kind, name, spec))
+        self.what = ", ".join(phrases) + ", and a file may not name code to run"
+        self.exits = tuple(by_kind["exit"])
+
+        # Preprocessing is given together with its model, so its model is needed too.
+        fronts = by_kind["preprocess"]
+        needed_models = {name: models.get(name) for name in fronts} | by_kind["model"]
+        self.flags = (
+            *_flags("--model", needed_models),
+            *_flags("--preprocess-of", fronts),
+            *_flags("--gate-of", by_kind["gate"]),
         )
-        fronts = of_kind["preprocess"]
-        members = [
-            f"{name!r}: {'(model, preprocess)' if name in fronts else 'model'}"
-            for name in of_kind["model"]
-        ]
-        arguments = [f"model={{{', '.join(members)}}}"] if members else []
-        for word in ("gate", "exit"):
-            if of_kind[word]:
-                arguments.append(
-                    f"{word}s={{{', '.join(f'{name!r}: {word}' for name in of_kind[word])}}}"
-                )
+
+        arguments = list[str]()
+        if needed_models:
+            entries = list[str]()
+            for name in needed_models:
+                value = "(model, preprocess)" if name in fronts else "model"
+                entries.append(f"{name!r}: {value}")
+            arguments.append(f"model={{{', '.join(entries)}}}")
+        for kind in ("gate", "exit"):
+            if by_kind[kind]:
+                names = ", ".join(f"{name!r}: {kind}" for name in by_kind[kind])
+                arguments.append(f"{kind}s={{{names}}}")
         again = "give it again" if len(parts) == 1 else "give them again"
         super().__init__(f"{self.what}; {again}: load(folder, {', '.join(arguments)})")
+
+
+def _phrase(kind: str, name: str, spec: str | None) -> str:
+    """A part that must be given again, in words."""
+    if kind == "model":
+        if spec is None:
+            return f"member {name!r} was built by its user"
+        return f"member {name!r} is {spec!r}"
+    if kind == "preprocess":
+        return f"the preprocessing of member {name!r} is {spec!r}"
+    return f"the {kind} {name!r} is {spec!r}"
+
+
+def _flags(flag: str, specs: Mapping[str, str | None]) -> list[str]:
+    """Flags of the command line, such as `--model small=offramp:resnet20`."""
+    return [f"{flag} {name}={spec or 'my.module:factory'}" for name, spec in specs.items()]
 
 
 def _require_given(
@@ -218,29 +257,33 @@ def _require_given(
     gates: Mapping[str, Gate],
     exits: Mapping[str, Exit],
 ) -> None:
-    """Raise GiveAgain with all that only the user can give, in one sentence."""
-    parts: list[tuple[str, str, str | None]] = []
+    """Raise GiveAgain with all parts that only the user can give, in one sentence."""
+    parts: list[tuple[str, str, str | None]] = []  # kind, name, spec
     specs = {member["name"]: member["spec"] for member in body["rungs"]}
     typed = body.get("front_specs", {})
     for name, spec in specs.items():
         if name not in given and not built_from_file(spec):
             parts.append(("model", name, spec))
         preprocess = body["fronts"].get(name)
-        has_preprocess = isinstance(given.get(name), tuple) and given[name][1] is not None  # type: ignore[index]
+        pair = given.get(name)
+        has_preprocess = isinstance(pair, tuple) and pair[1] is not None
         if preprocess is not None and preprocess["name"] != "Front" and not has_preprocess:
             parts.append(("preprocess", name, typed.get(name) or preprocess["name"]))
-    for kind, configs, own in (("gate", body["gates"], gates), ("exit", body["exits"], exits)):
+    for kind, configs, given_parts in (
+        ("gate", body["gates"], gates),
+        ("exit", body["exits"], exits),
+    ):
         for name, config in configs.items():
             code = _code_in(config, kind)
-            if code is not None and name not in own:
+            if code is not None and name not in given_parts:
                 parts.append((kind, name, code))
     if parts:
         raise GiveAgain(parts, specs)
 
 
 def _code_in(config: Mapping[str, Any], kind: str) -> str | None:
-    """The user's own class or function that the configuration of a gate or an exit names; of one
-    that wraps, within.
+    """The user's own class or function in the configuration of a gate or an exit, or in that of the
+    one that it wraps; None if there is none.
     """
     if ":" in config["name"]:
         return str(config["name"])
@@ -248,29 +291,40 @@ def _code_in(config: Mapping[str, Any], kind: str) -> str | None:
     return _code_in(inner, kind) if isinstance(inner, Mapping) else None
 
 
-def _given(model: Mapping[str, Given] | Given | None, body: Mapping[str, Any]) -> dict[str, Given]:
+def _models_by_name(
+    model: Mapping[str, Given] | Given | None, body: Mapping[str, Any]
+) -> dict[str, Given]:
+    """The models that the user gave, by the names of their members."""
     if model is None:
         return {}
     if isinstance(model, Mapping):
-        given = dict(model)
+        models = dict(model)
     else:
-        given = {body["rungs"][0]["name"]: model}
-    return {name: _as_modules(one) for name, one in given.items()}
+        names = [member["name"] for member in body["rungs"]]
+        if len(names) != 1:
+            raise InvalidArgument(f"model must be a mapping from names for {names}, got one model")
+        models = {names[0]: model}
+    return {name: _as_modules(value) for name, value in models.items()}
 
 
 def _as_modules(given: Any) -> Given:
-    """A module, or (module, preprocess), where what is no torch module is wrapped as `ladder` did
-    it.
-    """
-    model, preprocess = given if isinstance(given, tuple) else (given, None)
-    if not isinstance(model, nn.Module):
-        wrapped = find("members", "wrapped")(model)
-        if wrapped is None:
-            raise InvalidArgument(
-                f"the model given must be a torch.nn.Module, got a {type(model).__name__}"
-            )
-        model = wrapped
-    return (model, preprocess) if isinstance(given, tuple) else model
+    """A module, or (module, preprocess). Other objects are wrapped as `ladder` wraps them."""
+    if isinstance(given, tuple):
+        model, preprocess = given
+        return _as_module(model), preprocess
+    return _as_module(given)
+
+
+def _as_module(model: Any) -> nn.Module:
+    """A model as a module. Raises InvalidArgument if it cannot be wrapped."""
+    if isinstance(model, nn.Module):
+        return model
+    wrapped: nn.Module | None = find("members", "wrapped")(model)
+    if wrapped is None:
+        raise InvalidArgument(
+            f"the model given must be a torch.nn.Module, got a {type(model).__name__}"
+        )
+    return wrapped
 
 
 def _build(
@@ -279,126 +333,161 @@ def _build(
     gates: Mapping[str, Gate],
     exits: Mapping[str, Exit],
 ) -> Network:
-    if len(body["rungs"]) > MOST_MEMBERS:
-        raise BadFile(
-            f"the file names {len(body['rungs']):,} models, expected at most {MOST_MEMBERS}; save "
-            f"it again"
-        )
+    """The network that network.json describes, without its weights.
+
+    Args:
+        body: the content of network.json.
+        given: the user's own models by name; so are gates and exits.
+        gates: by node.
+        exits: by node.
+    """
+    count = len(body["rungs"])
+    if count > MOST_MEMBERS:
+        raise BadFile(f"the file must name at most {MOST_MEMBERS} models, got {count:,}")
     _require_given(body, given, gates, exits)
     members = [_member(member) for member in body["rungs"]]
     for member in members:
-        if member.name != BACKBONE or len(members) > 1:  # the one model that was cut has that name
+        # `backbone` is reserved, but a single model that was cut has that name
+        if member.name != BACKBONE or len(members) > 1:
             require_name(member.name)
+
+    # Models and preprocessing: the user's own, or from our shelves.
     models = dict[str, nn.Module]()
     fronts = dict[str, nn.Module]()
     for member in members:
         name = member.name
-        model = given[name] if name in given else model_from_file(member.spec, name)
-        models[name], preprocess = model if isinstance(model, tuple) else (model, None)
+        preprocess = None
+        if name not in given:
+            models[name] = model_from_file(member.spec, name)
+        else:
+            model = given[name]
+            if isinstance(model, tuple):
+                models[name], preprocess = model
+            else:
+                models[name] = model
         if name in body["fronts"]:
-            fronts[name] = (
-                preprocess if preprocess is not None else _preprocess(body["fronts"][name], name)
-            )
+            if preprocess is None:
+                preprocess = _preprocess(body["fronts"][name], name)
+            fronts[name] = preprocess
+
+    # Exits and gates: the user's own, or ours from their configurations.
+    all_exits = dict[str, Exit]()
+    for name, config in body["exits"].items():
+        all_exits[name] = _exit(name, config, exits)
+    all_gates = dict[str, Gate]()
+    for name, config in body["gates"].items():
+        all_gates[name] = gates.get(name) or make_gate(config)
+    # A single model that was cut is the backbone itself, members of a ladder are in a dict.
+    backbone: nn.Module = nn.ModuleDict(models)
+    if [*models] == [BACKBONE]:
+        backbone = models[BACKBONE]
     network = Network(
-        backbone=models[BACKBONE] if [*models] == [BACKBONE] else nn.ModuleDict(models),
+        backbone=backbone,
         members=tuple(members),
         topology=Topology.from_json(body["chain"]),
         fronts=fronts,
-        exits={name: _exit_of(name, config, exits) for name, config in body["exits"].items()},
-        gates={
-            name: gates.get(name) or make_gate(config) for name, config in body["gates"].items()
-        },
+        exits=all_exits,
+        gates=all_gates,
         made={str(name): str(mark) for name, mark in body["made"].items()},
     )
-    if body["learned"] is None:
-        network.trained_on = None
-    else:
+    network.trained_on = None
+    if body["learned"] is not None:
         network.trained_on = SeenRows.from_json(body["learned"])
+    network.class_names = None
     names = body.get("class_names")  # not in files of the first version
-    network.class_names = None if names is None else tuple(map(str, names))
+    if names is not None:
+        network.class_names = tuple(map(str, names))
+    # A model that the user gave must have the modules after which it was cut.
     for member in members:
         known = dict(network.model_of(member).named_modules(remove_duplicate=False))
-        if missing := [cut for cut in member.cuts if cut not in known]:
-            raise InvalidArgument(
-                f"the model of {member.name!r} has no module {missing[0]!r}; give the one that "
-                f"was cut"
-            )
+        for cut in member.cuts:
+            if cut not in known:
+                raise InvalidArgument(
+                    f"the model of {member.name!r} has no module {cut!r}. Use the model that was "
+                    f"cut"
+                )
     return network
 
 
 def _member(body: Mapping[str, Any]) -> ModelSpec:
-    every = [Input.from_json(given) for given in body["inputs"]]
-    # the first edition took labels as inputs
-    inputs = tuple(one for one in every if not is_label(one.name[2:]))
-    length = tuple(map(str, body.get("length", ())))  # not in files of the first version
-    output = body.get("output")  # neither
+    """A member from plain data. Files of the first version have no length and no output."""
+    inputs = list[Input]()
+    for entry in body["inputs"]:
+        model_input = Input.from_json(entry)
+        # files of the first edition list labels as inputs; names begin with "x/"
+        if not is_label(model_input.name[2:]):
+            inputs.append(model_input)
+    length = tuple(map(str, body.get("length", ())))
+    output = body.get("output")
+    if output is not None:
+        output = str(output)
     cuts = tuple(map(str, body["cuts"]))
-    return ModelSpec(
-        body["name"], body["spec"], cuts, inputs, length, None if output is None else str(output)
-    )
+    return ModelSpec(body["name"], body["spec"], cuts, tuple(inputs), length, output)
 
 
 def _preprocess(config: Mapping[str, Any], member: str) -> nn.Module:
+    """Our own preprocessing from its configuration, which the files call `Front`."""
     if config["name"] != "Front":
         raise InvalidArgument(
             f"the preprocessing of member {member!r} is {config['name']!r}, and a file may not "
-            f"name code; "
-            f"give it again: load(folder, model={{{member!r}: (model, preprocess)}})"
+            f"name code. Give it again: load(folder, model={{{member!r}: (model, preprocess)}})"
         )
-    preprocess: nn.Module = shelved("layers", "Preprocess")(
-        **{key: value for key, value in config.items() if key != "name"}
-    )
+    arguments = _arguments(config)
+    preprocess: nn.Module = shelved("layers", "Preprocess")(**arguments)
     return preprocess
 
 
-def _exit_of(name: str, config: Mapping[str, Any], exits: Mapping[str, Exit]) -> Exit:
+def _exit(name: str, config: Mapping[str, Any], exits: Mapping[str, Exit]) -> Exit:
+    """The exit of a node: the user's own, or ours from its configuration."""
     if name in exits:
         return exits[name]
-    arguments = {key: value for key, value in config.items() if key != "name"}
-    if "exit" in arguments:  # one that wraps another
-        arguments["exit"] = _exit_of(name, arguments["exit"], {})
+    arguments = _arguments(config)
+    if "exit" in arguments:  # this one wraps another exit
+        arguments["exit"] = _exit(name, arguments["exit"], {})
     if ":" in config["name"]:
         raise InvalidArgument(
-            f"the exit {name!r} is {config['name']!r}, and a file may not name code to run; give "
+            f"the exit {name!r} is {config['name']!r}, and a file may not name code to run. Give "
             f"it again with exits="
         )
     kind = shelved("exits", config["name"])
-    # Arguments that files of the first edition leave out, and what leaving them out meant.
-    made: Exit = kind(**{**getattr(kind, "FIRST_EDITION", {}), **arguments})
-    return made
+    # Files of the first edition leave some arguments out; FIRST_EDITION has their values.
+    defaults = getattr(kind, "FIRST_EDITION", {})
+    exit_: Exit = kind(**{**defaults, **arguments})
+    return exit_
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without its name."""
+    return {key: value for key, value in config.items() if key != "name"}
 
 
 def _types(network: Network) -> dict[str, str]:
-    """The floating-point types of buffers that are no state, such as preprocessing's constants:
-    `half()` casts them too.
+    """The types of floating-point buffers that are not in the state dict, such as preprocessing's
+    constants: `half()` casts them too.
     """
-    kept = network.state_dict().keys()
-    return {
-        name: str(value.dtype).removeprefix("torch.")
-        for name, value in network.named_buffers(remove_duplicate=False)
-        if value.is_floating_point() and name not in kept
-    }
+    saved = network.state_dict().keys()
+    types = dict[str, str]()
+    for name, value in network.named_buffers(remove_duplicate=False):
+        if value.is_floating_point() and name not in saved:
+            types[name] = str(value.dtype).removeprefix("torch.")
+    return types
 
 
 def _cast(network: Network, tensors: Mapping[str, Tensor], types: Mapping[str, str]) -> None:
     """Give every floating-point tensor of a network the type that it had when it was saved."""
-    kinds = {name: FLOATS[kind] for name, kind in types.items()} | {
-        name: value.dtype for name, value in tensors.items()
-    }
-    own = (
-        *network.named_parameters(remove_duplicate=False),
-        *network.named_buffers(remove_duplicate=False),
-    )
-    for name, value in own:
+    kinds = {name: FLOATS[kind] for name, kind in types.items()}
+    kinds |= {name: value.dtype for name, value in tensors.items()}
+    parameters = network.named_parameters(remove_duplicate=False)
+    buffers = network.named_buffers(remove_duplicate=False)
+    for name, value in (*parameters, *buffers):
         kind = kinds.get(name, value.dtype)
         if value.is_floating_point() and kind.is_floating_point and kind != value.dtype:
-            value.data = value.data.to(kind)  # the same tensor, so that what is tied stays tied
+            value.data = value.data.to(kind)  # the same tensor, so that tied weights stay tied
 
 
-def _other(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names under which a network holds other bytes than a file."""
-    ours, its = ({name: _bytes(value) for name, value in each.items()} for each in (state, tensors))
-    return [name for name in sorted(its) if ours[name] != its[name]]
+def _different(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names under which a network and a file hold different bytes."""
+    return [name for name in sorted(tensors) if _bytes(state[name]) != _bytes(tensors[name])]
 
 
 def _bytes(value: Tensor) -> bytes:
@@ -406,10 +495,11 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def _fill(network: Network, tensors: Mapping[str, Tensor], weights: Path) -> None:
+    """Load the weights. Raises BadFile if names or shapes differ."""
     try:
         network.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as problem:
         brief = str(problem).splitlines()[-1].strip()
         raise BadFile(
-            f"{weights} does not fit the network ({brief}); give the model that was saved"
+            f"{weights} does not fit the network ({brief}). Use the model that was saved"
         ) from problem

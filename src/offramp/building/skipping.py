@@ -1,13 +1,13 @@
-"""Residual units of a trained model that rows may skip: what `cut(model, example, skip=...)` makes.
+"""`cut(model, example, skip=...)`: make residual units of a trained model that rows may skip.
 
-The model is taken apart before and behind every such unit. Each of them becomes a fork with an
-empty arm.
+The model is split before and behind every such unit, and the unit becomes a fork with an empty arm.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,15 +19,15 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import as_inputs, given
 from offramp.networks.network import Network
 from offramp.networks.taps import plain_attention
-from offramp.partition import partition, self_check
+from offramp.partition import Piece, partition, self_check
 
 
 class UnitPiece(nn.Module):
-    """A piece of a model on one tensor; it shares the model's parameters.
+    """A piece of a model that takes one tensor and gives one. It shares the model's parameters.
 
     Args:
-        module: the exported piece, in eval mode for good: its batch norms stay as they are while it
-            is trained.
+        module: the exported piece. It always stays in eval mode, so its batch norms keep their
+            statistics while it is trained.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -36,13 +36,13 @@ class UnitPiece(nn.Module):
         self.training = False
 
     def train(self, mode: bool = True) -> UnitPiece:
-        """Nothing: what was exported in eval mode stays so."""
+        """Do nothing: a piece that was exported in eval mode stays in it."""
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """The tensor that is carried on."""
-        found: Tensor = self.module(x)[0]
-        return found
+        """Run the piece, which gives a tuple of one tensor."""
+        y: Tensor = self.module(x)[0]
+        return y
 
 
 def skippable(
@@ -53,68 +53,82 @@ def skippable(
     gate: GateLike = "controller",
     preprocess: nn.Module | None = None,
 ) -> Network:
-    """A network of one trained model in which rows may skip some units.
+    """Make a network of one trained model in which rows may skip some units.
 
     Args:
         model: in eval mode; it is not changed.
         example: a batch as the model (or its preprocessing) takes it.
-        skip: names of units, or patterns such as "layer3.*" (a * stands for one part of a name). A
-            unit gives what it
-            takes: the same shape. Those of a pattern that do not are left as they are.
+        skip: names of units, or patterns such as "layer3.*", in which a * matches one part of a
+            name. A unit must give the shape that it takes. Matches of a pattern that do not are
+            left out.
         gate: chooses at each unit, as in `Fork`.
-        preprocess: what stands before the model.
+        preprocess: the preprocessing of the model.
 
     Returns:
-        A network with a fork before every such unit, named `skip-` and the unit's name with - for
-        dots.
+        A network with a fork before each unit. Its name is `skip-` and the unit's name, with - for
+        the dots.
 
     Raises:
-        UnknownName: nothing has such a name.
-        BadNetwork: no unit can be skipped, or something beside its input and output is carried past
-            one.
+        UnknownName: there is no module with this name.
+        BadNetwork: no unit can be skipped, or another tensor is needed behind a unit.
         InvalidArgument: skip is neither a name nor a list of names.
     """
     inputs = as_inputs(example)
     if len(inputs) > 1:
-        raise InvalidArgument(f"skip= takes models of one input, got {', '.join(inputs)}")
+        raise InvalidArgument(f"skip= needs a model of one input, got {', '.join(inputs)}")
     x = given(inputs)
     with torch.no_grad():
         floats = x if preprocess is None else preprocess(x)
-    named = _matching(model, [skip] if isinstance(skip, str) else skip)
-    units = _units(model, named, floats)
+    names = _matching(model, [skip] if isinstance(skip, str) else skip)
+    units = _units(model, names, floats)
     if not units:
         raise BadNetwork(
-            f"none of {', '.join(named)} gives the shape that it takes and begins where another "
-            f"module ends, so none "
-            "can be skipped"
+            f"none of {', '.join(names)} can be skipped: a unit must give the shape that it takes "
+            f"and begin where another module ends"
         )
-    marks = list[str]()
+
+    # Split the model at the beginning and at the end of each unit.
+    cuts = list[str]()
     for unit, before in units.items():
-        marks += [mark for mark in (before, unit) if mark not in marks]
-    parts = partition(model, (floats,), at=marks)
+        for cut in (before, unit):
+            if cut not in cuts:
+                cuts.append(cut)
+    parts = partition(model, (floats,), at=cuts)
     self_check(model, parts, (floats,), {})
+
+    # A piece has the name of the module at whose end it stops. So the piece of a unit becomes a
+    # fork, and every other piece a segment.
     steps = list[Any]()
     for number, piece in enumerate(parts.pieces):
-        if (
-            len(piece.reads) != 1
-            or len(piece.writes) < 1
-            or (piece.name and len(piece.writes) != 1)
-        ):
-            told = ", ".join(piece.reads if len(piece.reads) != 1 else piece.writes)
-            raise BadNetwork(
-                f"past {piece.name or 'the last unit'!r} more than one tensor is carried "
-                f"({told}), so it cannot be "
-                "skipped"
-            )
+        _require_one_tensor(piece)
         module = UnitPiece(piece.module)
         name = piece.name.replace(".", "-")
         if piece.name in units:
             steps.append(Fork(f"skip-{name}", {f"none-{name}": [], name: module}, gate))
             continue
-        own = f"to-{name}" if piece.name else "end"
-        first = number == 0 and preprocess is not None
-        steps.append((own, (module, preprocess)) if first else (own, module))
+        segment = f"to-{name}" if piece.name else "end"
+        if number == 0 and preprocess is not None:
+            steps.append((segment, (module, preprocess)))
+        else:
+            steps.append((segment, module))
     return route(steps, example=example)
+
+
+def _require_one_tensor(piece: Piece) -> None:
+    """Raise BadNetwork unless a piece reads one tensor and hands on one. The last piece may give
+    more, as models have several outputs.
+    """
+    too_many = list[str]()
+    if len(piece.reads) != 1:
+        too_many = [*piece.reads]
+    elif not piece.writes or (piece.name and len(piece.writes) != 1):
+        too_many = [*piece.writes]
+    else:
+        return
+    raise BadNetwork(
+        f"only one tensor may be carried past {piece.name or 'the last unit'!r}, got "
+        f"{len(too_many)} ({', '.join(too_many)}), so it cannot be skipped"
+    )
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -125,61 +139,58 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             f"{patterns!r}"
         )
     names = [name for name, _ in model.named_modules() if name]
-    found = list[str]()
+    matches = set[str]()
     for pattern in patterns:
-        mine = [name for name in names if _matches(name, pattern)]
-        if not mine:
+        of_pattern = [name for name in names if _matches(name, pattern)]
+        if not of_pattern:
             raise unknown(pattern, names, "module of this model")
-        found += mine
-    return [name for name in names if name in found]
+        matches.update(of_pattern)
+    return [name for name in names if name in matches]
 
 
 def _matches(name: str, pattern: str) -> bool:
+    """Whether a name matches a pattern, part by part."""
     parts = name.split(".")
     wanted = pattern.split(".")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
-def _units(model: nn.Module, named: Sequence[str], x: Tensor) -> Mapping[str, str]:
-    """By unit the module at whose end it begins, of those that give the shape that they take."""
-    ends: dict[int, str] = {}  # by the identity of a tensor the outermost module that gave it
-    held = list[Any]()  # while they are held, no other tensor takes their identity
-    found: dict[str, str] = {}
+def _units(model: nn.Module, names: Sequence[str], x: Tensor) -> Mapping[str, str]:
+    """The units that can be skipped, each with the module at whose end it begins.
+
+    The model runs once with two hooks on every module. A unit takes one tensor, which is the very
+    output of another module, and gives one of the same shape.
+    """
+    makers: dict[int, str] = {}  # by the identity of a tensor, the outermost module that gave it
+    held = list[Tensor]()  # as long as they are held, no other tensor gets their identity
+    begins: dict[str, str] = {}  # by unit, the module at whose end it begins
     handles = list[Any]()
 
-    def observe(name: str, module: nn.Module) -> None:
-        def before(_: nn.Module, taken: tuple[Any, ...]) -> None:
-            if (
-                name in named
-                and len(taken) == 1
-                and isinstance(taken[0], Tensor)
-                and id(taken[0]) in ends
-            ):
-                found[name] = ends[id(taken[0])]
-                held.append(taken[0])
+    def before(name: str, _module: nn.Module, taken: tuple[Any, ...]) -> None:
+        if name not in names or len(taken) != 1 or not isinstance(taken[0], Tensor):
+            return
+        if id(taken[0]) in makers:
+            begins[name] = makers[id(taken[0])]
+            held.append(taken[0])
 
-        def after(_: nn.Module, taken: tuple[Any, ...], output: Any) -> None:
-            if not isinstance(output, Tensor):
-                found.pop(name, None)
-                return
-            held.append(output)
-            ends[id(output)] = name
-            same = (
-                len(taken) == 1 and isinstance(taken[0], Tensor) and taken[0].shape == output.shape
-            )
-            if name in found and not same:
-                del found[name]
-
-        handles.append(module.register_forward_pre_hook(before))
-        handles.append(module.register_forward_hook(after))
+    def after(name: str, _module: nn.Module, taken: tuple[Any, ...], output: Any) -> None:
+        if not isinstance(output, Tensor):
+            begins.pop(name, None)
+            return
+        held.append(output)
+        makers[id(output)] = name  # an outer module ends later and replaces an inner one
+        one_tensor = len(taken) == 1 and isinstance(taken[0], Tensor)
+        if not one_tensor or taken[0].shape != output.shape:
+            begins.pop(name, None)
 
     try:
         for name, module in model.named_modules():
             if name:
-                observe(name, module)
+                handles.append(module.register_forward_pre_hook(partial(before, name)))
+                handles.append(module.register_forward_hook(partial(after, name)))
         with torch.no_grad(), plain_attention():
             model(x)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found[name] for name in named if name in found}
+    return {name: begins[name] for name in names if name in begins}

@@ -1,9 +1,10 @@
-"""A model with stages of adaptive computation time as a network in which every unit is a stage of
-the schedule.
+"""`unrolled`: a model with adaptive computation time as a network in which every unit is a node.
 
 Between two units a sample is one row of numbers: its state, the weighted sum so far, the sum of the
-halting scores so far, and the score of the unit that has just run. A sample that leaves takes the
-rest of the weight for its last state.
+halting scores so far, and the score of the unit that has just run. If a sample leaves, its last
+state gets the rest of the weight.
+
+Shapes: n samples, S = C * ... numbers of a state.
 """
 
 from __future__ import annotations
@@ -31,25 +32,26 @@ HEAD = "head"
 
 @without_autocast()
 def unrolled(model: nn.Module, example: Any, *, preprocess: nn.Module | None = None) -> Network:
-    """A network in which samples really leave each stage of adaptive depth, after any of its units.
+    """Make a network in which samples can leave each stage of adaptive depth after any of its
+    units.
 
-    The rows of a batch that go on are compacted at every unit, and those that have left a stage are
-    put together again behind it, in the order of x. Its plan is a threshold for each unit:
-    `1 - eps` is the rule of the paper, and `Plan.by_hand` takes it. Rows are recorded on every
-    path, so that `calibrate` chooses thresholds and certifies them, where there are at most sixteen
-    paths: one stage of up to sixteen units, or two of four.
+    The rows of a batch that go on are compacted at every unit. Behind a stage all rows are joined
+    again, in the order of x. The plan has a threshold for each unit: `1 - eps` is the rule of the
+    paper, for `Plan.by_hand`. If there are at most sixteen paths (one stage of up to sixteen units,
+    or two of four), rows are recorded on every path, and `calibrate` can choose and certify
+    thresholds.
 
     Args:
         model: from `halting(..., per="sample")`, trained, in eval mode. It is copied.
         example: a small batch of rows.
-        preprocess: what stands before the model.
+        preprocess: the preprocessing of the model.
 
     Returns:
-        Nodes `<stage>-<unit>`, from 0, and `head`, which answers.
+        A network with the nodes `<stage>-<unit>`, units counted from 0, and `head`, which answers.
 
     Raises:
-        BadNetwork: the model has no such stage, one halts by position, or its stages do not follow
-            each other.
+        BadNetwork: the model has no such stage, a stage halts by position, or the stages do not
+            follow each other.
 
     Example:
         >>> from offramp.building.halting import halting
@@ -63,34 +65,46 @@ def unrolled(model: nn.Module, example: Any, *, preprocess: nn.Module | None = N
     """
     require_eval(model, "model", "model.eval()")
     kind = find("layers", "AdaptiveDepth")
-    stages = {name: part for name, part in model.named_modules() if isinstance(part, kind)}
+    stages = dict[str, Any]()
+    for name, module in model.named_modules():
+        if isinstance(module, kind):
+            stages[name] = module
     if not stages:
         raise BadNetwork(
-            "the model has no stage of adaptive depth; make one with halting(model, stages, "
+            "the model has no stage of adaptive depth. Make one with halting(model, stages, "
             "per='sample')"
         )
-    if bad := [name for name, stage in stages.items() if stage.per != "sample"]:
-        raise BadNetwork(
-            f"the stage {bad[0]!r} halts by position, expected per='sample': positions stay in "
-            f"their image"
-        )
-    x = as_inputs(example)
-    if [*x] != [INPUT]:
-        raise BadNetwork(f"the model takes the inputs {[*x]}, expected a single one")
-    given = x[INPUT] if preprocess is None else preprocess(x[INPUT])
-    given = torch.cat([given, given]) if len(given) == 1 else given
-    pieces = _pieces(model, stages, given)
-    return _network(pieces, copy.deepcopy(stages), given, x[INPUT], preprocess)
+    for name, stage in stages.items():
+        if stage.per != "sample":
+            raise BadNetwork(
+                f"the stage {name!r} halts by position, and must halt per='sample': positions stay "
+                f"in their image"
+            )
+    inputs = as_inputs(example)
+    if [*inputs] != [INPUT]:
+        raise BadNetwork(f"the model must have a single input, got {[*inputs]}")
+    raw = inputs[INPUT]
+    x = raw if preprocess is None else preprocess(raw)
+    if len(x) == 1:  # a dimension of 1 could be the batch or not
+        x = torch.cat([x, x])
+    pieces = _pieces(model, stages, x)
+    return _network(pieces, copy.deepcopy(stages), x, raw, preprocess)
 
 
 def _pieces(model: nn.Module, stages: dict[str, Any], x: Tensor) -> list[nn.Module]:
-    """What runs before each stage, its first unit included, and what runs after the last one."""
+    """Split a model at its stages.
+
+    Returns:
+        For each stage the part that runs before it, with its first unit; then the part that runs
+        after the last stage.
+    """
+    # Replace each stage by its plain units, then cut after its first and its last unit.
     plain = copy.deepcopy(model)
     cuts = list[str]()
     for name, stage in stages.items():
         units = copy.deepcopy(stage.units)
-        above, _, last = name.rpartition(".")
-        plain.get_submodule(above).register_module(last, nn.Sequential(*units).eval())
+        parent, _, last = name.rpartition(".")
+        plain.get_submodule(parent).register_module(last, nn.Sequential(*units).eval())
         cuts += [f"{name}.0", f"{name}.{len(units) - 1}"]
     parts = partition(plain.eval(), (x,), at=cuts)
     if [piece.name for piece in parts.pieces] != [*cuts, ""]:
@@ -98,10 +112,10 @@ def _pieces(model: nn.Module, stages: dict[str, Any], x: Tensor) -> list[nn.Modu
     for piece in parts.pieces:
         if len(piece.reads) != 1 or len(piece.writes) != 1:
             raise BadNetwork(
-                f"between the stages {[*stages]} more is handed on than what a stage gives: "
-                f"{piece.reads}; "
-                "expected a model whose stages stand in one line"
+                f"only the output of a stage may be carried on between the stages {[*stages]}, got "
+                f"{piece.reads}"
             )
+    # Every second piece is the further units of a stage, which become nodes of their own.
     return [piece.module for piece in parts.pieces[::2]]
 
 
@@ -112,43 +126,58 @@ def _network(
     raw: Tensor,
     preprocess: nn.Module | None,
 ) -> Network:
-    """The nodes, their modules and their gates."""
+    """The nodes, their modules and their gates.
+
+    Args:
+        pieces: from `_pieces`.
+        stages: by name.
+        x: the preprocessed example.
+        raw: the example.
+        preprocess: the preprocessing of the model.
+    """
+    halting_gate = find("gates", "Halting")
     models: dict[str, nn.Module] = {}
     nodes = list[Node]()
     gates: dict[str, Gate] = {}
     before: tuple[str, ...] = ()  # the nodes from which rows may arrive
     shape: tuple[int, ...] | None = None  # of a state of the stage before
-    short = [name.replace(".", "_") for name in stages]
-    behind = [*(f"{name}-0" for name in short[1:]), HEAD]
+    names = [name.replace(".", "_") for name in stages]
+    next_nodes = [*(f"{name}-0" for name in names[1:]), HEAD]  # behind each stage
     with torch.no_grad():
-        for piece, name, following, stage in zip(
-            pieces, short, behind, stages.values(), strict=False
-        ):
-            units = [f"{name}-{number}" for number in range(len(stage.units))]
+        for index, stage in enumerate(stages.values()):
+            piece = pieces[index]
+            behind = next_nodes[index]
+            units = [f"{names[index]}-{number}" for number in range(len(stage.units))]
+
+            # The first unit. From here rows leave the stage, or go on to the second unit.
             x = _only(piece(x))
             models[units[0]] = First(piece, stage.halts[0], shape)
-            nodes.append(Node(units[0], (following, units[1]), before))
-            gates[units[0]] = find("gates", "Halting")(1)
+            nodes.append(Node(units[0], (behind, units[1]), before))
+            gates[units[0]] = halting_gate(1)
             shape = tuple(x.shape[1:])
+
+            # The further units. From the last one all rows leave, without a gate.
             for number, unit in enumerate(units[1:], 1):
-                last = number == len(units) - 1
-                halt = None if last else stage.halts[number]
-                models[unit] = Next(stage.units[number], halt, shape)
-                successors = (following,) if last else (following, units[number + 1])
-                nodes.append(Node(unit, successors, (units[number - 1],)))
-                if not last:
-                    gates[unit] = find("gates", "Halting")(number + 1)
+                after = (units[number - 1],)
+                if number == len(units) - 1:
+                    models[unit] = Next(stage.units[number], None, shape)
+                    nodes.append(Node(unit, (behind,), after))
+                else:
+                    models[unit] = Next(stage.units[number], stage.halts[number], shape)
+                    nodes.append(Node(unit, (behind, units[number + 1]), after))
+                    gates[unit] = halting_gate(number + 1)
             before = tuple(units)
     assert shape is not None
     models[HEAD] = Last(pieces[-1], shape)
     nodes.append(Node(HEAD, (LEAVE,), before))
+
     known = (Input.of(INPUT, raw.detach().cpu().numpy()).settled(),)
+    members = list[ModelSpec]()
+    for number, name in enumerate(models):
+        members.append(ModelSpec(name, inputs=known if number == 0 else ()))
     return Network(
         backbone=nn.ModuleDict(models).eval(),
-        members=tuple(
-            ModelSpec(name, inputs=known) if number == 0 else ModelSpec(name)
-            for number, name in enumerate(models)
-        ),
+        members=tuple(members),
         topology=Topology(tuple(nodes)),
         fronts={} if preprocess is None else {nodes[0].name: preprocess},
         exits={HEAD: find("exits", "Own")()},
@@ -157,8 +186,12 @@ def _network(
 
 
 class First(nn.Module):
-    """All that runs before a stage, and its first unit; behind another stage it reads what that one
-    hands on.
+    """The part of a model before a stage, and the first unit of the stage.
+
+    Args:
+        piece: the part with the unit.
+        halt: the halting score of the unit.
+        shape: of a state of the stage before; None if there is none.
     """
 
     def __init__(self, piece: nn.Module, halt: nn.Module, shape: tuple[int, ...] | None) -> None:
@@ -168,19 +201,23 @@ class First(nn.Module):
         self.shape = shape
 
     def forward(self, row: Tensor) -> Tensor:
-        """The input, or [n, 2 S + 2] with S numbers of a state -> [n, 2 S' + 2]."""
-        given = row if self.shape is None else closed(row, self.shape)
-        state = _only(self.piece(given))  # [n, C, ...]
-        return packed(
-            state,
-            torch.zeros_like(state),
-            state.new_zeros(len(state), 1),
-            self.halt(state).flatten(1),
-        )
+        """The input, or rows [n, 2 S + 2] of the stage before -> rows [n, 2 S' + 2]."""
+        x = row if self.shape is None else closed(row, self.shape)
+        state = _only(self.piece(x))  # [n, C, ...]
+        out = torch.zeros_like(state)
+        total = state.new_zeros(len(state), 1)
+        score = self.halt(state).flatten(1)  # [n, 1]
+        return packed(state, out, total, score)
 
 
 class Next(nn.Module):
-    """A further unit of a stage."""
+    """A further unit of a stage.
+
+    Args:
+        unit: the unit.
+        halt: its halting score; None for the last unit, where all rows stop.
+        shape: of a state.
+    """
 
     def __init__(self, unit: nn.Module, halt: nn.Module | None, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -189,20 +226,26 @@ class Next(nn.Module):
         self.shape = shape
 
     def forward(self, row: Tensor) -> Tensor:
-        """[n, 2 S + 2] -> [n, 2 S + 2]."""
+        """Rows [n, 2 S + 2] -> rows [n, 2 S + 2]."""
         state, out, total, score = unpacked(row, self.shape)
+        # add the state of the unit before, weighted with its score
         out = torch.addcmul(out, _spread(score, state), state)
         total = total + score
         state = self.unit(state)
         if self.halt is None:
             score = torch.ones_like(total)
         else:
-            score = self.halt(state).flatten(1)
+            score = self.halt(state).flatten(1)  # [n, 1]
         return packed(state, out, total, score)
 
 
 class Last(nn.Module):
-    """All that runs behind the last stage."""
+    """The part of a model behind its last stage.
+
+    Args:
+        piece: the part.
+        shape: of a state of the last stage.
+    """
 
     def __init__(self, piece: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -210,40 +253,62 @@ class Last(nn.Module):
         self.shape = shape
 
     def forward(self, row: Tensor) -> Tensor:
-        """[n, 2 S + 2] -> logits [n, C]."""
+        """Rows [n, 2 S + 2] -> logits [n, C]."""
         return _only(self.piece(closed(row, self.shape)))
 
 
 def packed(state: Tensor, out: Tensor, total: Tensor, score: Tensor) -> Tensor:
-    """A state and the sum so far, [n, C, ...] each, the scores so far and the latest one, [n, 1]:
-    [n, 2 S + 2].
+    """Put the numbers between two units into one row per sample.
+
+    Args:
+        state: of the last unit [n, C, ...].
+        out: the weighted sum of states so far [n, C, ...].
+        total: the sum of scores so far [n, 1].
+        score: of the last unit [n, 1].
+
+    Returns:
+        Rows [n, 2 S + 2].
     """
     return torch.cat([state.flatten(1), out.flatten(1), total, score], 1)
 
 
 def unpacked(row: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `packed` put together."""
-    size = (row.shape[1] - 2) // 2
-    # a convolution is slower on a part of a row
-    state = row[:, :size].contiguous().view(-1, *shape)
-    out = row[:, size : 2 * size].reshape(-1, *shape)
+    """The inverse of `packed`.
+
+    Args:
+        row: [n, 2 S + 2].
+        shape: of a state.
+
+    Returns:
+        State, weighted sum, sum of scores, and score.
+    """
+    size = (row.shape[1] - 2) // 2  # S
+    # contiguous, because a convolution is slower on a slice of a row
+    state = row[:, :size].contiguous().view(-1, *shape)  # [n, S] -> [n, C, ...]
+    out = row[:, size : 2 * size].reshape(-1, *shape)  # [n, S] -> [n, C, ...]
     return state, out, row[:, -2:-1], row[:, -1:]
 
 
 def closed(row: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """What a stage gives for rows that leave it: the last state gets the rest of the weight, [n, C,
-    ...].
+    """The output of a stage for rows that leave it: the last state gets the rest of the weight.
+
+    Args:
+        row: [n, 2 S + 2].
+        shape: of a state.
+
+    Returns:
+        [n, C, ...].
     """
     state, out, total, _ = unpacked(row, shape)
     return torch.addcmul(out, _spread(1 - total, state), state)
 
 
 def _spread(numbers: Tensor, like: Tensor) -> Tensor:
-    """[n, 1] -> [n, 1, 1, ...]."""
+    """[n, 1] -> [n, 1, 1, ...], with the dimensions of `like`."""
     return numbers.view(-1, *(1,) * (like.dim() - 1))
 
 
 def _only(output: Any) -> Tensor:
     """The tensor that a piece gives, alone or in a tuple of one."""
-    found: Tensor = output[0] if isinstance(output, (tuple, list)) else output
-    return found
+    tensor: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    return tensor

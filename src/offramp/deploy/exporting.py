@@ -1,12 +1,10 @@
-"""A network under a plan -> a self-contained folder: graphs, plan, manifest, and a program that
-runs them.
+"""Write a network under a plan as a self-contained folder: graphs, plan, manifest and a program.
 
     network folder/  0-small.onnx  1-large.onnx  plan.json  manifest.json  run.py
 
-`manifest.json` says what goes in, which graph reads and gives what, and under which promise; and it
-has a digest of every file. run.py needs NumPy and ONNX Runtime, nothing of ours, and answers as
-`offramp.run` does. It compares all files with their digests first, and opens none outside of the
-folder.
+`manifest.json` describes the inputs, the graphs (what each one reads and writes) and the promise,
+and holds a digest of every file. run.py gives the same answers as `offramp.run`. It needs NumPy and
+ONNX Runtime, but not offramp. It checks all digests first and opens no file outside the folder.
 """
 
 from __future__ import annotations
@@ -58,14 +56,22 @@ FOLDER = FolderKind(
     listed=_graphs,
     python=True,
 )
-ROWS = 4  # that the graphs are tried on
+ROWS = 4  # rows that the graphs are compared with the network on
 ENGINE = "onnxruntime"
 RUN = Path(__file__).with_name("run.py")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written where; prints itself as a sentence."""
+    """The result of `export`. It prints as a sentence.
+
+    Attributes:
+        folder: where it was written.
+        files: names of the files, in order.
+        bytes: size of all files together.
+        plan: the plan as it was written, with or without its promise.
+        note: why the promise was left out; None if it was not.
+    """
 
     folder: str
     files: tuple[str, ...]
@@ -74,34 +80,34 @@ class Exported:
     note: str | None
 
     def __str__(self) -> str:
-        said = f"{self.folder}: {', '.join(self.files)} ({self.bytes:,} bytes). {self.plan}"
-        return f"{said} {self.note}" if self.note else said
+        sentence = f"{self.folder}: {', '.join(self.files)} ({self.bytes:,} bytes). {self.plan}"
+        return f"{sentence} {self.note}" if self.note else sentence
 
 
 @without_autocast()
 def export(
     network: Network, plan: Plan, folder: str | Path, *, example: Any = None, one_file: bool = False
 ) -> Exported:
-    """Write a folder that answers under a plan with NumPy and ONNX Runtime alone, without offramp
-    and torch.
+    """Write a folder that runs a network under a plan with NumPy and ONNX Runtime alone, without
+    offramp and torch.
 
-    Every graph is compared with the network before the folder is put into place. An earlier export
-    there is replaced.
+    Every graph is compared with the network before the folder is written. An earlier export in the
+    folder is replaced.
 
     Args:
-        network: In eval mode.
-        plan: Its promise goes along if it was made on this ONNX Runtime. Otherwise the promise is
-            left out, and the printed note says so.
-        folder: Where. It may hold an earlier export and nothing else.
-        example: A batch as the network takes it, if neither the plan nor a cut has seen one.
-        one_file: Also write the whole plan as one graph, with compaction inside and thresholds as
+        network: The network, in eval mode.
+        plan: The plan. Its promise is exported if it was calibrated on this ONNX Runtime. Otherwise
+            the promise is left out, and the printed note says so.
+        folder: The folder to write. It may hold an earlier export and nothing else.
+        example: A batch as the network takes it. Needed if neither the plan nor a cut has seen one.
+        one_file: Whether to write the plan as one graph, with compaction inside and thresholds as
             inputs.
 
     Returns:
-        What was written; it prints as a sentence.
+        The files that were written; it prints as a sentence.
 
     Raises:
-        BadNetwork: An operator cannot be written, or gives something else.
+        BadNetwork: An operator cannot be written as ONNX, or gives another result there.
         Mismatch: The plan belongs to another network.
         InvalidArgument: The plan does not fit, or an example is missing.
         BadFile: The folder cannot be written, or holds anything but an earlier export.
@@ -116,184 +122,216 @@ def export(
     state = as_inputs(_example(network, plan, example), network.device())
     if plan.origin is not None:
         check_origin(network, plan, plan.origin.engine)
-    kept, note = _kept(plan, identity)
-    written, tried = _written(network, plan, state)
-    last = written[-1].stage.name
+    exported_plan, note = _plan_for_engine(plan, identity)
+    stages, tensors = _written_stages(network, plan, state)
     if one_file:
         network.topology.require_chain("an export as one file")
-    body: dict[str, Any] = {
+    manifest = _manifest(network, exported_plan, state, stages, tensors)
+    manifest["one_file"] = "network.onnx" if one_file else None
+
+    # Write everything next to the folder; it replaces the folder once it is complete.
+    with replacing_folder(folder, FOLDER.require_own) as path:
+        if one_file:
+            (path / "network.onnx").write_bytes(_one_graph(stages, exported_plan, manifest))
+        else:
+            for stage, entry in zip(stages, manifest["stages"], strict=True):
+                (path / entry["file"]).write_bytes(stage.graph.model.SerializeToString())
+        exported_plan.save(path / "plan.json")
+        shutil.copyfile(RUN, path / "run.py")
+        # The manifest comes last, because it holds the digests of all other files.
+        manifest["files"] = {file.name: digest_file(file) for file in sorted(path.iterdir())}
+        write_json(path / "manifest.json", "export", SCHEMA, manifest)
+        files = sorted(path.iterdir())
+        names = tuple(file.name for file in files)
+        size = sum(file.stat().st_size for file in files)
+    return Exported(str(folder), names, size, exported_plan, note)
+
+
+def _manifest(
+    network: Network, plan: Plan, state: State, stages: Sequence[WrittenStage], tensors: State
+) -> dict[str, Any]:
+    """The content of manifest.json, without the files and their digests.
+
+    Args:
+        network: the network.
+        plan: the plan as it is exported.
+        state: the inputs of some rows by name.
+        stages: the stages of the plan as graphs.
+        tensors: all named tensors of the network on these rows.
+    """
+    gates = list[str]()
+    stage_entries = list[dict[str, Any]]()
+    for number, written in enumerate(stages):
+        stage_entries.append(_stage(written, number, tensors))
+        if written.stage.gate:
+            gates.append(written.stage.name)
+    logits = tensors[stages[-1].stage.name + LOGITS]  # [B, C]
+    return {
         "made_with": {name: version(name) for name in ("offramp", "torch", "onnx", ENGINE)},
         "network": {"fingerprint": network.fingerprint(), "precision": network.precision()},
         "inputs": [_input(name, value) for name, value in state.items()],
-        "preprocessing": {
-            name: described(preprocess) for name, preprocess in network.fronts.items()
-        },
+        "preprocessing": {name: described(module) for name, module in network.fronts.items()},
         "exits": [*network.topology.exits],
-        "classes": tried[last + LOGITS].shape[1],
-        "logits": _kind(tried[last + LOGITS]),
-        "gates": [one.stage.name for one in written if one.stage.gate],
-        "stages": [_described(one, number, tried) for number, one in enumerate(written)],
-        "defaults": [_default(one) for one in network.topology.defaults],
-        "one_file": "network.onnx" if one_file else None,
-        "sentence": str(kept),
-        "promise": asdict(kept.promise) if kept.promise else None,
+        "classes": logits.shape[1],
+        "logits": str(logits.dtype).removeprefix("torch."),
+        "gates": gates,
+        "stages": stage_entries,
+        "defaults": list(map(_default, network.topology.defaults)),
+        "one_file": None,
+        "sentence": str(plan),
+        "promise": asdict(plan.promise) if plan.promise else None,
     }
-    with replacing_folder(folder, FOLDER.require_own) as path:
-        if one_file:
-            (path / "network.onnx").write_bytes(_one(written, kept, body))
-        else:
-            for one, stage in zip(written, body["stages"], strict=True):
-                (path / stage["file"]).write_bytes(one.graph.model.SerializeToString())
-        kept.save(path / "plan.json")
-        shutil.copyfile(RUN, path / "run.py")
-        body["files"] = {file.name: digest_file(file) for file in sorted(path.iterdir())}
-        write_json(path / "manifest.json", "export", SCHEMA, body)
-        files = sorted(path.iterdir())
-        size = sum(file.stat().st_size for file in files)
-    return Exported(str(folder), tuple(file.name for file in files), size, kept, note)
 
 
 def _example(network: Network, plan: Plan, example: Any) -> Any:
+    """Rows to compare graphs and network on: the example, or seeded rows like those seen before."""
     if example is not None:
         return example
     if plan.origin is not None and plan.origin.probe is not None:
         return plan.origin.probe.some(ROWS)
-    known = next((member.inputs for member in network.members if member.inputs), None)
-    if known is None:
-        raise InvalidArgument(
-            "the plan has seen no rows, expected it from calibrate, or an example; give "
-            "example=some rows"
-        )
-    return rows_like(known, ROWS)
+    for member in network.members:
+        if member.inputs:
+            return rows_like(member.inputs, ROWS)
+    raise InvalidArgument(
+        "example must be a batch of rows, got None. The plan has seen no rows that could replace it"
+    )
 
 
-def _kept(plan: Plan, identity: str) -> tuple[Plan, str | None]:
-    """The plan as it goes along: a promise that was made on another engine does not."""
+def _plan_for_engine(plan: Plan, identity: str) -> tuple[Plan, str | None]:
+    """The plan to export, and a note if its promise is left out: a promise holds only for the
+    engine that it was calibrated on.
+    """
     if plan.origin is None or plan.origin.engine == identity:
         return plan, None
+    changed = plan.changed(origin=replace(plan.origin, engine=identity))
+    if plan.promise is None:
+        return changed, None
     note = (
-        f"It was made on {plan.origin.engine}, and this folder runs on {identity}: to take a "
-        f"promise along, record "
-        f"with engine={ENGINE!r} and calibrate that."
+        f"The promise was left out, because it was made on {plan.origin.engine} and this folder "
+        f"runs on {identity}. To export a promise, record with engine={ENGINE!r} and calibrate "
+        f"that trace."
     )
-    return plan.changed(
-        origin=replace(plan.origin, engine=identity)
-    ), note if plan.promise else None
+    return changed, note
 
 
-def _written(network: Network, plan: Plan, state: State) -> tuple[list[WrittenStage], State]:
-    """The stages of a plan as graphs, each compared with the network on these rows; and all named
-    tensors of them.
+def _written_stages(network: Network, plan: Plan, state: State) -> tuple[list[WrittenStage], State]:
+    """The stages of a plan as graphs, each compared with the network on some rows.
 
-    Every row goes along every edge here: a stage is compared whoever its rows will be.
+    All rows go along every edge here, so that a stage is compared whichever rows will reach it.
+
+    Args:
+        network: the network.
+        plan: decides which stages there are.
+        state: the inputs of the rows by name, each [B, ...].
+
+    Returns:
+        The stages, and all named tensors of the network on these rows.
     """
+    # The same stages in two engines. torch has one stage per node, ONNX Runtime may join nodes.
     schedule = plan.schedule(network.topology)
     device = network.device()
-    engine_stages: Sequence[EngineStage] = kind_of(ENGINE)().open(network, schedule, device)
-    eager = {
-        engine_stage.name: engine_stage
-        for engine_stage in kind_of("torch")().open(network, schedule, device)
-    }
-    tried = dict(with_defaults(network.topology, state))
-    written = list[WrittenStage]()
+    onnx_stages: Sequence[EngineStage] = kind_of(ENGINE)().open(network, schedule, device)
+    torch_stages = dict[str, EngineStage]()
+    for torch_stage in kind_of("torch")().open(network, schedule, device):
+        torch_stages[torch_stage.name] = torch_stage
+    tensors = dict(with_defaults(network.topology, state))
+    stages = list[WrittenStage]()
     with torch.inference_mode():
-        for engine_stage, graph in zip(
-            engine_stages, graphs_of(network, schedule, tried), strict=True
-        ):
-            mine = dict(tried)
-            engine_stage.call(mine)
-            for node in engine_stage.stage.nodes:
-                eager[node].call(tried)
-            _compare(engine_stage.name, engine_stage.writes, mine, tried)
-            if network.topology.node(engine_stage.name).has_exit:
-                index = network.topology.exit_index(engine_stage.name)
-            else:
-                index = -1
-            written.append(
-                WrittenStage(engine_stage.stage, graph, index, _carried(engine_stage.stage, state))
-            )
-    return written, tried
+        graphs = graphs_of(network, schedule, tensors)
+        for onnx_stage, graph in zip(onnx_stages, graphs, strict=True):
+            # Run the stage in both engines on the same inputs; torch's tensors go on.
+            onnx_tensors = dict(tensors)
+            onnx_stage.call(onnx_tensors)
+            for node in onnx_stage.stage.nodes:
+                torch_stages[node].call(tensors)
+            _require_close(onnx_stage.name, onnx_stage.writes, onnx_tensors, tensors)
+            exit_index = -1
+            if network.topology.node(onnx_stage.name).has_exit:
+                exit_index = network.topology.exit_index(onnx_stage.name)
+            carries = _carried(onnx_stage.stage, state)
+            stages.append(WrittenStage(onnx_stage.stage, graph, exit_index, carries))
+    return stages, tensors
 
 
 def _carried(stage: Stage, inputs: State) -> tuple[tuple[str, ...], ...]:
-    """What each edge of a stage carries, the inputs by their own names."""
-    found = list[tuple[str, ...]]()
+    """The tensors that each edge of a stage carries; `x` stands for all inputs by their names."""
+    carries = list[tuple[str, ...]]()
     for edge in stage.edges:
         names = list[str]()
         for name in edge.carries:
             names += [*inputs] if name == INPUT else [name]
-        found.append(tuple(names))
-    return tuple(found)
+        carries.append(tuple(names))
+    return tuple(carries)
 
 
-def _compare(stage: str, writes: Sequence[str], mine: State, own: State) -> None:
-    for name in writes:
-        got = mine[name].double()
-        want = own[name].double()
-        far = (
-            (got - want).abs().nan_to_num(0).max() / want.abs().nan_to_num(0).max().clamp(min=1)
-        ).item()
-        if not far <= BAND or not torch.equal(got.isnan(), want.isnan()):
+def _require_close(stage: str, names: Sequence[str], onnx_tensors: State, tensors: State) -> None:
+    """Raise BadNetwork if ONNX Runtime and torch differ by more than the last bits."""
+    for name in names:
+        got = onnx_tensors[name].double()
+        want = tensors[name].double()
+        # The largest difference, relative to the largest value if that is above 1.
+        difference = (got - want).abs().nan_to_num(0).max()
+        scale = want.abs().nan_to_num(0).max().clamp(min=1)
+        relative = (difference / scale).item()
+        if not relative <= BAND or not torch.equal(got.isnan(), want.isnan()):
             raise BadNetwork(
-                f"segment {stage!r} gives {name!r} {far:.2g} away from the network in ONNX "
-                f"Runtime, expected "
-                f"at most {BAND:g}; run it with engine='torch'"
+                f"{name!r} of segment {stage!r} must be within {BAND:g} of the network in ONNX "
+                f"Runtime, got a difference of {relative:.2g}. Use engine='torch'"
             )
 
 
-def _described(one: WrittenStage, number: int, tried: State) -> dict[str, Any]:
-    """A stage as run.py reads it: which graph, what it reads and gives, and where its rows go."""
-    stage = one.stage
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", stage.name)
+def _stage(written: WrittenStage, number: int, tensors: State) -> dict[str, Any]:
+    """A stage as run.py reads it: its graph, what it reads and writes, and where its rows go."""
+    stage = written.stage
+    file_name = re.sub(r"[^A-Za-z0-9_.-]", "-", stage.name)  # safe on every system
     edges = list[dict[str, Any]]()
-    for edge, names in zip(stage.edges, one.carries, strict=True):
-        edges.append(
-            {
-                "to": None if edge.to == LEAVE else edge.to,
-                "carries": [_input(key, tried[key]) for key in names],
-            }
-        )
+    for edge, names in zip(stage.edges, written.carries, strict=True):
+        target = None if edge.to == LEAVE else edge.to  # None: the row is answered
+        carries = list[dict[str, Any]]()
+        for name in names:
+            carries.append(_input(name, tensors[name]))
+        edges.append({"to": target, "carries": carries})
     return {
         "name": stage.name,
         "nodes": [*stage.nodes],
-        "file": f"{number}-{name}.onnx",
-        "reads": [*one.graph.reads],
-        "writes": [*one.graph.writes],
+        "file": f"{number}-{file_name}.onnx",
+        "reads": [*written.graph.reads],
+        "writes": [*written.graph.writes],
         "gate": stage.gate,
         "routes": [*stage.routes],
         "edges": edges,
-        "exit": one.exit_index,
+        "exit": written.exit_index,
         "why": WHY.index(stage.why),
     }
 
 
-def _default(one: Default) -> dict[str, Any]:
-    name = one.exit if one.output else one.exit + LOGITS
-    return {"name": name, "shape": [*one.shape], "dtype": "float32", "value": one.value}
+def _default(default: Default) -> dict[str, Any]:
+    """A default value as run.py reads it."""
+    name = default.exit if default.output else default.exit + LOGITS
+    return {"name": name, "shape": [*default.shape], "dtype": "float32", "value": default.value}
 
 
 def _input(name: str, value: torch.Tensor) -> dict[str, Any]:
-    given = Input.of(name, value.cpu().numpy())
-    return {"name": given.name, "shape": [*given.shape], "dtype": given.dtype}
+    """A tensor as run.py reads it: its name, the shape of a row and the NumPy dtype."""
+    described_input = Input.of(name, value.cpu().numpy())
+    return {
+        "name": described_input.name,
+        "shape": [*described_input.shape],
+        "dtype": described_input.dtype,
+    }
 
 
-def _kind(value: torch.Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
-
-
-def _one(written: Sequence[WrittenStage], plan: Plan, body: Mapping[str, Any]) -> bytes:
+def _one_graph(stages: Sequence[WrittenStage], plan: Plan, manifest: Mapping[str, Any]) -> bytes:
+    """The whole plan as one ONNX file."""
     import numpy as np
     from onnx import helper
 
-    infos = []
-    for one in body["inputs"]:
-        infos.append(
-            helper.make_tensor_value_info(
-                one["name"],
-                helper.np_dtype_to_tensor_dtype(np.dtype(one["dtype"])),
-                ["batch", *one["shape"]],
-            )
-        )
-    thresholds = {gate: plan.thresholds[gate][0] for gate in body["gates"]}
-    found: bytes = one_model(written, infos, thresholds, body["classes"]).SerializeToString()
-    return found
+    inputs = []
+    for entry in manifest["inputs"]:
+        dtype = helper.np_dtype_to_tensor_dtype(np.dtype(entry["dtype"]))
+        shape = ["batch", *entry["shape"]]
+        inputs.append(helper.make_tensor_value_info(entry["name"], dtype, shape))
+    # In a chain a gate has one threshold.
+    thresholds = {gate: plan.thresholds[gate][0] for gate in manifest["gates"]}
+    model: bytes = one_model(stages, inputs, thresholds, manifest["classes"]).SerializeToString()
+    return model

@@ -1,8 +1,10 @@
 """All graphs of a plan as one ONNX model, with the compaction inside and the thresholds as inputs.
 
-After each gate stands an `If`: where rows go on they are gathered, the rest of the network runs on
-them, and its answers are scattered back to their places; where none goes on nothing else runs. So
-whole batches and single rows skip.
+After each gate follows an ONNX `If` on "does any row stay?". Its "yes" branch gathers the rows that
+stay, runs the rest of the network on them, and scatters their answers back into the batch. Its "no"
+branch returns the answers of this exit, so that a batch without such rows skips the rest.
+
+Shapes: N rows at this stage, n of them stay, C classes.
 """
 
 from __future__ import annotations
@@ -26,8 +28,13 @@ OUTPUTS = ("logits", "exit", "why", "flagged")
 
 @dataclass(frozen=True)
 class WrittenStage:
-    """A stage of a schedule as a graph: the number of its exit (-1 without), and what each of its
-    edges carries.
+    """A stage of a schedule as a graph.
+
+    Attributes:
+        stage: the stage.
+        graph: its ONNX graph.
+        exit_index: index of its exit among the network's exits; -1 without an exit.
+        carries: for each of its edges, the names of the tensors that later stages read.
     """
 
     stage: Stage
@@ -42,11 +49,19 @@ def one_model(
     thresholds: dict[str, float],
     classes: int,
 ) -> Any:
-    """One `onnx.ModelProto`: the inputs of the network and `threshold/<gate>` -> logits, exit, why,
-    flagged.
+    """Join the stages of a chain into one ONNX model.
 
-    inputs: their value infos. A threshold that is not given is that of the plan. Raises BadNetwork
-    above 2 GB.
+    Args:
+        stages: the stages, first to last.
+        inputs: the value infos of the network's inputs.
+        thresholds: by gate. They become optional inputs `threshold/<gate>` with these defaults.
+        classes: the number of classes C.
+
+    Returns:
+        An `onnx.ModelProto` with the outputs logits [B, C], exit [B], why [B] and flagged [B].
+
+    Raises:
+        BadNetwork: The graphs take more than 2 GB together, the limit of one ONNX file.
     """
     from onnx import TensorProto, helper
 
@@ -54,161 +69,218 @@ def one_model(
     size = sum(stage.graph.model.ByteSize() for stage in stages)
     if size > MOST_BYTES:
         raise BadNetwork(
-            f"the graphs take {size / 1e9:.1f} GB, expected at most 2 for one file; export "
-            f"without it"
+            f"the graphs must take at most 2 GB for one file, got {size / 1e9:.1f} GB. Export "
+            f"without one_file"
         )
-    logits = next(
-        value.type.tensor_type.elem_type
-        for value in stages[-1].graph.model.graph.output
-        if _is_logits(value)
-    )
-    kinds = (logits, TensorProto.INT64, TensorProto.INT64, TensorProto.BOOL)
-    body = Body()
-    rest = Body()
-    none = Body()
-    limits = [
-        helper.make_tensor_value_info(f"threshold/{gate}", TensorProto.FLOAT, [])
-        for gate in thresholds
-    ]
-    for gate, value in thresholds.items():
-        body.constant(f"threshold/{gate}", np.float32(value))
-    found = _rest(rest, stages, {}, kinds)
+    logits_type = _type_of_logits(stages[-1].graph.model)
+    types = (logits_type, TensorProto.INT64, TensorProto.INT64, TensorProto.BOOL)
+    main = Body()
+
+    # A weight with the name of an input is that input's default value.
+    limits = []
+    for gate, threshold in thresholds.items():
+        name = f"threshold/{gate}"
+        limits.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+        main.constant(name, np.float32(threshold))
+
+    # With rows: the whole network. Without rows: empty outputs, because not every graph takes 0
+    # rows.
+    network = Body()
+    answers = _rest(network, stages, {}, types)
+    empty = Body()
+    empty_answers = _empty_outputs(empty, classes, types)
+    size_name = main.add("Size", [inputs[0].name], ":size")
+    any_row = main.add("Greater", [size_name, main.constant(":0", np.int64(0))], ":some")
+    _either(main, any_row, (network, answers), (empty, empty_answers), OUTPUTS, types)
+
+    graph = main.graph("offramp", OUTPUTS, types)
+    graph.input.extend([*inputs, *limits])
+    return helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
+
+
+def _type_of_logits(model: Any) -> int:
+    """The ONNX type of a graph's logits."""
+    for value in model.graph.output:
+        if str(value.name).endswith(LOGITS):
+            return int(value.type.tensor_type.elem_type)
+    raise AssertionError("the last stage has no logits")
+
+
+def _empty_outputs(body: Body, classes: int, types: Sequence[int]) -> list[str]:
+    """Write the outputs for 0 rows. Returns their names."""
+    from onnx import helper
+
     shapes = ((0, classes), (0,), (0,), (0,))
-    empty = []
-    for end, shape, kind in zip(OUTPUTS, shapes, kinds, strict=True):
-        empty.append(
-            none.constant(f":no {end}", np.zeros(shape, helper.tensor_dtype_to_np_dtype(kind)))
-        )
-    ends = [none.add("Identity", [name], f"{name} row") for name in empty]
-    some = body.add(
-        "Greater",
-        [body.add("Size", [inputs[0].name], ":size"), body.constant(":0", np.int64(0))],
-        ":some",
-    )
-    _either(body, some, (rest, found), (none, ends), OUTPUTS, kinds)
-    whole = body.graph("offramp", OUTPUTS, kinds)
-    whole.input.extend([*inputs, *limits])
-    return helper.make_model(whole, opset_imports=first.opset_import, ir_version=first.ir_version)
-
-
-def _is_logits(value: Any) -> bool:
-    return str(value.name).endswith(LOGITS)
+    names = []
+    for output, shape, kind in zip(OUTPUTS, shapes, types, strict=True):
+        value = np.zeros(shape, helper.tensor_dtype_to_np_dtype(kind))
+        name = body.constant(f":no {output}", value)
+        names.append(body.add("Identity", [name], f"{name} row"))
+    return names
 
 
 def _rest(
-    body: Body, stages: Sequence[WrittenStage], scope: dict[str, str], kinds: Sequence[int]
+    body: Body, stages: Sequence[WrittenStage], scope: dict[str, str], types: Sequence[int]
 ) -> tuple[str, ...]:
-    """Write the stages of a chain from `stages[0]` on into `body`.
+    """Write the stages of a chain into `body`.
 
-    Returns the names of logits, exit, why and flagged of the rows there.
-    scope: names that tensors have here, where rows were gathered.
+    The function calls itself for the stages behind a gate, because these go into a branch of its
+    `If`.
+
+    Args:
+        body: the graph, or the branch, that is written to.
+        stages: the stages from here on.
+        scope: names of tensors after rows were gathered, by their original names.
+        types: ONNX types of the four outputs.
+
+    Returns:
+        The names of logits [N, C], exit [N], why [N] and flagged [N] for the rows here.
     """
     written = stages[0]
     later = stages[1:]
     stage = written.stage
     name = stage.name
+
+    # The graph of this stage. Without a gate all rows go on to the next.
     graph = written.graph.renamed(scope).graph
     body.nodes += graph.node
     body.weights += graph.initializer
     if not (stage.gate or stage.last):
-        return _rest(body, later, scope, kinds)
+        return _rest(body, later, scope, types)
+
+    # The answers of this exit, for all rows here.
     logits = name + LOGITS
-    count = body.add(
-        "Slice", [body.add("Shape", [logits], f"{name}::shape"), *_ends(body, name)], f"{name}::n"
-    )
-    exit_, why = (
-        body.add(
-            "Expand",
-            [body.constant(f"{name}::its {what}", np.array([value], np.int64)), count],
-            f"{name}::{what}",
-        )
-        for what, value in (("exit", written.exit_index), ("why", WHY.index(stage.why)))
-    )
+    count = _row_count(body, name, logits)
+    exit_ = _repeated(body, name, "exit", written.exit_index, count)
+    why = _repeated(body, name, "why", WHY.index(stage.why), count)
     if stage.last:
-        # NaN where a logit is NaN or infinite
-        none = body.add("Sub", [logits, logits], f"{name}::0")
-        total = body.add(
-            "ReduceSum",
-            [none, body.constant(f"{name}::-1", np.array([-1]))],
-            f"{name}::sum",
-            keepdims=0,
-        )
-        return logits, exit_, why, body.add("IsNaN", [total], f"{name}::flagged")
-    own = (logits, exit_, why, body.add("IsNaN", [name + SCORE], f"{name}::flagged"))
+        return logits, exit_, why, _not_finite(body, name, logits)
+    flagged = body.add("IsNaN", [name + SCORE], f"{name}::flagged")
+    answers = (logits, exit_, why, flagged)
+
+    # The indices [n] of the rows that stay, and whether there are any.
     stay = _stay(body, name)
-    index = body.add(
-        "Squeeze",
-        [body.add("NonZero", [stay], f"{name}::where"), f"{name}::axis"],
-        f"{name}::index",
-    )
     body.constant(f"{name}::axis", np.array([0]))
-    size = body.add("Size", [index], f"{name}::stay count")
-    some = body.add("Greater", [size, body.constant(f"{name}::0", np.int64(0))], f"{name}::some")
+    where = body.add("NonZero", [stay], f"{name}::where")  # [1, n]
+    index = body.add("Squeeze", [where, f"{name}::axis"], f"{name}::index")  # [n]
+    stay_count = body.add("Size", [index], f"{name}::stay count")
+    zero = body.constant(f"{name}::0", np.int64(0))
+    any_stays = body.add("Greater", [stay_count, zero], f"{name}::some")
+
+    # The branch for rows that stay: gather them, run the later stages, scatter the answers back.
     on = Body()
-    done = Body()
-    inner = {}
+    inner_scope = dict(scope)
     for key in written.carries[-1]:
-        inner[key] = on.add("Gather", [scope.get(key, key), index], f"{name}::{key}", axis=0)
-    found = _scattered(on, name, own, _rest(on, later, scope | inner, kinds), index)
-    ends = tuple(done.add("Identity", [end], f"{end} of all") for end in own)
-    outputs = tuple(f"{name}::all {what}" for what in OUTPUTS)
-    _either(body, some, (on, found), (done, ends), outputs, kinds)
+        tensor = scope.get(key, key)
+        inner_scope[key] = on.add("Gather", [tensor, index], f"{name}::{key}", axis=0)
+    later_answers = _rest(on, later, inner_scope, types)
+    joined = _scattered(on, name, answers, later_answers, index)
+
+    # The branch where all rows leave. A branch cannot return outer tensors, hence the Identity.
+    done = Body()
+    own = tuple(done.add("Identity", [answer], f"{answer} of all") for answer in answers)
+    outputs = tuple(f"{name}::all {output}" for output in OUTPUTS)
+    _either(body, any_stays, (on, joined), (done, own), outputs, types)
     return outputs
 
 
-def _ends(body: Body, name: str) -> list[str]:
-    """From the first number of a shape to the second."""
-    return [
-        body.constant(f"{name}::from", np.array([0])),
-        body.constant(f"{name}::to", np.array([1])),
-    ]
+def _row_count(body: Body, name: str, logits: str) -> str:
+    """The number of rows as a shape: the first entry [1] of the shape of the logits."""
+    shape = body.add("Shape", [logits], f"{name}::shape")
+    start = body.constant(f"{name}::from", np.array([0]))
+    end = body.constant(f"{name}::to", np.array([1]))
+    return body.add("Slice", [shape, start, end], f"{name}::n")
+
+
+def _repeated(body: Body, name: str, output: str, value: int, count: str) -> str:
+    """The same number for every row: [1] -> [N]."""
+    constant = body.constant(f"{name}::its {output}", np.array([value], np.int64))
+    return body.add("Expand", [constant, count], f"{name}::{output}")
+
+
+def _not_finite(body: Body, name: str, logits: str) -> str:
+    """Whether a row [N] has a logit that is NaN or infinite.
+
+    x - x is 0 for finite x and NaN otherwise, so the sum over a row [N, C] -> [N] is NaN exactly
+    where a logit is not finite.
+    """
+    difference = body.add("Sub", [logits, logits], f"{name}::0")
+    last_axis = body.constant(f"{name}::-1", np.array([-1]))
+    total = body.add("ReduceSum", [difference, last_axis], f"{name}::sum", keepdims=0)
+    return body.add("IsNaN", [total], f"{name}::flagged")
 
 
 def _stay(body: Body, name: str) -> str:
-    """The rows [n] that do not leave, as `choose` says: NaN stays, and at +inf all do."""
+    """Whether each row [N] stays, as `choose` decides: a NaN score stays, and at a threshold of
+    +inf all rows stay.
+    """
     limit = f"threshold/{name}"
     reached = body.add("GreaterOrEqual", [name + SCORE, limit], f"{name}::reached")
-    open_ = body.add(
-        "Less", [limit, body.constant(f"{name}::inf", np.float32(math.inf))], f"{name}::open"
-    )
-    return body.add("Not", [body.add("And", [reached, open_], f"{name}::leave")], f"{name}::stay")
+    infinity = body.constant(f"{name}::inf", np.float32(math.inf))
+    open_ = body.add("Less", [limit, infinity], f"{name}::open")
+    leave = body.add("And", [reached, open_], f"{name}::leave")
+    return body.add("Not", [leave], f"{name}::stay")
 
 
 def _scattered(
-    body: Body, name: str, own: Sequence[str], found: Sequence[str], index: str
+    body: Body, name: str, answers: Sequence[str], later: Sequence[str], index: str
 ) -> tuple[str, ...]:
-    """Answers of all rows, with those of the rows that went on in their places; a flag once set
-    stays.
+    """Put the answers of the rows that went on into the answers of all rows.
+
+    Args:
+        body: the branch that is written to.
+        name: of the stage.
+        answers: names of logits [N, C], exit [N], why [N] and flagged [N] at this stage.
+        later: names of the same for the rows that went on, [n, C] and [n].
+        index: name of the indices [n] of these rows.
+
+    Returns:
+        The names of the joined outputs. A row that was flagged here stays flagged.
     """
     from onnx import TensorProto
 
-    places = body.add(
-        "Unsqueeze", [index, body.constant(f"{name}::1", np.array([1]))], f"{name}::places"
-    )
-    was = body.add("Gather", [own[3], index], f"{name}::was flagged", axis=0)
-    flags = body.add("Or", [was, found[3]], f"{name}::now flagged")
-    numbers = [
-        body.add("Cast", [each], f"{each} as number", to=TensorProto.INT64)
-        for each in (own[3], flags)
-    ]  # not every version scatters booleans
-    pairs = [*zip(own[:3], found[:3], strict=True), (numbers[0], numbers[1])]
-    ends = [body.add("ScatterND", [one, places, other], f"{one} of both") for one, other in pairs]
-    return (*ends[:3], body.add("Cast", [ends[3]], f"{name}::flagged of both", to=TensorProto.BOOL))
+    axis = body.constant(f"{name}::1", np.array([1]))
+    indices = body.add("Unsqueeze", [index, axis], f"{name}::places")  # [n] -> [n, 1]
+    outputs = []
+    for answer, later_answer in zip(answers[:3], later[:3], strict=True):
+        outputs.append(body.add("ScatterND", [answer, indices, later_answer], f"{answer} of both"))
+
+    # Flags are scattered as integers, because not every version scatters booleans.
+    was_flagged = body.add("Gather", [answers[3], index], f"{name}::was flagged", axis=0)
+    now_flagged = body.add("Or", [was_flagged, later[3]], f"{name}::now flagged")
+    numbers = _as_numbers(body, answers[3])
+    now_numbers = _as_numbers(body, now_flagged)
+    joined = body.add("ScatterND", [numbers, indices, now_numbers], f"{numbers} of both")
+    flagged = body.add("Cast", [joined], f"{name}::flagged of both", to=TensorProto.BOOL)
+    return (*outputs, flagged)
+
+
+def _as_numbers(body: Body, flags: str) -> str:
+    """Booleans as 0 and 1."""
+    from onnx import TensorProto
+
+    return body.add("Cast", [flags], f"{flags} as number", to=TensorProto.INT64)
 
 
 def _either(
     body: Body,
-    some: str,
+    condition: str,
     yes: tuple[Body, Sequence[str]],
     no: tuple[Body, Sequence[str]],
     outputs: Sequence[str],
-    kinds: Sequence[int],
+    types: Sequence[int],
 ) -> None:
+    """Write an `If` with two branches, each a body and the names of its outputs."""
     from onnx import helper
 
-    then, other = (
-        one.graph(f"{some} {word}", ends, kinds) for (one, ends), word in ((yes, "yes"), (no, "no"))
+    yes_body, yes_outputs = yes
+    no_body, no_outputs = no
+    node = helper.make_node(
+        "If",
+        [condition],
+        [*outputs],
+        name=condition,
+        then_branch=yes_body.graph(f"{condition} yes", yes_outputs, types),
+        else_branch=no_body.graph(f"{condition} no", no_outputs, types),
     )
-    body.nodes.append(
-        helper.make_node("If", [some], [*outputs], name=some, then_branch=then, else_branch=other)
-    )
+    body.nodes.append(node)

@@ -28,35 +28,52 @@ def accelerating(
 ) -> Iterator[Any]:
     """Yield an Accelerator on the network's device, in as many processes as were launched.
 
-    Raises MissingExtra, InvalidArgument for what it or a phase cannot do.
+    Args:
+        network: decides the device.
+        precision: "no", "bf16" or "fp16".
+        phases: that are to be trained in this precision.
+        tracker: a tracker of Accelerate; None without one.
+        folder: where the tracker writes.
+        processes: that train together.
+
+    Yields:
+        The Accelerator.
+
+    Raises:
+        MissingExtra: Accelerate, or the tracker, is not installed.
+        InvalidArgument: Accelerate, the device or a phase cannot do this.
     """
     _require_precision(precision, phases, network)
     _require_tracker(tracker, folder)
     device = network.device()
     with _own_state(processes) as users:
-        made = _made(
+        accelerator = _accelerator(
             users,
             mixed_precision=precision,
             cpu=device.type == "cpu",
             log_with=tracker,
             project_dir=folder,
         )
-        apart = processes.count > 1 and device.type == "cuda" and made.device != device
-        if made.device.type != device.type or made.num_processes != processes.count or apart:
+        if accelerator.num_processes != processes.count:
             raise InvalidArgument(
-                f"Accelerate works on {made.device} in {made.num_processes} process(es) and the "
-                f"network lies on "
-                f"{device} in one of {processes.count}, expected the same; move the network "
-                f"there, or begin in a fresh "
-                "process, by torchrun or accelerate launch where it is one of several"
+                f"Accelerate must run in {processes.count} process(es), got "
+                f"{accelerator.num_processes}. Start a fresh process; use torchrun or accelerate "
+                f"launch for several"
             )
-        yield made
+        # With several processes each has a GPU of its own, so the number of the GPU counts too.
+        other_gpu = processes.count > 1 and device.type == "cuda" and accelerator.device != device
+        if accelerator.device.type != device.type or other_gpu:
+            raise InvalidArgument(
+                f"the network must be on Accelerate's device {accelerator.device}, got {device}. "
+                f"Move the network there, or start a fresh process"
+            )
+        yield accelerator
 
 
 @contextlib.contextmanager
 def _own_state(processes: Processes) -> Iterator[bool]:
-    """Yield whether the user has an Accelerator. Accelerate keeps one state per process: ours goes
-    when we are done.
+    """Yield whether the user has an Accelerator. Accelerate keeps one state per process; ours is
+    reset at the end.
     """
     try:
         import accelerate  # noqa: F401
@@ -64,58 +81,67 @@ def _own_state(processes: Processes) -> Iterator[bool]:
     except ImportError as problem:
         raise MissingExtra("accelerate", "fit", "fit") from problem
     users = bool(AcceleratorState._shared_state)
-    placed = bool(PartialState._shared_state)
+    had_partial_state = bool(PartialState._shared_state)
     try:
         yield users
     finally:
         if not users:
-            AcceleratorState._reset_state(reset_partial_state=not placed and processes.count == 1)
+            # The partial state holds the process group, so it stays if there is one.
+            reset_partial = not had_partial_state and processes.count == 1
+            AcceleratorState._reset_state(reset_partial_state=reset_partial)
 
 
-def _made(users: bool, **options: Any) -> Any:
+def _accelerator(users: bool, **options: Any) -> Any:
+    """An Accelerator. users: whether the user already has one. Raises InvalidArgument."""
     from accelerate import Accelerator
 
     try:
         return Accelerator(**options)
     except ValueError as problem:
+        remedy = "Use another precision or tracker"
         if users:
             remedy = (
-                "an Accelerator of yours sets one precision and one device for the whole process: "
-                "give fit the same, or "
-                "call it in a fresh process"
+                "Your own Accelerator sets one precision and one device for this process. Use the "
+                "same ones in fit, or call fit in a fresh process"
             )
-        else:
-            remedy = "give another precision or tracker"
         raise InvalidArgument(
             f"Accelerate refuses precision {options['mixed_precision']!r} with tracker "
-            f"{options['log_with']!r} "
-            f"({problem}); {remedy}"
+            f"{options['log_with']!r} ({problem}). {remedy}"
         ) from problem
 
 
 @contextlib.contextmanager
 def tracking(accelerator: Any, tracker: str | None) -> Iterator[Log]:
-    """Yield what logs an epoch under its number in the run; in the end everything is written
-    out.
+    """Yield a function that logs an epoch under its number in the run.
+
+    Args:
+        accelerator: from `accelerating`.
+        tracker: name of the tracker; None logs nothing.
+
+    Yields:
+        The function. Everything is written out when the context closes.
     """
     if tracker is None:
         yield lambda epoch, number: None
         return
+
+    def log(epoch: Epoch, number: int) -> None:
+        values = {f"{epoch.phase}/{name}": value for name, value in epoch.figures.items()}
+        accelerator.log(values, step=number)
+
     accelerator.init_trackers("offramp")
     try:
-        yield lambda epoch, number: accelerator.log(
-            {f"{epoch.phase}/{name}": value for name, value in epoch.figures.items()}, step=number
-        )
+        yield log
     finally:
-        for each in accelerator.trackers:  # its own end_training would also part the processes
-            each.finish()
+        # Accelerate's end_training would also end the process group.
+        for open_tracker in accelerator.trackers:
+            open_tracker.finish()
 
 
 def _require_tracker(tracker: str | None, folder: Path | None) -> None:
+    """Raise for a tracker without a folder, or that is not installed."""
     if tracker is not None and folder is None:
-        raise InvalidArgument(
-            f"got track={tracker!r} without a folder, expected one for what it writes; give folder="
-        )
+        raise InvalidArgument(f"folder must be set for track={tracker!r}, got None")
     if tracker == "tensorboard":
         try:
             import tensorboard  # noqa: F401
@@ -124,22 +150,23 @@ def _require_tracker(tracker: str | None, folder: Path | None) -> None:
 
 
 def _require_precision(precision: str, phases: tuple[Phase, ...], network: Network) -> None:
-    """Raise InvalidArgument for a precision in which these phases cannot be trained on this
-    device.
-    """
+    """Raise InvalidArgument for a precision that these phases or this device cannot use."""
     if precision not in PRECISIONS:
         raise InvalidArgument(
-            f"got precision={precision!r}, expected one of {', '.join(PRECISIONS)}"
+            f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
         )
     if precision == "no":
         return
-    if own := [phase.name for phase in phases if phase.by == "update"]:
+    for phase in phases:
+        # such a recipe has its own backward pass, which does not go through Accelerate
+        if phase.by == "update":
+            raise InvalidArgument(
+                f"precision must be 'no', because the recipe makes its own steps in phase "
+                f"{phase.name!r}, got {precision!r}"
+            )
+    device = network.device()
+    if precision == "fp16" and device.type != "cuda":
         raise InvalidArgument(
-            f"the recipe steps by itself in phase {own[0]!r}, where nothing brings {precision} "
-            f"about; take 'no'"
-        )
-    if precision == "fp16" and network.device().type != "cuda":
-        raise InvalidArgument(
-            f"precision 'fp16' needs a CUDA device and the network lies on {network.device()}; "
-            f"take 'bf16' or 'no'"
+            f"the network must be on a CUDA device for precision 'fp16', got {device}. Use 'bf16' "
+            f"or 'no'"
         )

@@ -1,10 +1,10 @@
-"""A run on disk: a network as `save` writes it, and beside it what the loop needs to go on.
+"""A run on disk: the network as `save` writes it, and the state that the loop needs to continue.
 
 checkpoint/   network.json, weights.safetensors      the network, as `offramp.load` reads it
-              optimizer.safetensors, training.json   where the run is, and what it was begun with
-              aids.safetensors                       what the recipe hung on while it trains
+              optimizer.safetensors, training.json   the progress and the inputs of the run
+              aids.safetensors                       auxiliary modules of the recipe
 
-training.json holds a digest of each file beside it: damaged weights are no weights to go on from.
+training.json holds a digest of each other file, so a run never continues from damaged weights.
 """
 
 from __future__ import annotations
@@ -36,13 +36,20 @@ FOLDER = FolderKind(
     "training",
     NETWORK_FOLDER.files | {"training.json", OPTIMIZER, AUXILIARY},
 )
-KEEP = "keep"  # beside the names of the optimizer's tensors, which have a slash
+KEEP = "keep"  # a name without a slash; the names of the optimizer's tensors have one
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: the next step, the sums of this epoch's figures so far, and the epochs behind
-    it.
+    """The point that a run has reached.
+
+    Attributes:
+        phase: number of the phase.
+        epoch: number of the epoch within the phase.
+        step: number of the next step within the epoch.
+        sums: the figures of this epoch, summed over the rows so far; None before its first step.
+        seconds: time that this epoch took so far.
+        epochs: the epochs that are done.
     """
 
     phase: int = 0
@@ -60,12 +67,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint holds for the loop.
+    """The content of a checkpoint.
 
-    progress: where the run is. keep: the positions of the rows that the phase trains on, chosen
-    when it began.
-    optimizer, extra: the state of the optimizer, and of its schedule and scaler. At the end of a
-    phase the optimizer's is None, or that of the ended phase where the next one continues from it.
+    Attributes:
+        progress: the point that the run has reached.
+        keep: positions of the rows that the phase trains on; None if it trains on all.
+        optimizer: state of the optimizer. At the end of a phase: None, or the state of the phase
+            that has ended if the next one continues from it.
+        extra: state of the schedule and of the loss scaler.
     """
 
     progress: Progress
@@ -77,14 +86,25 @@ class Resumed:
 def save_checkpoint(
     folder: Path,
     network: Network,
-    begun: Mapping[str, Any],
+    identity: Mapping[str, Any],
     progress: Progress,
     keep: Tensor | None,
     optimizer: Optimizer | None,
     extra: Mapping[str, Any],
 ) -> None:
-    """Write `folder` atomically. begun: what a run must be begun with to go on from here, as plain
-    data.
+    """Write a checkpoint atomically.
+
+    Args:
+        folder: where; an earlier checkpoint there is replaced.
+        network: the network being trained.
+        identity: the inputs of the run as plain data. Only a run with the same ones can continue.
+        progress: the point that the run has reached.
+        keep: positions of the rows that the phase trains on; None for all.
+        optimizer: of the phase; None between phases.
+        extra: state of the schedule and of the loss scaler, as plain data.
+
+    Raises:
+        InvalidArgument: The optimizer's state holds anything but tensors and numbers.
     """
     tensors, state = _packed(optimizer)
     if keep is not None:
@@ -93,9 +113,10 @@ def save_checkpoint(
         write_tensors(path / OPTIMIZER, tensors)
         if network.auxiliary:
             write_tensors(path / AUXILIARY, held(network.auxiliary).state_dict())
+        # training.json comes last, because it holds the digests of all other files
         digests = {file.name: digest_file(file) for file in sorted(path.iterdir())}
         body = {
-            "begun": begun,
+            "begun": identity,
             "progress": asdict(progress),
             "optimiser": state,
             "extra": extra,
@@ -104,19 +125,29 @@ def save_checkpoint(
         write_json(path / "training.json", "training", SCHEMA, body)
 
 
-def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
-    """Load the weights into `network`, and what the loop needs.
+def load_checkpoint(folder: Path, network: Network, identity: Mapping[str, Any]) -> Resumed:
+    """Load the weights of a checkpoint into a network.
 
-    Raises BadFile for a checkpoint that is damaged or of another network, Mismatch for a run that
-    was begun otherwise.
+    Args:
+        folder: the checkpoint.
+        network: the network; its weights are replaced.
+        identity: the inputs of this run as plain data.
+
+    Returns:
+        The state that the loop needs to continue.
+
+    Raises:
+        BadFile: The checkpoint is damaged, or does not fit the network.
+        Mismatch: The checkpoint is from a run with other inputs.
     """
-    return read_whole(folder, lambda path: _load(path, network, begun), FOLDER.require_own)
+    return read_whole(folder, lambda path: _load(path, network, identity), FOLDER.require_own)
 
 
-def _load(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
+def _load(folder: Path, network: Network, identity: Mapping[str, Any]) -> Resumed:
+    """See `load_checkpoint`. Everything is checked before the first weight is replaced."""
     version, body = read_json(folder / "training.json", "training", SCHEMA)
     try:
-        _require_same_run(folder, body["begun"], begun)
+        _require_same_run(folder, body["begun"], identity)
         _require_undamaged(folder, version, body)
         tensors = read_tensors(folder / OPTIMIZER)
         keep = tensors.pop(KEEP, None)
@@ -124,7 +155,7 @@ def _load(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
         resumed = Resumed(Progress.from_json(body["progress"]), keep, state, body["extra"])
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
         raise BadFile(
-            f"{folder} is no complete checkpoint ({problem!r}); begin in another folder"
+            f"{folder} is not a complete checkpoint ({problem!r}). Use another folder"
         ) from problem
     try:
         network.load_state_dict(read_tensors(folder / "weights.safetensors"), strict=True)
@@ -132,23 +163,23 @@ def _load(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
             held(network.auxiliary).load_state_dict(read_tensors(folder / AUXILIARY), strict=True)
     except RuntimeError as problem:
         raise BadFile(
-            f"{folder} does not fit this network; give the network that the run was begun with"
+            f"{folder} does not fit this network. Use the network that the run started with"
         ) from problem
     return resumed
 
 
-def _require_same_run(folder: Path, was: Mapping[str, Any], begun: Mapping[str, Any]) -> None:
-    for key, value in begun.items():
-        if was.get(key) != value:
+def _require_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise Mismatch if a run has other inputs than the one in the checkpoint."""
+    for key, value in now.items():
+        if before.get(key) != value:
             raise Mismatch(
-                f"the run in {folder} was begun with {key} {was.get(key)!r:.200}, this one has "
-                f"{value!r:.200}; begin "
-                "with the same, or in another folder"
+                f"the run in {folder} has {key} {before.get(key)!r:.200}, this one has "
+                f"{value!r:.200}. Use the same inputs, or another folder"
             )
 
 
 def _require_undamaged(folder: Path, version: int, body: Mapping[str, Any]) -> None:
-    """Raise BadFile for files that are not those that were written with training.json."""
+    """Raise BadFile if a file is not the one that was written with training.json."""
     digests = body["files"] if version > 1 else {}
     for name in sorted({"weights.safetensors", OPTIMIZER, *digests} & FOLDER.files):
         if name in digests:
@@ -159,14 +190,17 @@ def _require_undamaged(folder: Path, version: int, body: Mapping[str, Any]) -> N
             continue
         if digest_file(folder / name) != expected:
             raise BadFile(
-                f"{folder / name} was damaged or exchanged after it was written; remove {folder} "
-                f"and begin again, or "
-                "put back a copy of it"
+                f"{folder / name} was damaged or exchanged after it was written. Put back a copy "
+                f"of it, or remove {folder} and train again"
             )
 
 
 def _packed(optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """An optimizer's state in tensors and plain data."""
+    """An optimizer's state as tensors and plain data.
+
+    The state is a table from the index of a parameter to named values, such as Adam's `exp_avg`.
+    Value `exp_avg` of parameter 3 is stored under `3/exp_avg`.
+    """
     if optimizer is None:
         return {}, None
     table = optimizer.state_dict()
@@ -180,9 +214,9 @@ def _packed(optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, A
                 rest[f"{index}/{key}"] = value
             else:
                 raise InvalidArgument(
-                    f"{type(optimizer).__name__} keeps {key!r} as a {type(value).__name__}, which "
-                    f"a checkpoint cannot "
-                    "hold; train without a folder, or with another optimizer"
+                    f"the state of an optimizer must be tensors and numbers to be saved, got a "
+                    f"{type(value).__name__} as {key!r} of {type(optimizer).__name__}. Train "
+                    f"without a folder, or use another optimizer"
                 )
     return tensors, {"groups": table["param_groups"], "rest": rest}
 
@@ -190,14 +224,17 @@ def _packed(optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, A
 def _unpacked(
     tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
+    """The inverse of `_packed`: an optimizer's state dict."""
     if plain is None:
         return None
     state: dict[int, dict[str, Any]] = {}
     for name, value in (*plain["rest"].items(), *tensors.items()):
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = value
-    groups = [
-        {key: tuple(v) if key == "betas" else v for key, v in group.items()}
-        for group in plain["groups"]
-    ]
+    groups = list[dict[str, Any]]()
+    for stored in plain["groups"]:
+        group = dict(stored)
+        if "betas" in group:
+            group["betas"] = tuple(group["betas"])  # JSON made it a list
+        groups.append(group)
     return {"state": state, "param_groups": groups}

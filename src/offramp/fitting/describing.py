@@ -1,4 +1,4 @@
-"""A recipe as its user needs it: what it is, and its arguments with types and defaults."""
+"""Descriptions of recipes for users: the docstring, and the arguments with types and defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from offramp.fitting.training import recipe_class
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a recipe: its name, type and default, as they stand in the code."""
+    """An argument of a recipe.
+
+    Attributes:
+        name: its name.
+        kind: its type, as written in the code.
+        default: its default, as written in the code, or "required".
+    """
 
     name: str
     kind: str
@@ -31,17 +37,25 @@ def source(recipe: str) -> str:
 def arguments(recipe: str) -> list[Argument]:
     """The arguments of a recipe, in the order of its signature. Raises UnknownName."""
     arguments: list[Argument] = []
-    for one in inspect.signature(recipe_class(recipe)).parameters.values():
-        kind = "" if one.annotation is one.empty else str(one.annotation)
-        default = "required" if one.default is one.empty else repr(one.default)
-        arguments.append(Argument(one.name, kind, default))
+    for parameter in inspect.signature(recipe_class(recipe)).parameters.values():
+        kind = ""
+        if parameter.annotation is not parameter.empty:
+            kind = str(parameter.annotation)
+        default = "required"
+        if parameter.default is not parameter.empty:
+            default = repr(parameter.default)
+        arguments.append(Argument(parameter.name, kind, default))
     return arguments
 
 
 def described(recipe: str) -> str:
-    """Arguments and docstring as the command line prints them."""
+    """Arguments and docstring as the command line prints them. Raises UnknownName."""
     rows = arguments(recipe)
-    width = max((len(row.name) for row in rows), default=0)
-    lines = [f"  {row.name:<{width}}  {row.kind} = {row.default}" for row in rows]
-    head = f"Arguments of the recipe {recipe} (--with NAME=VALUE):"
-    return "\n".join([head, *(lines or ["  none"]), "", about(recipe)])
+    lines = [f"Arguments of the recipe {recipe} (--with NAME=VALUE):"]
+    # the names are padded to one width, so that the types begin in one column
+    width = max([len(row.name) for row in rows], default=0)
+    for row in rows:
+        lines.append(f"  {row.name:<{width}}  {row.kind} = {row.default}")
+    if not rows:
+        lines.append("  none")
+    return "\n".join([*lines, "", about(recipe)])

@@ -1,5 +1,5 @@
-"""A network as recipes look at it: from the input through the models, or from pooled features
-through the exits.
+"""The forward pass of training: from the input through the models, or from pooled features through
+the exits only.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ TEACHER = "teacher"
 
 
 class TrainingForward(nn.Module):
-    """Named tensors in, `logits` and `features` by node out.
+    """Runs a network for a recipe: named tensors in, logits and features by node out.
 
-    `pooled` says that the named tensors are the nodes' pooled features, and the models are not run.
-    Exits that cannot pool, or that read one which cannot, are left out then. The last logits of a
-    teacher, which looks at inputs alone, come as `teacher`.
+    If `pooled` is set, the named tensors are the pooled features of the nodes and the models do not
+    run. Exits that cannot pool, or that read an exit which cannot, are left out then.
+
+    Args:
+        network: the network.
+        teacher: a network whose last logits are computed as well; it reads inputs, not pooled
+            features.
     """
 
     def __init__(self, network: Network, teacher: nn.Module | None = None) -> None:
@@ -33,26 +37,30 @@ class TrainingForward(nn.Module):
         self.teacher = teacher
 
     def forward(self, state: State, pooled: bool) -> NodeTensors:
-        """Logits [b, C] and features [b, ...] by node."""
-        if not pooled:
-            seen = dict(self.network.look(given(state)))
-            own = {name: one.own for name, one in seen.items() if one.own is not None}
-            return {
-                "logits": own,
-                "features": {name: one.features for name, one in seen.items()},
-            } | self._trained(state)
+        """Compute logits [b, C] and features [b, ...] by node."""
         logits = dict[str, Tensor]()
-        handed = dict[str, Tensor]()
-        for name, exit_ in exits_of(self.network):
-            if name in state and exits_read(exit_) <= logits.keys():
-                kind = next((value.dtype for value in exit_.parameters()), state[name].dtype)
-                logits[name], handed[name] = answers(
-                    exit_, Seen(state[name].to(kind), handed), name
-                )
-        return {"logits": logits, "features": {name: state[name] for name in logits}}
+        features = dict[str, Tensor]()
+        if not pooled:
+            for name, node in self.network.look(given(state)):
+                features[name] = node.features
+                if node.own is not None:
+                    logits[name] = node.own
+            return {"logits": logits, "features": features} | self._teacher_logits(state)
 
-    def _trained(self, state: State) -> NodeTensors:
-        """The teacher's last logits."""
+        handed_on = dict[str, Tensor]()
+        for name, exit_ in exits_of(self.network):
+            readable = name in state and exits_read(exit_) <= logits.keys()
+            if not readable:
+                continue
+            # Pooled features are float32; the exit may have another type.
+            parameter = next(exit_.parameters(), state[name])
+            seen = Seen(state[name].to(parameter.dtype), handed_on)
+            logits[name], handed_on[name] = answers(exit_, seen, name)
+            features[name] = state[name]
+        return {"logits": logits, "features": features}
+
+    def _teacher_logits(self, state: State) -> NodeTensors:
+        """The last logits of the teacher, if there is one."""
         if self.teacher is None:
             return {}
         with torch.no_grad():
@@ -62,11 +70,17 @@ class TrainingForward(nn.Module):
 def outputs_of(
     network: Network, computed: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool
 ) -> TrainingOutputs:
-    """What `TrainingForward` gave, as a recipe sees it."""
+    """The result of `TrainingForward`, as a recipe reads it.
+
+    Args:
+        network: the network that ran.
+        computed: logits and features by node.
+        state: the named tensors of the batch.
+        pooled: whether these are pooled features; then the recipe gets no inputs.
+    """
     teacher = computed.get(TEACHER, {}).get(TEACHER)
-    return TrainingOutputs(
-        computed["logits"], computed["features"], {} if pooled else state, network, teacher
-    )
+    inputs = {} if pooled else state
+    return TrainingOutputs(computed["logits"], computed["features"], inputs, network, teacher)
 
 
 def exits_of(network: Network) -> Iterator[tuple[str, Exit]]:
@@ -76,7 +90,16 @@ def exits_of(network: Network) -> Iterator[tuple[str, Exit]]:
 
 
 def pooled_of(network: Network, state: State, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The pooled features [b, F] of the named exits for a batch, without gradient."""
+    """Pool the features of a batch for some exits, without gradient.
+
+    Args:
+        network: the network.
+        state: the named inputs of the batch.
+        names: of the exits; those that cannot pool are left out.
+
+    Returns:
+        Features [b, F] by exit.
+    """
     pooled: dict[str, Tensor] = {}
     with torch.inference_mode():
         for member in network.members:

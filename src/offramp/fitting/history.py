@@ -1,4 +1,4 @@
-"""What happened while a network was trained, epoch by epoch; also as CSV."""
+"""The history of a training run, epoch by epoch. It can be written as CSV."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from offramp._support.files import write_csv
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass of a phase. step: optimizer steps of the phase so far; rate: the learning rate at
-    its end.
+    """One pass of a phase over the training rows.
 
-    figures: mean losses by name ("loss" is their sum), `accuracy/<exit>` on development rows,
-    `gap/<exit>` of solvers.
+    Attributes:
+        phase: name of the phase.
+        epoch: number of the epoch within the phase, from 0.
+        step: optimizer steps of the phase so far.
+        seconds: time that the training took.
+        rate: the learning rate at the end; None for a solver.
+        figures: mean losses by name ("loss" is their sum), `accuracy/<exit>` on development rows,
+            `gap/<exit>` of solvers.
     """
 
     phase: str
@@ -31,7 +36,9 @@ class Epoch:
     def from_json(body: Mapping[str, Any]) -> Epoch:
         """The epoch written by `dataclasses.asdict`."""
         rate = None if body["rate"] is None else float(body["rate"])
-        figures = {str(name): float(value) for name, value in body["figures"].items()}
+        figures = dict[str, float]()
+        for name, value in body["figures"].items():
+            figures[str(name)] = float(value)
         return Epoch(
             body["phase"],
             int(body["epoch"]),
@@ -42,24 +49,31 @@ class Epoch:
         )
 
     def flat(self) -> dict[str, Any]:
-        """One row of a table."""
+        """The epoch as one row of a table: its figures become columns of their own.
+
+        Returns:
+            Values by column.
+        """
         row = asdict(self)
-        return {
-            **{name: row[name] for name in ("phase", "epoch", "step", "seconds", "rate")},
-            **self.figures,
-        }
+        del row["figures"]
+        return row | dict(self.figures)
 
 
 @dataclass(frozen=True)
 class History:
-    """The epochs of a run, in order, and what it says about itself (`notes`)."""
+    """The epochs of a run.
+
+    Attributes:
+        epochs: in order.
+        notes: sentences about the run, such as which phases read pooled features.
+    """
 
     epochs: tuple[Epoch, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
     def seconds(self) -> float:
-        """All epochs together, without reading and pooling."""
+        """Time of all epochs together, without reading and pooling."""
         return math.fsum(epoch.seconds for epoch in self.epochs)
 
     @property
@@ -68,18 +82,28 @@ class History:
         return self.epochs[-1]
 
     def __str__(self) -> str:
-        """The last epoch of each phase, a line each."""
-        last = {epoch.phase: epoch for epoch in self.epochs}
-        lines = [
-            f"{epoch.phase}, epoch {epoch.epoch + 1}: "
-            + ", ".join(f"{name} {value:.4g}" for name, value in epoch.figures.items())
-            for epoch in last.values()
-        ]
+        """The last epoch of each phase, one line per phase."""
+        last_epochs = dict[str, Epoch]()
+        for epoch in self.epochs:
+            last_epochs[epoch.phase] = epoch  # a later epoch of the same phase replaces this one
+        lines = list[str]()
+        for phase, epoch in last_epochs.items():
+            figures = [f"{name} {value:.4g}" for name, value in epoch.figures.items()]
+            lines.append(f"{phase}, epoch {epoch.epoch + 1}: {', '.join(figures)}")
         return "\n".join([*lines, *self.notes])
 
     def save_csv(self, path: str | Path) -> None:
-        """One line per epoch, one column per figure."""
+        """Write the history as CSV: one line per epoch, one column per figure.
+
+        Args:
+            path: the file. An earlier history there is replaced.
+        """
         rows = [epoch.flat() for epoch in self.epochs]
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        cells = [[row.get(name) for name in columns] for row in rows]
+        # Phases differ in their figures. A column appears where its name came first.
+        columns = list[str]()
+        for row in rows:
+            columns += [name for name in row if name not in columns]
+        cells = list[list[Any]]()
+        for row in rows:
+            cells.append([row.get(name) for name in columns])
         write_csv(path, columns, cells, what="history of a run")

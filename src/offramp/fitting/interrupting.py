@@ -12,31 +12,36 @@ from typing import Any
 
 @contextlib.contextmanager
 def interruptible(echo: float = 0.0) -> Iterator[threading.Event]:
-    """While it lasts, the first Ctrl-C only sets the event, so that a step is never left half done;
-    a second stops.
+    """Delay Ctrl-C to the end of a step: the first one only sets the event, a second one stops at
+    once.
 
-    echo: seconds in which another one is still the first: launchers of processes pass on what the
-    terminal told them.
+    Args:
+        echo: a second Ctrl-C within this many seconds counts as the first, because launchers
+            forward the signal that their workers already received. 0 if there is no launcher.
+
+    Yields:
+        The event. It is never set outside the main thread, where Python delivers no signals.
     """
-    asked = threading.Event()
-    until = 0.0
+    interrupted = threading.Event()
+    echo_end = 0.0
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield interrupted
         return
 
-    def heard(number: int, frame: Any) -> None:
-        nonlocal until
+    def handle(number: int, frame: Any) -> None:
+        nonlocal echo_end
         now = time.monotonic()
         if not echo:
+            # Without a launcher Python's own handler takes the next Ctrl-C.
             signal.signal(signal.SIGINT, before)
-        elif not asked.is_set():
-            until = now + echo
-        elif now > until:
+        elif not interrupted.is_set():
+            echo_end = now + echo
+        elif now > echo_end:
             raise KeyboardInterrupt
-        asked.set()
+        interrupted.set()
 
-    before = signal.signal(signal.SIGINT, heard)
+    before = signal.signal(signal.SIGINT, handle)
     try:
-        yield asked
+        yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,12 +1,14 @@
-"""The one loop. Recipes supply phases and losses; anyone may write a loop of their own, a Network
-being a Module.
+"""The training loop of `fit`. `Loop._step` is one step of it: outputs, loss, backward, step.
+
+A recipe supplies the phases and the losses. A Network is a torch Module, so you can also train it
+with a loop of your own.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from offramp._support.processes import ALONE, Processes
@@ -33,24 +35,38 @@ from offramp.fitting.pooling import Pooling
 from offramp.fitting.stepping import Stepping
 from offramp.networks.inputs import State
 from offramp.networks.network import Network
-from offramp.networks.recipe import FeatureTable, Phase, Recipe, TrainingBatch
+from offramp.networks.recipe import FeatureTable, Phase, Recipe, TrainingBatch, TrainingOutputs
 
 EVERY = 60.0  # seconds between checkpoints in the middle of an epoch
-# seconds in which a launcher passes a Ctrl-C on that the terminal told its processes too
+# Seconds in which a second Ctrl-C counts as the first: the terminal sends it to every process, and
+# then the launcher forwards it to them again.
 ECHO = 5.0
-UNSEEN: Mapping[str, Mapping[str, Tensor]] = {
-    "logits": {},
-    "features": {},
-}  # where nobody has looked
-LOOKED = 256  # rows that are looked at together where nothing is trained
+LOOKED = 256  # batch size where nothing is trained
+# The outputs where the recipe runs the network itself.
+UNSEEN: Mapping[str, Mapping[str, Tensor]] = {"logits": {}, "features": {}}
 
 IndexedRows = tuple[Rows, RowIndex]
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run is given and never changes. begun: as plain data, for checkpoints; folder: None
-    keeps nothing.
+    """The inputs of a run. They do not change while it trains.
+
+    Attributes:
+        network: the network to train, in place.
+        recipe: supplies the losses.
+        phases: the stretches of training, in order.
+        training: rows that are trained on.
+        development: rows that each epoch is measured on; None if there are none.
+        pooling: supplies pooled features, computed once.
+        accelerator: of Hugging Face Accelerate; handles the precision.
+        log: called with each epoch and its number in the run.
+        batch_size: rows of one step, over all processes.
+        seed: of everything that is drawn.
+        folder: where metrics.csv and checkpoints go; None writes nothing.
+        identity: the inputs as plain data; a checkpoint resumes only a run with the same ones.
+        progress: whether to show progress.
+        processes: the processes that train together.
     """
 
     network: Network
@@ -64,30 +80,39 @@ class RunConfig:
     batch_size: int
     seed: int
     folder: Path | None
-    begun: Mapping[str, Any]
+    identity: Mapping[str, Any]
     progress: bool
     processes: Processes
 
 
 class Loop:
-    """One run through the phases of a recipe, from the start or from where a checkpoint left it."""
+    """One run through the phases of a recipe, from the start or from a checkpoint.
+
+    Args:
+        config: the inputs of the run.
+        resumed: the content of a checkpoint to continue from; None starts at the first phase.
+    """
 
     def __init__(self, config: RunConfig, resumed: Resumed | None) -> None:
         self.config = config
         self.network = config.network
         self.at = resumed.progress if resumed else Progress()
         self.resumed = resumed
-        self.ended: Optimizer | None = None  # that of the phase that ended last
-        self.saved = time.perf_counter()
+        self.ended: Optimizer | None = None  # of the phase that ended last
+        self.saved = time.perf_counter()  # time of the last checkpoint
 
     def run(self) -> History:
-        """Train all phases that are left."""
+        """Train all phases that are left.
+
+        Returns:
+            The history of all epochs, those before a resume included.
+        """
         for number, phase in enumerate(self.config.phases):
-            if number < self.at.phase:
+            if number < self.at.phase:  # done before the run was resumed
                 continue
-            self._mode(phase)
+            self._set_modes(phase)
             if phase.by == "solve":
-                self._solve(number, phase)
+                self._solve(phase)
             else:
                 self._train(number, phase)
             self.at = replace(self.at, phase=number + 1, epoch=0, step=0, sums=None, seconds=0.0)
@@ -95,146 +120,195 @@ class Loop:
         return History(self.at.epochs, self._notes())
 
     def _notes(self) -> tuple[str, ...]:
-        """Which phases read what was computed once, and how rows were augmented."""
-        once = [phase.name for phase in self.config.phases if phase.reads == "pooled"]
-        anew = [phase.name for phase in self.config.phases if phase.reads == "input"]
-        copies = self.config.pooling.views
+        """Which phases read pooled features, and how rows were augmented."""
+        pooled = [phase.name for phase in self.config.phases if phase.reads == "pooled"]
+        from_input = [phase.name for phase in self.config.phases if phase.reads == "input"]
         augmented = self.config.pooling.augment is not None
-        if augmented:
-            views = f"; {copies} augmented copies of each row were kept"
-        else:
-            views = ""
-        if once:
-            notes = [f"pooled features were computed once for {', '.join(once)}{views}"]
-        else:
-            notes = []
-        return (
-            *notes,
-            *(
-                [f"rows were augmented anew in every epoch of {', '.join(anew)}"]
-                if anew and augmented
-                else []
-            ),
-        )
+        notes = list[str]()
+        if pooled:
+            note = f"pooled features were computed once for {', '.join(pooled)}"
+            if augmented:
+                note += f"; {self.config.pooling.views} augmented copies of each row were kept"
+            notes.append(note)
+        if from_input and augmented:
+            notes.append(f"rows were augmented anew in every epoch of {', '.join(from_input)}")
+        return tuple(notes)
+
+    # Training by steps
 
     def _train(self, number: int, phase: Phase) -> None:
-        """Epochs over the training rows, a batch at a time."""
-        pooled = phase.reads == "pooled"
-        forward = TrainingForward(
-            self.network, self.network.auxiliary[phase.teacher] if phase.teacher else None
-        )
+        """Train one phase: epochs over the training rows."""
+        teacher = self.network.auxiliary[phase.teacher] if phase.teacher else None
+        forward = TrainingForward(self.network, teacher)
         loader = self._loader(number, phase)
-        held = self._development(pooled=pooled)
+        development = self._development(pooled=phase.reads == "pooled")
         require_rows(loader, self.network)
         steps = phase.epochs * loader.steps
         stepping = Stepping(phase, steps, self.config.accelerator, forward, loader.processes)
         self._restore(number, phase, stepping)
         echo = ECHO if self.config.processes.count > 1 else 0.0
-        with (
-            interruptible(echo) as asked,
-            phase.during(),
-            shared_norms(self.network, loader.processes),
-        ):
+        norms = shared_norms(self.network, loader.processes)
+        with interruptible(echo) as interrupted, phase.during(), norms:
             for epoch in range(self.at.epoch, phase.epochs):
-                batches = loader.epoch(epoch, self.at.step)
-                what = f"{phase.name}, epoch {epoch + 1} of {phase.epochs}"
-                left = loader.steps - self.at.step
-                start = time.perf_counter() - self.at.seconds
-                tally = dict(self.at.sums or {})
-                for state, positions in track(
-                    batches, what=what, total=left, show=self.config.progress
-                ):
-                    step = epoch * loader.steps + self.at.step
-                    size = loader.size(self.at.step)
-                    batch = loader.batch(positions, phase.name, step, steps)
-                    batch = replace(batch, share=len(positions) / size)
-                    figures = self._step(phase, stepping, state, batch, loader.processes)
-                    for name, value in figures.items():
-                        tally[name] = tally.get(name, 0.0) + value * size
-                    seconds = time.perf_counter() - start
-                    self.at = replace(
-                        self.at, epoch=epoch, step=self.at.step + 1, sums=tally, seconds=seconds
-                    )
-                    self._pause(
-                        asked, stepping, loader, due=time.perf_counter() - self.saved > EVERY
-                    )
-                self._end_epoch(phase, epoch, loader, held, tally, stepping.optimizer)
-                self._pause(asked, stepping, loader, due=epoch + 1 < phase.epochs)
+                totals = self._train_epoch(phase, epoch, stepping, loader, interrupted)
+                self._end_epoch(phase, epoch, loader, development, totals, stepping.optimizer)
+                self._pause(interrupted, stepping, loader, due=epoch + 1 < phase.epochs)
         self.ended = stepping.optimizer
 
-    def _step(
+    def _train_epoch(
         self,
         phase: Phase,
+        epoch: int,
         stepping: Stepping,
-        state: State,
-        batch: TrainingBatch,
-        shared: Processes,
+        loader: BatchLoader,
+        interrupted: Event,
     ) -> Mapping[str, float]:
-        """One batch: outputs, loss, backward, step.
+        """One pass over the training rows, from the step where a checkpoint left it.
+
+        Returns:
+            The losses, summed over the rows of all processes.
+        """
+        first_step = self.at.step
+        start = time.perf_counter() - self.at.seconds
+        totals = dict(self.at.sums or {})
+        batches = track(
+            loader.epoch(epoch, first_step),
+            what=f"{phase.name}, epoch {epoch + 1} of {phase.epochs}",
+            total=loader.steps - first_step,
+            show=self.config.progress,
+        )
+        for state, positions in batches:
+            step = epoch * loader.steps + self.at.step
+            size = loader.size(self.at.step)
+            batch = loader.batch(positions, phase.name, step, phase.epochs * loader.steps)
+            batch = replace(batch, share=len(positions) / size)
+            if phase.by == "update":
+                figures = self._update(phase, stepping, state, batch)
+            else:
+                figures = self._step(phase, stepping, state, batch)
+            # a mean over the batch counts with its number of rows
+            for name, value in figures.items():
+                totals[name] = totals.get(name, 0.0) + value * size
+            seconds = time.perf_counter() - start
+            self.at = replace(
+                self.at, epoch=epoch, step=self.at.step + 1, sums=totals, seconds=seconds
+            )
+            due = time.perf_counter() - self.saved > EVERY
+            self._pause(interrupted, stepping, loader, due=due)
+        return totals
+
+    def _step(
+        self, phase: Phase, stepping: Stepping, state: State, batch: TrainingBatch
+    ) -> Mapping[str, float]:
+        """One step of training: outputs, loss, backward, step.
 
         Returns:
             The losses as numbers, the mean over all processes.
         """
-        recipe = self.config.recipe
-        pooled = phase.reads == "pooled"
-        computed = stepping.look(state, pooled) if phase.looks else UNSEEN
-        outputs = outputs_of(self.network, computed, state, pooled)
-        if phase.by == "update":  # the recipe has a backward pass and a step of its own
-            figures = numbers_of(recipe.update(outputs, batch, stepping.optimizer))
-            require_finite(figures, outputs, phase, batch.step, self.config.folder)
-        else:
-            losses = recipe.loss(outputs, batch)
-            figures = shared.mean(numbers_of(losses), batch.share)
-            require_finite(figures, outputs, phase, batch.step, self.config.folder)
-            stepping.step(losses, batch.share)  # backward, clip, optimizer step
-        stepping.end_step()
+        outputs = self._outputs(phase, stepping, state)
+        losses = self.config.recipe.loss(outputs, batch)
+        figures = stepping.processes.mean(numbers_of(losses), batch.share)
+        require_finite(figures, outputs, phase, batch.step, self.config.folder)
+        stepping.backward(losses, batch.share)
+        stepping.step()
         return figures
 
-    def _pause(self, asked: Event, stepping: Stepping, loader: BatchLoader, *, due: bool) -> None:
-        """A checkpoint when it is due, or when somebody has asked to stop: then the run ends here,
-        in all processes.
+    def _update(
+        self, phase: Phase, stepping: Stepping, state: State, batch: TrainingBatch
+    ) -> Mapping[str, float]:
+        """One step of a recipe that has its own backward pass and steps the optimizer itself."""
+        outputs = self._outputs(phase, stepping, state)
+        figures = numbers_of(self.config.recipe.update(outputs, batch, stepping.optimizer))
+        require_finite(figures, outputs, phase, batch.step, self.config.folder)
+        stepping.step_schedule()
+        return figures
+
+    def _outputs(self, phase: Phase, stepping: Stepping, state: State) -> TrainingOutputs:
+        """The outputs of the network for a batch, as the recipe sees them."""
+        pooled = phase.reads == "pooled"
+        computed = stepping.look(state, pooled) if phase.looks else UNSEEN
+        return outputs_of(self.network, computed, state, pooled)
+
+    def _end_epoch(
+        self,
+        phase: Phase,
+        epoch: int,
+        loader: BatchLoader,
+        development: BatchLoader | None,
+        totals: Mapping[str, float],
+        optimizer: Optimizer,
+    ) -> None:
+        """Measure an epoch, note it, and move on to the next."""
+        figures = {name: value / len(loader.keep) for name, value in totals.items()}
+        seconds = self.at.seconds
+        rate = float(optimizer.param_groups[0]["lr"])
+        self._even_out(phase, optimizer)
+        figures |= self._accuracies(development, pooled=phase.reads == "pooled")
+        self._set_modes(phase)  # measuring puts the network into eval mode
+        self._note(Epoch(phase.name, epoch, (epoch + 1) * loader.steps, seconds, rate, figures))
+        self.at = replace(self.at, epoch=epoch + 1, step=0, sums=None, seconds=0.0)
+
+    def _pause(
+        self, interrupted: Event, stepping: Stepping, loader: BatchLoader, *, due: bool
+    ) -> None:
+        """Write a checkpoint if one is due or the user pressed Ctrl-C. After Ctrl-C the run ends
+        here, in all processes.
         """
-        many = self.config.processes
-        due, stop = many.either(due and many.main, asked.is_set())  # their clocks differ
+        processes = self.config.processes
+        # The main process decides whether a checkpoint is due, because the clocks differ.
+        due, stop = processes.either(due and processes.main, interrupted.is_set())
         if due or stop:
             self._save(stepping, loader)
         if stop:
             raise KeyboardInterrupt
 
-    def _solve(self, number: int, phase: Phase) -> None:
-        """One stroke on all rows."""
-        development = self.config.development
+    # Training at once
+
+    def _solve(self, phase: Phase) -> None:
+        """Train one phase by one call of the recipe's solver on all rows."""
         table = self._feature_table(self.config.training, held=False)
-        held = development and self._feature_table(development, held=True)
-        start = time.perf_counter()  # pooling is not part of it
-        many = self.config.processes
-        figures = many.alone(lambda: dict(self.config.recipe.solve(phase, table, held)))
-        many.spread(phase.parameters)
+        development = None
+        if self.config.development is not None:
+            development = self._feature_table(self.config.development, held=True)
+        start = time.perf_counter()  # pooling is not part of the seconds
+        # The main process solves; the others receive its parameters.
+        processes = self.config.processes
+        recipe = self.config.recipe
+        figures = processes.alone(lambda: dict(recipe.solve(phase, table, development)))
+        processes.spread(phase.parameters)
         seconds = time.perf_counter() - start
-        trained = {id(value) for value in phase.parameters}
-        measured = self._accuracies(self._development(pooled=True), pooled=True)
-        for name in table.exits:
-            if all(id(value) not in trained for value in table.exits[name].parameters()):
-                measured.pop(f"accuracy/{name}", None)
-        self._note(Epoch(phase.name, 0, 0, seconds, None, {**figures, **measured}))
+        # Report the accuracy of the exits that this phase trained, and not of the other ones.
+        accuracies = self._accuracies(self._development(pooled=True), pooled=True)
+        trained = _ids(phase.parameters)
+        for name, exit_ in table.exits.items():
+            if not _holds_any(exit_, trained):
+                accuracies.pop(f"accuracy/{name}", None)
+        self._note(Epoch(phase.name, 0, 0, seconds, None, {**figures, **accuracies}))
 
     def _feature_table(self, rows: IndexedRows, *, held: bool) -> FeatureTable:
+        """The pooled features and labels of all rows, as a solver reads them."""
         source, index = rows
         assert index.y is not None
         columns = self.config.pooling.features(source, index.seen.fingerprint, held=held)
-        copies = len(next(iter(columns.values()))) // len(index.row)
         features = {name: torch.from_numpy(column) for name, column in columns.items()}
-        y = torch.from_numpy(index.y).repeat(copies)
-        return FeatureTable(
-            {name: self.network.exit_of(name) for name in columns}, features, y, copies
-        )
+        exits = {name: self.network.exit_of(name) for name in columns}
+        # A column is [V N, F]: V copies of the N rows, one after the other.
+        copies = len(next(iter(columns.values()))) // len(index.row)
+        y = torch.from_numpy(index.y).repeat(copies)  # [N] -> [V N]
+        return FeatureTable(exits, features, y, copies)
+
+    # Rows
 
     def _loader(self, number: int, phase: Phase) -> BatchLoader:
+        """The training batches of a phase."""
         source, index = self.config.training
+        cache = None
         if phase.reads == "pooled":
             cache = self.config.pooling.features(source, index.seen.fingerprint)
-        else:
-            cache = None
+        # If a recipe makes its own steps, its loss may not be a mean over rows (halves of a batch,
+        # trial steps). Then every process makes the same steps of complete batches: exact, but not
+        # faster than one process.
+        processes = ALONE if phase.by == "update" else self.config.processes
         loader = BatchLoader(
             source,
             index,
@@ -243,157 +317,136 @@ class Loop:
             device=self.network.device(),
             cache=cache,
             augment=self.config.pooling.augment,
-            # A recipe that steps by itself is no mean over rows (halves of a batch, trial steps):
-            # every process makes the same steps of whole batches, which is exact, and no faster
-            # than one.
-            processes=ALONE if phase.by == "update" else self.config.processes,
+            processes=processes,
         )
         if self.resumed is not None and self.resumed.keep is not None:
             loader.keep = self.resumed.keep.numpy()
         elif phase.rows is not None:
-            loader.keep = self._chosen(phase, loader)
-            self._mode(phase)
+            loader.keep = self._chosen_rows(phase, loader)
+            self._set_modes(phase)  # choosing puts the network into eval mode
         return loader
 
-    def _chosen(self, phase: Phase, loader: BatchLoader) -> Array:
-        """The positions of the rows that a phase trains on. Raises BadData when there are none."""
+    def _chosen_rows(self, phase: Phase, loader: BatchLoader) -> Array:
+        """The positions of the rows that a phase trains on. Raises BadData if it chooses none."""
         assert phase.rows is not None
-        kept = []
         pooled = phase.reads == "pooled"
-        look = TrainingForward(self.network.eval())
+        forward = TrainingForward(self.network.eval())
+        chosen = list[Array]()
         with torch.no_grad():
             for state, positions in loader.in_order(LOOKED):
-                outputs = outputs_of(self.network, look(state, pooled), state, pooled)
-                kept.append(
-                    positions[
-                        phase.rows(outputs, loader.batch(positions, phase.name)).cpu().numpy()
-                    ]
-                )
-        found: Array = np.concatenate(loader.processes.woven(kept))
-        if not len(found):
+                outputs = outputs_of(self.network, forward(state, pooled), state, pooled)
+                mask = phase.rows(outputs, loader.batch(positions, phase.name))  # [b]
+                chosen.append(positions[mask.cpu().numpy()])
+        rows: Array = np.concatenate(loader.processes.woven(chosen))
+        if not len(rows):
             raise BadData(
-                f"the phase {phase.name!r} chose none of the {len(loader.keep)} rows; nothing is "
-                f"left to train"
+                f"the phase {phase.name!r} must train on at least 1 of the {len(loader.keep)} "
+                f"rows, got 0"
             )
-        return found
-
-    def _mode(self, phase: Phase) -> None:
-        """Gradients for what is trained and nothing else; training mode for the modules that it
-        stands in.
-        """
-        network = self.network.eval()
-        trained = {id(value) for value in phase.parameters}
-        auxiliary = network.auxiliary.values()
-        models = [network.model_of(member) for member in network.members]
-        for value in (
-            *network.parameters(),
-            *(value for aux in auxiliary for value in aux.parameters()),
-        ):
-            value.requires_grad_(id(value) in trained)
-        children = (
-            *network.fronts.children(),
-            *network.exits.children(),
-            *network.gates.children(),
-        )
-        for part in (*models, *children, *auxiliary):
-            part.train(any(id(value) in trained for value in part.parameters()))
-        for module in phase.still:
-            module.eval()
-
-    def _restore(self, number: int, phase: Phase, stepping: Stepping) -> None:
-        """The state of a run that was stopped within this phase, or what this phase keeps of the
-        one before.
-        """
-        resumed = self.resumed
-        self.resumed = None
-        state = None if resumed is None else resumed.optimizer
-        if (
-            resumed is not None
-            and state is not None
-            and (resumed.progress.epoch or resumed.progress.step)
-        ):
-            stepping.restore(state, resumed.extra)
-            return
-        known: Mapping[Tensor, Any] = {} if self.ended is None else self.ended.state
-        # stopped between the two phases: the state is that of the phase before
-        if state is not None:
-            before = self.config.phases[number - 1].parameters
-            known = {before[index]: values for index, values in state["state"].items()}
-        for value in phase.continues:
-            if value in known:
-                stepping.optimizer.state[value] = dict(known[value])
-
-    def _end_epoch(
-        self,
-        phase: Phase,
-        epoch: int,
-        loader: BatchLoader,
-        held: BatchLoader | None,
-        tally: Mapping[str, float],
-        optimizer: Optimizer,
-    ) -> None:
-        figures = {name: value / len(loader.keep) for name, value in tally.items()}
-        seconds = self.at.seconds
-        rate = float(optimizer.param_groups[0]["lr"])
-        self._even_out(phase, optimizer)
-        figures |= self._accuracies(held, pooled=phase.reads == "pooled")
-        self._mode(phase)
-        self._note(Epoch(phase.name, epoch, (epoch + 1) * loader.steps, seconds, rate, figures))
-        self.at = replace(self.at, epoch=epoch + 1, step=0, sums=None, seconds=0.0)
-
-    def _even_out(self, phase: Phase, optimizer: Optimizer) -> None:
-        """Give all processes the main one's buffers, and after own steps weights too: those may
-        differ in last bits.
-        """
-        values = [
-            *self.network.buffers(),
-            *(value for aux in self.network.auxiliary.values() for value in aux.buffers()),
-        ]
-        if phase.by == "update":
-            states = (value for state in optimizer.state.values() for value in state.values())
-            values += [*phase.parameters, *(value for value in states if isinstance(value, Tensor))]
-        self.config.processes.spread(values)
+        return rows
 
     def _development(self, *, pooled: bool) -> BatchLoader | None:
-        """The development rows, as they are looked at after every epoch of a phase."""
+        """The development batches of a phase; None without development rows."""
         if self.config.development is None:
             return None
         source, index = self.config.development
+        cache = None
         if pooled:
             cache = self.config.pooling.features(source, index.seen.fingerprint, held=True)
-        else:
-            cache = None
-        device = self.network.device()
-        many = self.config.processes
         return BatchLoader(
             source,
             index,
             batch_size=LOOKED,
             draws=(0, 0),
-            device=device,
+            device=self.network.device(),
             cache=cache,
-            processes=many,
+            processes=self.config.processes,
         )
 
-    def _accuracies(self, held: BatchLoader | None, *, pooled: bool) -> dict[str, float]:
-        """The share of development rows that each exit answers right."""
-        if held is None:
+    def _accuracies(self, development: BatchLoader | None, *, pooled: bool) -> dict[str, float]:
+        """The accuracy of each exit on the development rows; empty without them."""
+        if development is None:
             return {}
         forward = TrainingForward(self.network.eval())
-        right = Counter[str]()
+        correct = Counter[str]()
         with torch.no_grad():
-            for state, positions in held.in_order(LOOKED):
-                y = held.batch(positions, "").labels()
+            for state, positions in development.in_order(LOOKED):
+                y = development.batch(positions, "").labels()
                 for name, logits in forward(state, pooled)["logits"].items():
-                    right[name] += int((logits.argmax(1) == y).sum())
-        # a process whose turn never came has counted nothing
-        counts = held.processes.gathered(right)
-        return {
-            f"accuracy/{name}": sum(each[name] for each in counts) / len(held.index.row)
-            for name in counts[0]
-        }
+                    correct[name] += int((logits.argmax(1) == y).sum())  # [b, C] -> [b] -> count
+        # A process without a batch has no counts; a Counter gives 0 for it. The main process always
+        # has one.
+        counts = development.processes.gathered(correct)
+        accuracies = dict[str, float]()
+        for name in counts[0]:
+            total = sum(count[name] for count in counts)
+            accuracies[f"accuracy/{name}"] = total / len(development.index.row)
+        return accuracies
+
+    # The network's state
+
+    def _set_modes(self, phase: Phase) -> None:
+        """Turn on gradients for the trained parameters only, and training mode for their modules
+        only.
+        """
+        network = self.network.eval()
+        auxiliary = [*network.auxiliary.values()]
+        trained = _ids(phase.parameters)
+        parameters = [*network.parameters()]
+        for module in auxiliary:
+            parameters += module.parameters()
+        for parameter in parameters:
+            parameter.requires_grad_(id(parameter) in trained)
+
+        modules: list[nn.Module] = [network.model_of(member) for member in network.members]
+        modules += network.fronts.children()
+        modules += network.exits.children()
+        modules += network.gates.children()
+        modules += auxiliary
+        for module in modules:
+            module.train(_holds_any(module, trained))
+        for module in phase.still:
+            module.eval()
+
+    def _restore(self, number: int, phase: Phase, stepping: Stepping) -> None:
+        """Restore the optimizer of a run that was stopped within this phase. At the start of a
+        phase, take over the state of the parameters that `phase.continues` names.
+        """
+        resumed = self.resumed
+        self.resumed = None  # a checkpoint is restored once
+        state = None if resumed is None else resumed.optimizer
+        if resumed is not None and state is not None:
+            within_phase = resumed.progress.epoch or resumed.progress.step
+            if within_phase:
+                stepping.restore(state, resumed.extra)
+                return
+        before: Mapping[Tensor, Any] = {} if self.ended is None else self.ended.state
+        if state is not None:
+            # The run was stopped between two phases, so the state is that of the phase before. A
+            # checkpoint knows its parameters by their index.
+            parameters = self.config.phases[number - 1].parameters
+            before = {parameters[index]: values for index, values in state["state"].items()}
+        for parameter in phase.continues:
+            if parameter in before:
+                stepping.optimizer.state[parameter] = dict(before[parameter])
+
+    def _even_out(self, phase: Phase, optimizer: Optimizer) -> None:
+        """Give all processes the buffers of the main one, because theirs may differ in the last
+        bits. If the recipe makes its own steps, that holds for weights and optimizer state too.
+        """
+        values = [*self.network.buffers()]
+        for module in self.network.auxiliary.values():
+            values += module.buffers()
+        if phase.by == "update":
+            values += phase.parameters
+            for state in optimizer.state.values():
+                values += [value for value in state.values() if isinstance(value, Tensor)]
+        self.config.processes.spread(values)
+
+    # Files
 
     def _note(self, epoch: Epoch) -> None:
+        """Add an epoch to the history, to metrics.csv and to the log."""
         self.at = replace(self.at, epochs=(*self.at.epochs, epoch))
         if self.config.folder is not None:
             table = self.config.folder / "metrics.csv"
@@ -402,19 +455,38 @@ class Loop:
         self.config.log(epoch, len(self.at.epochs))
 
     def _save(self, stepping: Stepping | None = None, loader: BatchLoader | None = None) -> None:
-        """A checkpoint, if there is a folder: within a phase, or without arguments at its end."""
+        """Write a checkpoint if there is a folder. Without arguments: the one at a phase's end."""
         self.saved = time.perf_counter()
         if self.config.folder is None:
             return
         folder = self.config.folder / "checkpoint"
         keep = None if loader is None else torch.from_numpy(loader.keep)
-        optimizer, extra = (
-            (self._kept(), {}) if stepping is None else (stepping.optimizer, stepping.extra())
-        )
-        run = (self.network, self.config.begun, self.at, keep, optimizer, extra)
+        if stepping is None:
+            optimizer = self._optimizer_to_continue()
+            extra = dict[str, Any]()
+        else:
+            optimizer = stepping.optimizer
+            extra = stepping.extra()
+        run = (self.network, self.config.identity, self.at, keep, optimizer, extra)
         self.config.processes.alone(lambda: save_checkpoint(folder, *run))
 
-    def _kept(self) -> Optimizer | None:
-        """At the end of a phase its optimizer, where the next phase continues from that."""
-        phases = self.config.phases[self.at.phase : self.at.phase + 1]
-        return self.ended if any(phase.continues for phase in phases) else None
+    def _optimizer_to_continue(self) -> Optimizer | None:
+        """The optimizer of the phase that has ended, if the next phase continues from it."""
+        if self.at.phase < len(self.config.phases):
+            next_phase = self.config.phases[self.at.phase]
+            if next_phase.continues:
+                return self.ended
+        return None
+
+
+def _ids(parameters: Sequence[Tensor]) -> set[int]:
+    """The identities of parameters: tensors compare by value, so a set of them would not do."""
+    return {id(parameter) for parameter in parameters}
+
+
+def _holds_any(module: nn.Module, ids: Collection[int]) -> bool:
+    """Whether any parameter of a module is among these."""
+    for parameter in module.parameters():
+        if id(parameter) in ids:
+            return True
+    return False

@@ -1,4 +1,4 @@
-"""The figures of a step: losses as numbers, and what is refused before or after it."""
+"""The losses of a step as numbers, and the checks before and after a step."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from offramp.networks.recipe import Losses, Phase, TrainingOutputs
 
 
 def numbers_of(losses: Losses) -> dict[str, float]:
-    """`loss`, and its summands as `loss/<exit>`: read at once, because every read waits for the
-    device.
+    """The losses of a step as numbers.
+
+    Args:
+        losses: a scalar tensor, or scalar tensors by exit.
+
+    Returns:
+        The sum as `loss`, and its summands as `loss/<exit>`.
     """
     if isinstance(losses, Tensor):
         return {"loss": float(losses.detach())}
+    # One read for all of them, because every read waits for the device.
     numbers: list[float] = torch.stack([value.detach() for value in losses.values()]).tolist()
-    return {
-        "loss": sum(numbers),
-        **{f"loss/{name}": value for name, value in zip(losses, numbers, strict=True)},
-    }
+    figures = {"loss": sum(numbers)}
+    for name, number in zip(losses, numbers, strict=True):
+        figures[f"loss/{name}"] = number
+    return figures
 
 
 def require_finite(
@@ -35,41 +41,53 @@ def require_finite(
     step: int,
     home: Path | None,
 ) -> None:
-    """Raise Diverged when a loss is no number."""
+    """Raise Diverged if a loss is NaN or infinite.
+
+    Args:
+        figures: losses by name, from `numbers_of`.
+        outputs: of the step, to find the exit whose logits are not finite.
+        phase: for the message.
+        step: for the message.
+        home: folder of the run, for the message; None without one.
+    """
     if all(map(math.isfinite, figures.values())):
         return
-    named = [
-        n.removeprefix("loss/")
-        for n, value in figures.items()
-        if n != "loss" and not math.isfinite(value)
-    ]
-    named += [name for name, logits in outputs.logits.items() if not logits.isfinite().all()]
-    where = f"at exit {named[0]!r}" if named else "over all exits"
-    folder = home and home / "checkpoint"
-    kept = "there is no checkpoint (give folder=)"
-    if folder is not None and folder.is_dir():
-        kept = f"the last good checkpoint is {folder}"
+    # The first exit with such a loss, or with such logits if only the sum is not finite.
+    exits = list[str]()
+    for name, value in figures.items():
+        if name != "loss" and not math.isfinite(value):
+            exits.append(name.removeprefix("loss/"))
+    for name, logits in outputs.logits.items():
+        if not logits.isfinite().all():
+            exits.append(name)
+    where = f"at exit {exits[0]!r}" if exits else "over all exits"
+    kept = "There is no checkpoint (use folder=)"
+    if home is not None and (home / "checkpoint").is_dir():
+        kept = f"The last good checkpoint is {home / 'checkpoint'}"
     raise Diverged(
-        f"the loss {where} is not finite in phase {phase.name!r} at step {step}, expected a "
-        f"number; {kept}: lower "
-        "the learning rate, or look for rows that are not finite",
+        f"the loss {where} must be finite, got NaN or infinity in phase {phase.name!r} at step "
+        f"{step}. {kept}. Lower the learning rate, or look for rows that are not finite",
         step=step,
     )
 
 
 def require_rows(loader: BatchLoader, network: nn.Module) -> None:
-    """Raise BadData for batches too small for batch norm, or for a share in every process."""
+    """Raise BadData for batches with fewer rows than processes, or too small for batch norm."""
     if loader.smallest < loader.processes.count:
         raise BadData(
-            f"a batch would hold {loader.smallest} rows for {loader.processes.count} processes, "
-            f"expected one for "
-            "each; give a larger batch_size, or launch fewer"
+            f"every batch must have a row for each of the {loader.processes.count} processes, got "
+            f"a batch of {loader.smallest}. Use a larger batch_size, or start fewer processes"
         )
-    if loader.smallest < 2 and any(
-        isinstance(part, _BatchNorm) and part.training for part in network.modules()
-    ):
+    if loader.smallest < 2 and _has_training_norm(network):
         raise BadData(
-            "a batch would hold a single row while batch norm is in training mode, where it has "
-            "no variance; give a "
-            "batch_size of 2 or more and as many rows"
+            "every batch must have at least 2 rows while batch norm is in training mode, got a "
+            "batch of 1. Use a batch_size of 2 or more and as many rows"
         )
+
+
+def _has_training_norm(network: nn.Module) -> bool:
+    """Whether any batch norm of a network is in training mode."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            return True
+    return False

@@ -1,4 +1,4 @@
-"""From losses to a step: in a precision, by an optimizer, under a schedule."""
+"""From losses to a step of the optimizer: precision, gradients, clipping and schedule."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from offramp.networks.recipe import Losses, Phase
 
 
 class Stepping:
-    """The optimizer of a phase, its schedule, and through Accelerate the precision and fp16's
-    scaler.
+    """The optimizer of a phase with its schedule. Accelerate handles the precision and the loss
+    scaler of fp16.
 
-    Accelerate's wrapper of the optimizer looks for installed packages at every step, more work than
-    a small step: it is taken only where a scaler may leave steps out.
+    Accelerate's wrapper of the optimizer looks for installed packages at every step, which takes
+    longer than a small step. So it is used only with a scaler, which may skip steps.
+
+    Args:
+        phase: supplies the optimizer, the schedule and the parameters.
+        steps: of the phase, for the schedule.
+        accelerator: of Hugging Face Accelerate.
+        forward: runs the network on a batch.
+        processes: that have a share of each batch.
     """
 
     def __init__(
@@ -33,30 +40,33 @@ class Stepping:
         processes: Processes = ALONE,
     ) -> None:
         self.optimizer: Optimizer = phase.optimizer(phase.parameters)
-        self.schedule: LRScheduler | None = (
-            None if phase.schedule is None else phase.schedule(self.optimizer, steps)
-        )
+        self.schedule: LRScheduler | None = None
+        if phase.schedule is not None:
+            self.schedule = phase.schedule(self.optimizer, steps)
         self.accelerator = accelerator
         self.scaler = accelerator.scaler
         self.parameters = phase.parameters
         self.processes = processes
         self.clip = phase.clip
-        # For the precision alone, as in evaluation: `Processes.add_gradients` says why it is not
-        # wrapped for several.
+        # evaluation_mode: Accelerate adds the precision and does not wrap the model for several
+        # processes. `Processes.add_gradients` explains why.
         self.forward = accelerator.prepare_model(forward, evaluation_mode=True)
-        if self.scaler is None:
-            self.scaled = None
-        else:
+        # The optimizer as the scaler steps it; None without a scaler.
+        self.scaled = None
+        if self.scaler is not None:
             self.scaled = accelerator.prepare(self.optimizer)
 
     def look(self, state: State, pooled: bool) -> NodeTensors:
-        """The forward; what mixed precision gave comes back as float32."""
-        found: NodeTensors = self.forward(state, pooled)
-        return found
+        """Run the network on a batch. Outputs in mixed precision are converted to float32."""
+        tensors: NodeTensors = self.forward(state, pooled)
+        return tensors
 
-    def step(self, losses: Losses, weight: float = 1.0) -> None:
-        """Minimise the sum of the losses. weight: the share of the batch's rows of which this
-        process has the means.
+    def backward(self, losses: Losses, weight: float = 1.0) -> None:
+        """Compute the gradients of the sum of the losses, over all processes.
+
+        Args:
+            losses: scalar tensors, each the mean over this process's rows of the batch.
+            weight: the share of the batch's rows that this process has.
         """
         self.optimizer.zero_grad()
         if isinstance(losses, Tensor):
@@ -65,19 +75,25 @@ class Stepping:
             loss = torch.stack([*losses.values()]).sum()
         self.accelerator.backward(loss if weight == 1 else loss * weight)
         self.processes.add_gradients(self.parameters)
+
+    def step(self) -> None:
+        """Clip the gradients, then step the optimizer and the schedule."""
         if self.clip is not None:
-            # gradients are too large by the scaler's factor, which Accelerate takes out
+            # With a scaler the gradients are too large by its factor. Divide it out before the norm
+            # is taken.
             if self.scaled is not None:
                 self.accelerator.unscale_gradients(self.scaled)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         (self.scaled or self.optimizer).step()
+        self.step_schedule()
 
-    def end_step(self) -> None:
-        """Move the schedule on; a step that the scaler left out does not count."""
-        if self.schedule is not None and not (
-            self.scaled is not None and self.scaled.step_was_skipped
-        ):
-            self.schedule.step()
+    def step_schedule(self) -> None:
+        """Step the schedule, unless the scaler skipped the optimizer's step."""
+        if self.schedule is None:
+            return
+        if self.scaled is not None and self.scaled.step_was_skipped:
+            return
+        self.schedule.step()
 
     def extra(self) -> dict[str, Any]:
         """The state of schedule and scaler, as plain data."""
@@ -87,7 +103,12 @@ class Stepping:
         }
 
     def restore(self, optimizer: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-        """Go on from the state of a run that was stopped."""
+        """Continue from the state of a run that was stopped.
+
+        Args:
+            optimizer: the optimizer's state dict.
+            extra: the result of `extra` in that run.
+        """
         self.optimizer.load_state_dict(dict(optimizer))
         if self.schedule is not None:
             self.schedule.load_state_dict(dict(extra["schedule"]))

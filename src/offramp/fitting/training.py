@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,13 @@ from offramp.networks.trained import remember, snapshot
 from offramp.networks.wrappers import unwrapped
 from offramp.plans.provenance import SeenRows, union
 
+# Types of a recipe's arguments, by their annotations, and their names in messages.
 KINDS: dict[str, tuple[type, str]] = {
     "float": (Real, "a number"),
     "int": (int, "a whole number"),
     "bool": (bool, "true or false"),
     "str": (str, "a text"),
-}  # of arguments, by their annotations
+}
 
 
 @without_autocast()
@@ -64,224 +65,261 @@ def fit(
     progress: bool = True,
     **arguments: Any,
 ) -> History:
-    """Train a network's exits, in place and on its device, by a recipe. It ends in eval mode, ready
-    to be recorded.
+    """Train the exits of a network by a recipe, in place and on the network's device. Afterwards
+    the network is in eval mode, ready to be recorded.
 
-    The network remembers the rows: `calibrate` refuses them. Under torchrun or accelerate launch
-    every process must call this; each takes its share of every batch, and all end with the same
-    weights.
+    The network remembers its training rows: `calibrate` refuses them. Under torchrun or accelerate
+    launch every process must call this; each one takes its share of every batch, and all end with
+    the same weights.
 
     Args:
         network: Made by `cut` or `ladder`; for a recipe that trains a whole model, such as
             `recover`, also a model or (model, preprocess).
-        data: Whatever `offramp.rows` takes, with labels and rows by number.
+        data: Anything that `offramp.rows` takes, with labels and rows by number.
         recipe: A name on the shelf `recipes` (hinge, cross_entropy, joint, ...), one with arguments
             ("joint?epochs=5"), a Recipe, or your own by name ("my.module:Recipe").
-        development: Rows by which each epoch is measured and on which some recipes choose. Never
-            rows of a promise.
+        development: Rows that each epoch is measured on and that some recipes choose by. Never use
+            them for a promise.
         batch_size: Rows of one step, over all processes.
         seed: Of everything that is drawn.
         augment: A name on the shelf `augments` (crop_flip, flip), "my.module:function", or a
             function of a batch x.
-        views: How many fixed augmented copies of each row are kept where pooled features are
-            computed once.
+        views: Number of fixed augmented copies of each row, for features that are pooled once.
         precision: "no", "bf16" or "fp16".
-        folder: Where metrics.csv and checkpoints go: one after each epoch and each minute, and one
-            at Ctrl-C.
-        cache: Where pooled features stay for other runs; by default `folder`.
+        folder: Where metrics.csv and checkpoints are written: after each epoch, after each minute,
+            and at Ctrl-C.
+        cache: Where pooled features are kept for other runs; by default `folder`.
         resume: Continue from the checkpoint in `folder`, bit for bit on one CPU.
         track: A tracker of Accelerate, such as "tensorboard".
         progress: Whether to show progress.
-        **arguments: Of the recipe, such as epochs=5. docs/reference/recipes.md lists them; at the
-            command line they are --with epochs=5.
+        **arguments: Arguments of the recipe, such as epochs=5. docs/reference/recipes.md lists
+            them; at the command line they are --with epochs=5.
 
     Returns:
-        The history: what each epoch measured.
+        The history: the losses and accuracies of each epoch.
 
     Raises:
         BadNetwork: The recipe cannot train this network; nothing was changed.
-        InvalidArgument: An argument is not what it must be.
+        InvalidArgument: An argument has a wrong value.
         BadData: The rows do not fit, or have no labels.
         Diverged: A loss is no longer finite.
         Mismatch: `folder` belongs to another run.
         MissingExtra: Accelerate, or the tracker, is not installed.
     """
+    # 1. Check the arguments, before anything is read or changed.
     method = recipe_of(recipe, **arguments)
     network = _network_of(network, method)
     home = None if folder is None else Path(folder)
-    kept = home if cache is None else Path(cache)
-    _require_options(network, batch_size, views, seed, (home, kept))
-    batch_size, views, seed = int(batch_size), int(views), int(seed)  # also NumPy's
+    cache_folder = home if cache is None else Path(cache)
+    _require_options(network, batch_size, views, seed, (home, cache_folder))
+    batch_size = int(batch_size)  # from NumPy's integers too
+    views = int(views)
+    seed = int(seed)
     resume = require_flag("resume", resume)
     progress = require_flag("progress", progress)
-    drawing = _augment_of(augment)
-    many = here(network.device())
-    # exits are often drawn, and in each process differently
-    many.spread(network.state_dict().values())
-    with _as_it_was(network), contextlib.ExitStack() as until_the_end:
+    augment_function = _augment_of(augment)
+
+    # New exits are often random, so each process has other ones: take those of the main process.
+    processes = here(network.device())
+    processes.spread(network.state_dict().values())
+    with _restored_afterwards(network), contextlib.ExitStack() as at_end:
+        # 2. Let the recipe prepare the network and name its phases.
         before = snapshot(network)
         if not method.forks:
             network.topology.require_chain(f"the recipe {type(method).__name__.lower()}")
-        torch.manual_seed(drawn(seed))  # for what prepare draws
+        torch.manual_seed(drawn(seed))  # `prepare` may draw
         method.prepare(network)
         phases = tuple(method.phases(network))
         _require_phases(network, phases)
-        asked = (network, precision, phases, track, home, many)
-        accelerator = until_the_end.enter_context(accelerating(*asked))
-        checkpoint = many.agreed(lambda: _checkpoint(home, resume=resume))
-        trained = _called(
-            data, network, many, labels=any(phase.labels for phase in phases), progress=progress
+        accelerator = at_end.enter_context(
+            accelerating(network, precision, phases, track, home, processes)
         )
-        names = network.class_names or (
-            trained[0].class_names if trained[1].y is not None else None
-        )
+        checkpoint = processes.agreed(lambda: _checkpoint(home, resume=resume))
+
+        # 3. Read the rows once.
+        labels = any(phase.labels for phase in phases)
+        training = _read(data, network, processes, labels=labels, progress=progress)
+        source, index = training
+        names = network.class_names
+        if not names:
+            names = None if index.y is None else source.class_names
         held = None
         if development is not None:
-            held = _called(development, network, many, labels=True, progress=progress, names=names)
-        options = {
-            "batch_size": batch_size,
-            "seed": seed,
-            "augment": plain(drawing),
-            "views": views,
-        }
-        begun = _begun(network, method, phases, trained, held) | options | {"precision": precision}
-        training_rows = _training_rows(network, trained, held)
-        pools = poolable(network)
+            held = _read(
+                development, network, processes, labels=True, progress=progress, names=names
+            )
+        training_rows = _training_rows(network, training, held)
+
+        # 4. Load the checkpoint, if there is one.
+        identity = _run_identity(network, method, phases, training, held)
+        identity["batch_size"] = batch_size
+        identity["seed"] = seed
+        identity["augment"] = plain(augment_function)
+        identity["views"] = views
+        identity["precision"] = precision
         pooling = Pooling(
             network,
-            pools,
+            poolable(network),
             views,
-            drawing,
+            augment_function,
             seed=seed,
-            folder=kept,
+            folder=cache_folder,
             progress=progress,
-            processes=many,
+            processes=processes,
         )
-        resumed = many.agreed(
-            lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, begun)
+        resumed = processes.agreed(
+            lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, identity)
         )
-        # before the first step: a run that stops anywhere has trained some of them
+
+        # 5. Train. The rows are remembered before the first step, because a run that stops at any
+        # point has already learned from some of them.
         network.trained_on = training_rows
-        until_the_end.callback(remember, network, training_rows, before)
+        at_end.callback(remember, network, training_rows, before)
         network.class_names = names
-        given = (network, method, phases, trained, held, pooling)
         with tracking(accelerator, track) as log:
             config = RunConfig(
-                *given,
-                accelerator,
-                log,
-                batch_size,
-                seed,
-                home,
-                begun,
-                progress and many.main,
-                many,
+                network=network,
+                recipe=method,
+                phases=phases,
+                training=training,
+                development=held,
+                pooling=pooling,
+                accelerator=accelerator,
+                log=log,
+                batch_size=batch_size,
+                seed=seed,
+                folder=home,
+                identity=identity,
+                progress=progress and processes.main,
+                processes=processes,
             )
             return Loop(config, resumed).run()
 
 
 def _network_of(thing: object, method: Recipe) -> Network:
-    """A network as it is; for a recipe that trains plain models, one as a network of one node with
-    its own weights.
+    """The network to train. If the recipe trains plain models, a model becomes a network of one
+    node that shares its weights.
     """
     if not method.trains_models:
         return as_network(thing)
     pair: Any = thing if isinstance(thing, tuple) and len(thing) == 2 else (thing, None)
     model, preprocess = pair
     is_model = isinstance(model, nn.Module) and not isinstance(unwrapped(model)[0], Network)
-    if not is_model or not (preprocess is None or isinstance(preprocess, nn.Module)):
-        return as_network(thing)
+    is_preprocess = preprocess is None or isinstance(preprocess, nn.Module)
+    if not is_model or not is_preprocess:
+        return as_network(thing)  # a Network, or else it raises
     return plain_network(unwrapped(model)[0], ModelSpec(BACKBONE), preprocess)
 
 
 def _require_options(
-    network: object,
+    network: Network,
     batch_size: object,
     views: object,
     seed: object,
-    places: tuple[Path | None, ...],
+    folders: tuple[Path | None, ...],
 ) -> None:
-    """Raise for what would go wrong later, before anything is read."""
-    if not isinstance(network, Network):
-        raise InvalidArgument(
-            f"got a {type(network).__name__} to train, expected a Network; make one with cut or "
-            f"ladder"
-        )
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("views", views, 1),
-        ("seed", seed, 0),
-    ):
-        require_count(name, value, least)
-    for path in places:
+    """Raise for arguments that would fail later, before anything is read."""
+    require_count("batch_size", batch_size, 1)
+    require_count("views", views, 1)
+    require_count("seed", seed, 0)
+    for path in folders:
         if path is not None:
             require_writable(path, folder=True)
     network.require_eval()
 
 
 def _augment_of(augment: str | Augment | None) -> Augment | None:
-    """What a name, or a function as it is, stands for. Raises UnknownName, InvalidArgument."""
-    found: Any = find("augments", augment) if isinstance(augment, str) else augment
-    if found is not None and not callable(found):
+    """The function of a name, or the function itself. Raises UnknownName, InvalidArgument."""
+    function: Any = find("augments", augment) if isinstance(augment, str) else augment
+    if function is not None and not callable(function):
         raise InvalidArgument(
-            f"augment is a {type(found).__name__}, expected a name or a function of a batch; give "
-            f"one"
+            f"augment must be a name or a function of a batch, got a {type(function).__name__}"
         )
-    drawing: Augment | None = found
-    return drawing
+    checked: Augment | None = function
+    return checked
 
 
 def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
-    """A recipe with its arguments.
+    """Make a recipe with its arguments.
 
     Args:
-        recipe: the name of a file on the shelf of recipes, `my.module:Recipe`, either of them with
-            arguments ("joint?epochs=5&rate=1e-4"), a class, or an object that is made already.
-        arguments: more of its arguments, each given in one place only.
+        recipe: the name of a file on the shelf of recipes or `my.module:Recipe`, either of them
+            with or without arguments ("joint?epochs=5&rate=1e-4"); a class; or a recipe object.
+        arguments: more arguments of the recipe. Each one may appear in one place only.
+
+    Returns:
+        The recipe.
 
     Raises:
-        UnknownName: no recipe, or no argument of it, has that name; the nearest names are offered.
-        InvalidArgument: it is no recipe, does not take such a value, or an argument is given twice.
+        UnknownName: there is no recipe, or no argument of it, with this name; the message offers
+            the nearest names.
+        InvalidArgument: it is not a recipe, an argument has a wrong value or appears twice, or a
+            recipe object comes with arguments.
     """
-    found: Any = recipe
+    factory: Any = recipe
     if isinstance(recipe, str):
         name, written = name_of(recipe)
-        if twice := sorted(written.keys() & arguments.keys()):
+        twice = sorted(written.keys() & arguments.keys())
+        if twice:
             raise InvalidArgument(
-                f"{twice[0]} is given twice, in {recipe!r} and beside it. Give it once."
+                f"{twice[0]} must appear once, got it in {recipe!r} and as an argument"
             )
         arguments = written | arguments
-        found = recipe_class(name)
-    if isinstance(found, type) and issubclass(found, Recipe):
-        known = inspect.signature(found).parameters
-        anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
-        if not anything and (wrong := [name for name in arguments if name not in known]):
-            raise unknown(wrong[0], [*known], f"argument of the recipe {recipe!r}")
-        _require_kinds(recipe, known, arguments)
-        try:
-            found = found(**arguments)
-        except TypeError as problem:
-            told = ", ".join(known) or "nothing"
+        factory = recipe_class(name)
+
+    is_class = isinstance(factory, type) and issubclass(factory, Recipe)
+    if not is_class:
+        # a recipe object
+        if arguments:
             raise InvalidArgument(
-                f"the recipe {recipe!r} cannot be made ({problem}); it takes {told}"
-            ) from problem
-    elif arguments:
+                f"the recipe {recipe!r} is an object and takes no arguments, got "
+                f"{', '.join(arguments)}. Use its class"
+            )
+        if not isinstance(factory, Recipe):
+            raise InvalidArgument(
+                f"the recipe must be a name, a Recipe or my.module:Recipe, got a "
+                f"{type(factory).__name__}"
+            )
+        return factory
+
+    known = inspect.signature(factory).parameters
+    kinds = [parameter.kind for parameter in known.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:  # such a recipe takes any name
+        for argument in arguments:
+            if argument not in known:
+                raise unknown(argument, [*known], f"argument of the recipe {recipe!r}")
+    _require_kinds(recipe, known, arguments)
+    try:
+        made: Recipe = factory(**arguments)
+    except TypeError as problem:
+        names = ", ".join(known) or "none"
         raise InvalidArgument(
-            f"the recipe {recipe!r} is made already and takes no {', '.join(arguments)}; give its "
-            f"class"
-        )
-    if not isinstance(found, Recipe):
-        raise InvalidArgument(
-            f"the recipe is a {type(found).__name__}, expected a name, a Recipe or my.module:Recipe"
-        )
-    return found
+            f"the recipe {recipe!r} cannot be made ({problem}). Its arguments are {names}"
+        ) from problem
+    return made
 
 
 def recipe_class(name: str) -> Any:
-    """What the name of a recipe stands for: the Recipe in that file on the shelf, or the user's
-    `my.module:Recipe`.
+    """Find the class of a recipe.
+
+    Args:
+        name: of a file on the shelf of recipes, or the user's `my.module:Recipe`.
+
+    Returns:
+        The class; for `my.module:Recipe` any object of that name.
+
+    Raises:
+        UnknownName: there is no such recipe.
     """
-    return imported(name) if ":" in name else _one_recipe(find_file("recipes", name))
+    if ":" in name:
+        return imported(name)
+    # The class of a file is the one that is defined there, not imported.
+    module: Any = find_file("recipes", name)
+    for value in vars(module).values():
+        is_own = inspect.isclass(value) and value.__module__ == module.__name__
+        if is_own and issubclass(value, Recipe):
+            return value
+    raise AssertionError(f"the file of the recipe {name!r} defines no Recipe")
 
 
 def _require_kinds(
@@ -290,61 +328,59 @@ def _require_kinds(
     """Raise InvalidArgument for a text where a recipe takes a number, and the like."""
     for name, value in arguments.items():
         annotation = str(known[name].annotation) if name in known else ""
-        optional = annotation.endswith(" | None")
         plain = annotation.removesuffix(" | None")
+        optional = plain != annotation
         if plain not in KINDS or (optional and value is None):
             continue
-        kind, told = KINDS[plain]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise InvalidArgument(f"{name} of the recipe {recipe!r} must be {told}, got {value!r}")
-
-
-def _one_recipe(module: Any) -> type[Recipe]:
-    own = (
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and value.__module__ == module.__name__
-    )
-    return next(value for value in own if issubclass(value, Recipe))
+        kind, words = KINDS[plain]
+        # True is an int for Python, and not a number here
+        is_flag = isinstance(value, bool) and kind is not bool
+        if not isinstance(value, kind) or is_flag:
+            raise InvalidArgument(f"{name} of the recipe {recipe!r} must be {words}, got {value!r}")
 
 
 def _require_phases(network: Network, phases: tuple[Phase, ...]) -> None:
-    """Raise BadNetwork, before anything is changed, for phases that this network cannot go
-    through.
-    """
-    known = {id(value) for value in network.parameters()}
+    """Raise BadNetwork for phases that cannot train this network, before anything is changed."""
+    # Two sets of parameters: all that a phase may train, and those that pooled features reach.
+    auxiliary = set[int]()
+    for module in network.auxiliary.values():
+        auxiliary |= _ids(module.parameters())
+    trainable = _ids(network.parameters()) | auxiliary
     can_pool = poolable(network)
-    pooled = {id(value) for name in can_pool for value in network.exit_of(name).parameters()}
-    beside = {id(value) for aux in network.auxiliary.values() for value in aux.parameters()}
-    known = known | beside
-    pooled = pooled | beside | {id(value) for value in network.gates.parameters()}
+    behind_pooling = _ids(network.gates.parameters()) | auxiliary
+    for name in can_pool:
+        behind_pooling |= _ids(network.exit_of(name).parameters())
+
     for phase in phases:
         _require_steps(phase)
-        mine = {id(value) for value in phase.parameters}
-        if not mine or not mine <= known:
+        trained = _ids(phase.parameters)
+        if not trained or not trained <= trainable:
             raise BadNetwork(
-                f"the phase {phase.name!r} trains {len(mine)} parameters, {len(mine - known)} of "
-                f"them not of this "
-                "network, expected one or more of its own; hang on what the recipe needs in prepare"
+                f"the phase {phase.name!r} must train parameters of this network, got "
+                f"{len(trained)} parameters, {len(trained - trainable)} of them not of this "
+                f"network. Add what the recipe needs in its prepare"
             )
-        if (phase.reads == "pooled" or phase.by == "solve") and not mine <= pooled:
+        pooled = phase.reads == "pooled" or phase.by == "solve"
+        if pooled and not trained <= behind_pooling:
             others = [name for name in network.topology.exits if name not in can_pool]
             raise BadNetwork(
-                f"the phase {phase.name!r} reads features that are pooled once, and trains what "
-                f"does more than pool "
-                f"({', '.join(others) or 'the backbone'}); use exits such as linear_grid, or a "
-                f"recipe that reads inputs"
+                f"the phase {phase.name!r} reads features that are pooled once, so it can train "
+                f"only exits that pool, got {', '.join(others) or 'the backbone'}. Use exits such "
+                f"as linear_grid, or a recipe that reads inputs"
             )
+
+
+def _ids(parameters: Iterable[Tensor]) -> set[int]:
+    """The identities of parameters: tensors compare by value, so a set of them would not do."""
+    return {id(parameter) for parameter in parameters}
 
 
 def _require_steps(phase: Phase) -> None:
-    """Raise InvalidArgument for epochs that cannot be counted, and for arguments that the optimizer
-    refuses.
-    """
+    """Raise InvalidArgument for a wrong number of epochs, and if the optimizer cannot be made."""
     if not isinstance(phase.epochs, int) or phase.epochs < 1:
         raise InvalidArgument(
-            f"the phase {phase.name!r} has {phase.epochs!r} epochs, expected a whole number of at "
-            f"least 1"
+            f"the epochs of the phase {phase.name!r} must be a whole number of at least 1, got "
+            f"{phase.epochs!r}"
         )
     if phase.by == "solve" or not phase.parameters:
         return
@@ -352,41 +388,45 @@ def _require_steps(phase: Phase) -> None:
         phase.optimizer(phase.parameters)
     except (TypeError, ValueError) as problem:
         raise InvalidArgument(
-            f"the optimizer of the phase {phase.name!r} cannot be made ({problem}); give the "
-            f"recipe other arguments"
+            f"the optimizer of the phase {phase.name!r} cannot be made ({problem}). Use "
+            f"other arguments of the recipe"
         ) from problem
 
 
-def _begun(
+def _run_identity(
     network: Network,
     method: Recipe,
     phases: tuple[Phase, ...],
-    trained: IndexedRows,
+    training: IndexedRows,
     held: IndexedRows | None,
 ) -> dict[str, Any]:
-    """What a run must be begun with to go on from its checkpoint."""
+    """The inputs of a run as plain data: a checkpoint continues only a run with the same ones."""
+    index = training[1]
     return {
         "recipe": f"{type(method).__name__} {checksum(method.config())}",
         "phases": [phase.name for phase in phases],
         "network": checksum(network.config()),
-        "data": trained[1].seen.fingerprint,
-        "labels": None if trained[1].y is None else checksum(trained[1].y.tolist()),
-        "development": held and held[1].seen.fingerprint,
+        "data": index.seen.fingerprint,
+        "labels": None if index.y is None else checksum(index.y.tolist()),
+        "development": None if held is None else held[1].seen.fingerprint,
     }
 
 
-def _training_rows(network: Network, trained: IndexedRows, held: IndexedRows | None) -> SeenRows:
-    """All rows that this run and earlier ones train by. Raises OverlappingRows where some measure
-    it too.
+def _training_rows(network: Network, training: IndexedRows, held: IndexedRows | None) -> SeenRows:
+    """All rows that this run and earlier ones train on. Raises OverlappingRows if some of them are
+    development rows too.
     """
+    seen = training[1].seen
+    development = None
     if held is not None:
-        trained[1].seen.refuse_overlap(held[1].seen.digests, "development")
-    known = union([network.training_rows(), trained[1].seen, held and held[1].seen])
-    assert known is not None
-    return known
+        development = held[1].seen
+        seen.refuse_overlap(development.digests, "development")
+    rows = union([network.training_rows(), seen, development])
+    assert rows is not None
+    return rows
 
 
-def _called(
+def _read(
     data: object,
     network: Network,
     processes: Processes,
@@ -395,10 +435,21 @@ def _called(
     progress: bool,
     names: tuple[str, ...] | None = None,
 ) -> IndexedRows:
-    """Rows, and what one pass tells of them. Raises BadData without labels, and for those that are
-    no class here.
+    """Read rows once, and check them against the network.
 
-    names: of the classes of rows that train the same network.
+    Args:
+        data: anything that `offramp.rows` takes.
+        network: the network to train.
+        processes: that read together.
+        labels: whether labels are needed.
+        progress: whether to show progress.
+        names: class names that give the numbers of the labels; None takes those of the data.
+
+    Returns:
+        The rows, and their labels and digests.
+
+    Raises:
+        BadData: Labels are missing or out of range, or the network does not take the rows.
     """
     source = rows_for(network, data)
     if names is not None:
@@ -406,65 +457,66 @@ def _called(
     with proposing(network.fronts.values()):
         index = index_of(source, progress=progress, processes=processes)
     if labels and index.y is None:
-        raise BadData(f"{source.name} has no labels, and this recipe needs them; give (x, y)")
-    first = _first(source, network)
-    classes = min(logits.shape[1] for logits in first.values())
+        raise BadData(f"{source.name} has no labels, and this recipe needs them. Use (x, y)")
+    logits = _logits_of_first_row(source, network)
+    classes = min(value.shape[1] for value in logits.values())
     if index.y is not None and (index.y.min() < 0 or index.y.max() >= classes):
         raise BadData(
-            f"the labels of {source.name} lie in {index.y.min()} to {index.y.max()}, expected 0 "
-            f"to {classes - 1}, the "
-            "classes of this network; give the data that it is for"
+            f"the labels of {source.name} must be between 0 and {classes - 1}, the classes of this "
+            f"network, got {index.y.min()} to {index.y.max()}"
         )
     return source, index
 
 
-def _first(source: Rows, network: Network) -> dict[str, Tensor]:
-    """The logits of the first row. Raises BadData when the network does not take it."""
+def _logits_of_first_row(source: Rows, network: Network) -> dict[str, Tensor]:
+    """The logits [1, C] of each exit. Raises BadData if the network does not take the row."""
     state = as_inputs(source.take_x(np.arange(1)), network.device())
     require_read(network, state, source.name)
     network.require_inputs(state, source.name)
     try:
         with torch.no_grad():
-            found: dict[str, Tensor] = TrainingForward(network)(state, False)["logits"]
+            logits: dict[str, Tensor] = TrainingForward(network)(state, False)["logits"]
     except (RuntimeError, TypeError, ValueError, IndexError) as problem:
-        rows_ = ", ".join(
-            f"{name} {value.dtype} {list(value.shape[1:])}" for name, value in state.items()
-        )
+        inputs = list[str]()
+        for name, value in state.items():
+            inputs.append(f"{name} {value.dtype} {list(value.shape[1:])}")
         reason = " ".join(str(problem).split())[:160]
         way = remedy(state, problem, "give rows of the type and shape that it was trained on")
         raise BadData(
-            f"the network refuses the first row of {source.name} ({rows_}: {reason}), expected "
-            f"what its model takes; "
+            f"the network fails on the first row of {source.name} ({', '.join(inputs)}): {reason}; "
             f"{way}"
         ) from problem
-    return found
+    return logits
 
 
 def _checkpoint(home: Path | None, *, resume: bool) -> Path | None:
-    """The checkpoint to go on from. Raises InvalidArgument where one would be lost."""
+    """The checkpoint to continue from; None if there is none. Raises InvalidArgument if an earlier
+    run would be overwritten.
+    """
     if home is None:
         if resume:
-            raise InvalidArgument(
-                "got resume=True without a folder, expected the folder of the run; give folder="
-            )
+            raise InvalidArgument("folder must be the folder of the run for resume=True, got None")
         return None
-    there = restored(home / "checkpoint", FOLDER.require_own)
-    if there.is_dir() and not resume:
+    checkpoint = restored(home / "checkpoint", FOLDER.require_own)
+    if not checkpoint.is_dir():
+        return None
+    if not resume:
         raise InvalidArgument(
-            f"{there} is that of an earlier run; go on from it with resume=True (--resume), or "
-            f"name another folder"
+            f"{checkpoint} belongs to an earlier run. Continue it with resume=True (--resume), or "
+            f"use another folder"
         )
-    return there if there.is_dir() else None
+    return checkpoint
 
 
 @contextlib.contextmanager
-def _as_it_was(network: Network) -> Iterator[None]:
-    """Eval mode, parameters' wishes for gradients, gradients and generators as before in the
-    end.
+def _restored_afterwards(network: Network) -> Iterator[None]:
+    """At the end put the network into eval mode, remove auxiliary modules, and restore gradients,
+    `requires_grad` and the state of torch's random generators.
     """
-    before = [(value, value.requires_grad, value.grad) for value in network.parameters()]
-    for value in network.parameters():
-        value.grad = None
+    before = list[tuple[nn.Parameter, bool, Tensor | None]]()
+    for parameter in network.parameters():
+        before.append((parameter, parameter.requires_grad, parameter.grad))
+        parameter.grad = None
     device = network.device()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -472,6 +524,6 @@ def _as_it_was(network: Network) -> Iterator[None]:
         finally:
             network.eval()
             network.auxiliary.clear()
-            for value, wish, gradient in before:
-                value.requires_grad_(wish)
-                value.grad = gradient
+            for parameter, requires_grad, gradient in before:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = gradient

@@ -66,19 +66,23 @@ X, Y = signs(60)
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        ({"at": "auto"}, InvalidArgument, "without labelled="),
-        ({"at": ["0"], "labelled": (X, Y)}, InvalidArgument, "expected at='auto' with it"),
-        ({"parts": 2, "labelled": (X, Y)}, InvalidArgument, "expected at='auto' with it"),
+        ({"at": "auto"}, InvalidArgument, "labelled must be labelled rows"),
+        ({"at": ["0"], "labelled": (X, Y)}, InvalidArgument, "labelled must be None unless"),
+        ({"parts": 2, "labelled": (X, Y)}, InvalidArgument, "labelled must be None unless"),
         (
             {"at": "auto", "parts": 1, "labelled": (X, Y)},
             InvalidArgument,
             "parts must be a whole number of at least 2, got 1",
         ),
-        ({"at": "auto", "labelled": X}, BadData, "no labels, expected 40 labelled rows"),
-        ({"at": "auto", "labelled": (X[:30], Y[:30])}, BadData, "30 rows, expected 40"),
-        ({"at": "auto", "labelled": (X, Y + 5)}, BadData, "expected 0 to 1"),
+        ({"at": "auto", "labelled": X}, BadData, "at least 40 labelled rows, got no labels"),
+        (
+            {"at": "auto", "labelled": (X[:30], Y[:30])},
+            BadData,
+            "at least 40 labelled rows, got 30 rows",
+        ),
+        ({"at": "auto", "labelled": (X, Y + 5)}, BadData, "between 0 and 1, got"),
         ({"at": "auto", "labelled": (X[:, :3], Y)}, BadData, "fails on the labelled rows"),
-        ({"at": "auto", "labelled": (X * np.float32(np.nan), Y)}, BadData, "not finite"),
+        ({"at": "auto", "labelled": (X * np.float32(np.nan), Y)}, BadData, "must be finite"),
         (
             {"at": "auto", "labelled": (X, Y), "exits": {"0": "linear"}},
             InvalidArgument,

@@ -1,4 +1,4 @@
-"""Where a model is cut, as it was asked for: by names, into even parts, or where exits pay."""
+"""The places where a model is cut: by names, into even parts, or where exits pay."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from offramp.partition.segmenting import points_of
 
 
 def require_place(at: Sequence[str] | str | None, parts: int | None, labelled: object) -> None:
-    """Raise InvalidArgument unless exactly one thing says where to cut, and what auto needs is
-    given for it alone.
+    """Raise InvalidArgument unless the arguments of `cut` say exactly one way to place the exits.
+
+    Args:
+        at: names of modules, or "auto".
+        parts: number of parts.
+        labelled: labelled rows, for "auto" only.
     """
     if parts is not None:
         require_count("parts", parts, 2)
     if at == AUTO:
         if labelled is None:
-            raise InvalidArgument(
-                "got at='auto' without labelled=, expected labelled rows to try places on; give "
-                "some"
-            )
-    elif (at is None) == (parts is None):
+            raise InvalidArgument("labelled must be labelled rows for at='auto', got None")
+        return
+    if (at is None) == (parts is None):
         raise InvalidArgument(
-            f"got at={at!r} and parts={parts!r}, expected exactly one of them; name modules, or "
-            f"give a number"
+            f"exactly one of at and parts must be given, got at={at!r} and parts={parts!r}"
         )
-    elif labelled is not None:
-        raise InvalidArgument(
-            f"got labelled= and at={at!r}, expected at='auto' with it; leave one of them out"
-        )
+    if labelled is not None:
+        raise InvalidArgument(f"labelled must be None unless at='auto', got rows and at={at!r}")
 
 
 def where(
@@ -52,52 +51,72 @@ def where(
     exits: object,
     length: Sequence[str],
 ) -> tuple[tuple[str, ...], Placement | None]:
-    """The modules to cut after, and what was measured to choose them, if anything. Raises as `cut`
-    does.
+    """Find the modules to cut after.
+
+    Args:
+        model: the model.
+        preprocess: its preprocessing.
+        tried: the inputs of the example by name.
+        at: as in `cut`; so are all other arguments.
+        parts: as in `cut`.
+        labelled: as in `cut`.
+        exits: as in `cut`.
+        length: as in `cut`.
+
+    Returns:
+        The names of the modules, and the measurements for at="auto" (None otherwise).
+
+    Raises:
+        OfframpError: as `cut` raises.
     """
     if at == AUTO:
-        found = placed(
-            model,
-            preprocess,
-            tried,
-            labelled,
-            exits=exits,
-            length=length,
-            most=None if parts is None else parts - 1,
+        # n parts have n - 1 cuts between them
+        most = None if parts is None else parts - 1
+        placement = placed(
+            model, preprocess, tried, labelled, exits=exits, length=length, most=most
         )
-        return found.names, found
+        return placement.names, placement
     if at is not None:
-        return (_named(model, at), None)
-    return (_even(model, preprocess, tried, length, parts or 0), None)
+        return _named(model, at), None
+    assert parts is not None  # `require_place` has checked it
+    return _even(model, preprocess, tried, length, parts), None
 
 
 def _named(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:
-    known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    """The names of `at`, checked."""
     if not isinstance(at, (str, Sequence)):
-        raise InvalidArgument(f"got at={at!r}, expected names of modules; see offramp inspect")
+        raise InvalidArgument(f"at must be names of modules (see offramp inspect), got {at!r}")
+    known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     names = [at] if isinstance(at, str) else list(at)
     for name in names:
         if name not in known:
             raise unknown(name, known, "module of this model")
-        if name in (*RESERVED, "y") or "/" in name:
+        if not _can_name_a_node(name):
             raise InvalidArgument(
-                f"a cut is called {name!r}, which has a meaning of its own here; rename that module"
+                f"a cut is called {name!r}, which has another meaning here. Rename that module"
             )
     if not names or len(set(names)) < len(names):
         raise InvalidArgument(
-            f"got at={names!r}, expected one or more modules, each once; see offramp inspect"
+            f"at must be one or more modules, each once (see offramp inspect), got {names!r}"
         )
     return tuple(names)
+
+
+def _can_name_a_node(name: str) -> bool:
+    """Whether a node may have the name of a module. Some names are reserved, and a `/` is for the
+    nodes of a ladder.
+    """
+    return name not in (*RESERVED, "y") and "/" not in name
 
 
 def _even(
     model: nn.Module, preprocess: nn.Module | None, tried: State, length: Sequence[str], parts: int
 ) -> tuple[str, ...]:
+    """The modules after which parts of about equal MACs end. Warns if the parts are uneven."""
     points = points_of(model, preprocess, tried, length)
-    usable = [
-        point for point in points if point.name not in (*RESERVED, "y") and "/" not in point.name
-    ]
+    usable = [point for point in points if _can_name_a_node(point.name)]
     names = evenly(usable, parts)
-    if (why := unevenness(usable, names)) is not None:
-        warnings.warn(f"parts={parts} {why}", UnevenParts, stacklevel=4)
+    reason = unevenness(usable, names)
+    if reason is not None:
+        warnings.warn(f"parts={parts} {reason}", UnevenParts, stacklevel=4)
     return names

@@ -1,4 +1,4 @@
-"""The flags that say where a model is cut and what hangs there, as they are typed. No torch."""
+"""The typed flags for the places and the kinds of exits. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -11,33 +11,51 @@ AUTO = "auto"
 
 
 def require_placement_flags(at: str | None, parts: int | None, labelled: str | None) -> None:
-    """Raise InvalidArgument unless it is clear where to cut."""
-    if at != AUTO and (at is None) == (parts is None):
-        raise InvalidArgument(
-            f"got --at {at or '-'} and --parts {parts or '-'}, expected exactly one of them; give "
-            f"one"
-        )
-    if (at == AUTO) != (labelled is not None):
-        raise InvalidArgument(
-            f"got --at {at or '-'} and --labelled {labelled or '-'}, expected --labelled with "
-            f"--at auto alone; give "
-            "both"
-        )
-    if at == AUTO and parts is not None and parts < 2:
-        raise InvalidArgument(
-            f"got --parts {parts}, expected 2 or more; give more, or leave it out"
-        )
+    """Raise InvalidArgument unless the flags say exactly one way to place the exits.
 
-
-def exits_at(at: str | None, one: str, others: Sequence[str] | None) -> str | dict[str, str]:
-    """The exit of all cuts, or one by cut where `others`, NODE=EXIT, have their own. Raises
-    InvalidArgument.
+    Args:
+        at: of --at: names of modules, or "auto"; None if it is not given.
+        parts: of --parts; None if it is not given.
+        labelled: of --labelled; None if it is not given.
     """
-    own = pairs(others, "--exit-of")
-    names = [] if at == AUTO else words(at) or []
-    if wrong := [name for name in own if name not in names]:
+    if at == AUTO:
+        if labelled is None:
+            raise InvalidArgument("--labelled must be given with --at auto")
+        if parts is not None and parts < 2:
+            raise InvalidArgument(f"--parts must be at least 2, got {parts}")
+        return
+    if at is None and parts is None:
+        raise InvalidArgument("exactly one of --at and --parts must be given, got none")
+    if at is not None and parts is not None:
         raise InvalidArgument(
-            f"got --exit-of {wrong[0]}=..., expected a module named in --at ({at or '-'}); name "
-            f"it there too"
+            f"exactly one of --at and --parts must be given, got --at {at} and --parts {parts}"
         )
-    return {name: own.get(name, one) for name in names} if own else one
+    if labelled is not None:
+        raise InvalidArgument(f"--labelled must be given with --at auto only, got {labelled}")
+
+
+def exits_at(at: str | None, exit_: str, others: Sequence[str] | None) -> str | dict[str, str]:
+    """The exits that the flags name.
+
+    Args:
+        at: of --at.
+        exit_: of --exit, for all cuts.
+        others: of --exit-of, as NODE=EXIT: cuts that have another exit.
+
+    Returns:
+        One exit for all cuts, or an exit by cut if there are others.
+
+    Raises:
+        InvalidArgument: a node in `others` is not in `at`.
+    """
+    exceptions = pairs(others, "--exit-of")
+    names = list[str]()
+    if at != AUTO:
+        names = words(at) or []
+    # Every exception must be one of the cuts.
+    for name in exceptions:
+        if name not in names:
+            raise InvalidArgument(f"--exit-of must name a module of --at ({at or '-'}), got {name}")
+    if not exceptions:
+        return exit_
+    return {name: exceptions.get(name, exit_) for name in names}
