@@ -297,10 +297,11 @@ def compiled(
     for name, values in thresholds.items():
         if name not in topology.gates:
             raise unknown(name, topology.gates, "gate of this network")
-        if len(values) != topology.routes(name):
+        scores = topology.routes(name)
+        if len(values) != scores:
+            noun = "threshold" if scores == 1 else "thresholds"
             raise InvalidArgument(
-                f"gate {name!r} must have {topology.routes(name)} thresholds, one per score, got "
-                f"{len(values)}"
+                f"gate {name!r} must have {scores} {noun}, one per score, got {len(values)}"
             )
     if max_exit is not None:
         topology.exit_index(max_exit)
