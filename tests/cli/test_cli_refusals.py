@@ -106,7 +106,7 @@ CASES = {
     "on": lambda: ("check plan.json calibration.npz", "with --drop-seen, or say --repeats"),
     "overlapping rows, search": lambda: (
         "calibrate calibration.npz --search calibration.npz --at-most 0.1 -o "
-        "n.json", "used for nothing before"),
+        "n.json", "rows that were not used before"),
     "rows that repeat": lambda: (f"calibrate {copied()} --at-most 0.2 -o "
                                  f"n.json", "with --repeats once copies count"),
     "rows that repeat, the other "
