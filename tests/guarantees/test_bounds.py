@@ -264,7 +264,7 @@ def test_find_bound():
     assert find_bound(None, own) is betting
     with pytest.raises(
         InvalidArgument,
-        match=r"'binomial' for the risk 'accuracy_gap'.*'betting', 'hoeffding_bentkus'",
+        match=r"'binomial' must .* the risk 'accuracy_gap'.*'betting', 'hoeffding_bentkus'",
     ):
         find_bound("binomial", gap)
     with pytest.raises(UnknownName, match="did you mean 'binomial'"):

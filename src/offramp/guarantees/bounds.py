@@ -283,8 +283,8 @@ def find_bound(name: str | None, risk: Risk) -> Bound:
     names = ", ".join(repr(key) for key in valid)
     if name == "binomial":
         raise InvalidArgument(
-            f"the losses for the bound 'binomial' must be 0 and 1 only, got the bound 'binomial' "
-            f"for the risk {risk.name!r}; use one of {names}"
+            f"a risk for the bound 'binomial' must have losses of 0 and 1 only, got the risk "
+            f"{risk.name!r}; use one of {names}"
         )
     near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
