@@ -84,7 +84,9 @@ def check(
     promise = plan.promise
     trace.check(plan)
     if confidence is None:
-        confidence = promise.confidence if promise else 0.95
+        confidence = 0.95
+        if promise is not None:
+            confidence = promise.confidence
     level = at_most
     if promise is not None and at_most is None:
         level = promise.at_most
@@ -96,10 +98,12 @@ def check(
                     f"level {promise.at_most:.12g} is of {promise.risk}, not of {checked.name}"
                 )
     selected = _rows(plan, trace, repeats, drop_seen, same_rows)
+    # repeats were handled when the rows were selected: all that are left count
     evaluation = selected.trace.evaluate(
         plan, risk=risk, confidence=confidence, repeats=None if same_rows else "independent"
     )
     if at_most is not None:
+        # without a risk, the one that was measured by default
         checked = find_risk(risk if risk is not None else evaluation.risk.risk)
         level = require(
             f"at_most (a level of {checked.name})", at_most, low=checked.low, below=checked.high

@@ -69,6 +69,7 @@ def descend(
     """
     cut_G = cut_G.copy()
     for _ in range(rounds):
+        # From the last gate back: with the later gates fixed, take the best cut of this one.
         reach = alive(table, cut_G)
         tail_N = value_EN[-1]
         before_G = cut_G.copy()
@@ -79,6 +80,7 @@ def descend(
             tail_N = np.where(table.cuts[g].column_N <= cut_G[g], value_EN[g], tail_N)
         if (cut_G == before_G).all():
             break
+        # And forward again: now the rows that arrive at a gate have changed.
         here_N = np.ones(len(tail_N), bool)
         for g in table.gates[:-1]:
             cut_G[g] = line(table.cuts[g], (value_EN[g] - behind[g]) * here_N).argmin()

@@ -108,16 +108,20 @@ class Sweep:
 
     @property
     def leaving_P(self) -> Array:
-        """Rows that leave before the last exit."""
+        """How many rows leave before the last exit."""
         leaving: Array = self.reach_PE[:, 0] - self.reach_PE[:, -1]
         return leaving
 
     def group_sums(self, plans: int) -> Iterator[tuple[Array, Array]]:
-        """Summed worst losses of every group, for those plans at which something changes, about
-        `plans` at a time.
+        """Summed worst losses of every group, for the plans at which something changes.
 
-        Yields plan numbers [C] and sums [C, B]. Plan 0 comes first. A plan that is left out has the
-        losses of the plan before it.
+        Plan 0 comes first. A plan that is left out has the losses of the plan before it.
+
+        Args:
+            plans: how many plans to sum at a time, about.
+
+        Yields:
+            Plan numbers [C] and their sums [C, B].
         """
         assert self.never_B is not None
         assert self.steps is not None
@@ -127,18 +131,18 @@ class Sweep:
         changed, first = np.unique(self.steps.plan, return_index=True)
         ends = np.append(first, len(self.steps.plan))
         for start in range(0, len(changed), plans):
-            some = changed[start : start + plans].astype(np.intp)
-            rows = slice(ends[start], ends[start + len(some)])
-            # one cell a plan and group; the running sum over plans then starts from where the last
-            # chunk ended
-            plan = np.searchsorted(some, self.steps.plan[rows])
+            plans_C = changed[start : start + plans].astype(np.intp)
+            rows = slice(ends[start], ends[start + len(plans_C)])
+            # Sum the steps into one cell per plan and group. The running sum over plans then starts
+            # from the end of the last chunk.
+            plan = np.searchsorted(plans_C, self.steps.plan[rows])
             cell = plan * groups + self.steps.group[rows]
-            change = np.bincount(cell, self.steps.change[rows], len(some) * groups)
-            sums_CB = change.reshape(len(some), groups)
+            change = np.bincount(cell, self.steps.change[rows], len(plans_C) * groups)
+            sums_CB = change.reshape(len(plans_C), groups)
             sums_CB[0] += now_B
             np.cumsum(sums_CB, axis=0, out=sums_CB)
             now_B = sums_CB[-1].copy()
-            yield some, sums_CB
+            yield plans_C, sums_CB
 
 
 def sweep(
@@ -240,8 +244,10 @@ def _note_leaving(
     for exit_ in range(1, gone_PE.shape[1]):
         stops = np.minimum(stops, leave_NG[:, exit_ - 1])
         gone_PE[:, exit_] += np.bincount(stops, minlength=len(gone_PE))
-        weight = weights[exit_] if weighed_PE is not None else None
-        if weighed_PE is not None and weight is not None:
+        if weighed_PE is None:
+            continue
+        weight = weights[exit_]
+        if weight is not None:
             weighed_PE[:, exit_] += np.bincount(stops, weight, len(gone_PE))
 
 

@@ -95,7 +95,7 @@ def accuracy_gap(answers: IntArray, labels: IntArray | None, reference: int) -> 
     Learn-then-Test clips it at 0. So here a row made better makes up for a row made worse.
     """
     wrong_NE = error(answers, labels, reference, name="accuracy_gap")
-    return wrong_NE - wrong_NE[:, [reference]]
+    return wrong_NE - wrong_NE[:, [reference]]  # [N, E] - [N, 1]
 
 
 def error(
@@ -129,6 +129,7 @@ def find_risk(risk: str | Risk | Callable[..., Any]) -> Risk:
     """
     if isinstance(risk, Risk):
         return risk
+    # `risk=disagreement` works as well as `risk="disagreement"`
     for known in NAMED:
         if risk == known.name or risk is known.losses:
             return known
@@ -178,6 +179,7 @@ def losses_of(
         array([[1., 0.],
                [0., 0.]])
     """
+    # Everything is checked, because a wrong loss would break the promise without a sign.
     _check_rows(answers, labels, reference)
     if labels is None and risk.needs_labels:
         raise _no_labels(risk.name)

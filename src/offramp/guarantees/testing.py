@@ -108,6 +108,7 @@ def _shuffled(stream: bytes, fingerprint: str | bytes, n: int) -> IndexArray:
     data = fingerprint
     if isinstance(data, str):
         data = data.encode()
+    # Rows sorted by random keys, from a generator that is seeded by the fingerprint.
     digest = hashlib.sha256(b"offramp/" + stream + b"/" + data).digest()
     words: Any = np.frombuffer(digest, dtype="<u4").tolist()
     keys = np.random.PCG64(np.random.SeedSequence(words)).random_raw(n)

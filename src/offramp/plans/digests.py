@@ -64,6 +64,7 @@ def digests_of(x: Array | dict[str, Array], form: int = FORM) -> Digests:
     Returns:
         uint64 [n]: the first 8 bytes of BLAKE2b.
     """
+    # the order of the names does not count
     fields = sorted(x.items()) if isinstance(x, dict) else [("", x)]
     rows = len(fields[0][1])
     hashes = _first_form(fields, rows) if form == 1 else _canonical(fields, rows)

@@ -94,7 +94,7 @@ class _Drawing:
                 else:
                     branch = self.lines(way, meet or end)
                 lines += _indented(branch, is_last=way == ways[-1])
-            if meet is None:
+            if meet is None:  # every way ends on its own
                 return lines
             name = meet
         return lines
@@ -121,6 +121,7 @@ class _Drawing:
                 going_on.append(self.always[way])
         if len(going_on) < 2:
             return None
+        # the names are in topological order: the first shared one is where the ways meet
         shared = set.intersection(*going_on)
         for name in self.topology.names:
             if name in shared:

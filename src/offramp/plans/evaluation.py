@@ -161,6 +161,7 @@ class Evaluation:
             lines.append(f"  {self.repeated:,} rows repeat others, which the interval counts once")
         for price in self.prices:
             lines.append(f"  {price}")
+        # within the band a batch of another size may decide differently
         lines.append(f"  {self.in_band:.2%} of rows within the float band of a threshold")
         return "\n".join(lines)
 
@@ -188,6 +189,7 @@ def worst_class(
         falls.append(right_plain[rows].mean() - right[rows].mean())
     worst = int(classes[int(np.argmax(falls))])
     rows = labels == worst
+    # there may be fewer names than classes
     if names is not None and worst < len(names):
         name = names[worst]
     else:

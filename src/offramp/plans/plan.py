@@ -56,7 +56,7 @@ def choose(scores: ArrayT, thresholds: ArrayT) -> ArrayT:
     # successor. With one route, the usual case, that is the refusal itself, in fewer operations:
     # a batch of one waits for each of them.
     has_one_route = refused.shape[-1] == 1
-    successor = refused[:, 0] * 1 if has_one_route else refused.cumprod(-1).sum(-1)  # [B]
+    successor = refused[:, 0] * 1 if has_one_route else refused.cumprod(-1).sum(-1)  # -> [B]
     result: ArrayT = successor
     return result
 
@@ -87,6 +87,7 @@ class Price:
         else:
             unit = "MACs"
         note = f" ({self.note})" if self.note else ""
+        # a share of a cost of 0 does not exist
         if not self.plain > 0:
             return (
                 f"mean cost {self.mean:g} and worst {self.worst:g} {unit}, the plain network's is 0"
@@ -145,6 +146,7 @@ class Promise:
         confidence = f"With {percentage(self.confidence)} confidence"
         level = percentage(self.at_most)
         if self.risk == "accuracy_gap":
+            # a negative level promises that the plan is right more often
             points = f"{abs(100 * self.at_most):.12g} percentage points"
             if self.at_most >= 0:
                 change = f"at most {points} less"
@@ -233,6 +235,7 @@ class Plan:
                 self.topology.exit_index(self.max_exit)
         if self.promise is None:
             return
+        # the promise is about one plan: with other thresholds or another network it does not hold
         if self.promise.covers != self.covers(thresholds, self.max_exit, self.origin):
             object.__setattr__(self, "promise", None)
             object.__setattr__(self, "price", None)
@@ -373,6 +376,7 @@ class Plan:
     def _decisions(self) -> str:
         """Where rows leave, the ways that they take, and the price."""
         clauses = self._ways()
+        # where rows leave comes first, then which ways they take
         leaves = self._leaves()
         if leaves:
             clauses.insert(0, "leave " + ", ".join(leaves))
@@ -389,6 +393,7 @@ class Plan:
         """Why the plan has no promise."""
         if not self.rows:
             return "set by hand"
+        # a plan by budget has rows and a price; a calibrated plan that was changed lost its price
         if self.price:
             return "best on its rows under a budget"
         return "changed, or moved to another engine, after it was calibrated"
@@ -504,6 +509,7 @@ def _renamed(body: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
 
 def _typed(fields: ArrayT) -> ArrayT:
     """A dataclass of plain fields from a file. Raises TypeError for a field of another type."""
+    # annotations are texts here, because of `from __future__ import annotations`
     kinds: dict[Any, Any] = {"str": str, "int": int, "float": Real}
     for field in dataclasses.fields(fields):  # type: ignore[arg-type]
         value = getattr(fields, field.name)

@@ -276,8 +276,7 @@ class Origin:
         made_with = before.get(MADE_WITH)
         here = now.get(MADE_WITH)
         if made_with != here:
-            # With another Python or torch, or an older kind of marks, all marks differ for no
-            # reason.
+            # with another Python or torch, or an older kind of marks, all marks may differ
             if made_with is not None and len(before) > 1 and f"{made_with}{MARKS}" == here:
                 warnings.warn(OLDER_MARKS, Notice, stacklevel=3)
             return
@@ -541,5 +540,6 @@ def named(rows: Numbers) -> str:
     shown = ", ".join(str(row) for row in rows[:LISTED])
     if len(rows) > LISTED:
         return f"rows {shown} and {len(rows) - LISTED:,} more"
+    # "3, 5, 8" -> "3, 5 and 8"
     head, _, last = shown.rpartition(", ")
     return f"rows {head} and {last}"

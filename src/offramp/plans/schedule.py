@@ -124,9 +124,7 @@ class Schedule:
 
     @cached_property
     def predecessors(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
-        """The edges that lead to each stage: where they come from, and the successor chosen
-        there.
-        """
+        """The edges that lead to each stage, as (the stage before, the successor chosen there)."""
         arriving: dict[str, tuple[tuple[str, str], ...]] = {}
         for stage in self.stages:
             arriving.setdefault(stage.name, ())
@@ -152,7 +150,7 @@ class Schedule:
         Returns:
             A new schedule.
         """
-        needed: dict[str, tuple[str, ...]] = {LEAVE: ()}
+        needed: dict[str, tuple[str, ...]] = {LEAVE: ()}  # rows that leave carry nothing
         stages = list[Stage]()
         for stage in reversed(self.stages):
             if tensors is not None:
@@ -225,8 +223,8 @@ class Schedule:
         return "\n".join(lines)
 
     def _cells(self, stage: Stage) -> list[str]:
-        """Five cells: the name of a stage, what it reads, carries and decides, and whose rows
-        arrive.
+        """Name, what the stage reads, carries and decides, and whose rows arrive: a line of the
+        table.
         """
         reads = "reads " + (", ".join(stage.reads) or "nothing")
         carried = dict[str, None]()  # a set in order
@@ -260,6 +258,7 @@ class Schedule:
         before = self.predecessors[stage.name]
         if not before:
             return "every row"
+        # several edges may come from one stage
         names = [*dict.fromkeys(name for name, _ in before)]
         if len(before) > 1:
             return f"rows of {' and '.join(names)}, together"
@@ -469,6 +468,7 @@ def _writes(topology: Topology, node: Node, *, exit_: bool, gate: bool) -> tuple
 
 def _together(before: Stage, stage: Stage) -> Stage:
     """Two stages as one. The first has no exit and no gate."""
+    # what the first computes need not exist before
     reads = dict.fromkeys(before.reads)  # a set in order
     for name in stage.reads:
         if name not in before.writes:
@@ -480,9 +480,7 @@ def _together(before: Stage, stage: Stage) -> Stage:
 
 
 def _shortened(stage: Stage, last_writes: Sequence[str]) -> Stage:
-    """A joined stage that writes only the tensors of its last node and those that are read
-    later.
-    """
+    """A joined stage that writes only what its last node computes and later stages read."""
     needed = set(last_writes)
     for edge in stage.edges:
         needed.update(edge.carries)

@@ -54,8 +54,8 @@ class ScoreRange:
         object.__setattr__(self, "high", float(self.high))
         object.__setattr__(self, "saturates", tuple(map(float, saturates)))
         object.__setattr__(self, "whole", require_flag("whole", self.whole))
-        # NaN is not below anything
-        if not self.low < self.high or math.isnan(sum(map(abs, self.saturates))):
+        has_nan = bool([value for value in self.saturates if math.isnan(value)])
+        if has_nan or not self.low < self.high:  # a NaN end is not below the other one
             raise InvalidArgument(
                 f"a score range must be two numbers, the lower first, got {self.low} and "
                 f"{self.high} with the saturation values {self.saturates}"

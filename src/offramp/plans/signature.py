@@ -106,6 +106,7 @@ class Input:
         lows = tuple(map(number, lows))
         highs = tuple(map(number, highs))
         _require_order(kind, lows, highs)
+        # one range for all, or one for each index of the axis, or one for each value of a row
         along = None if axis is None else shape[axis]
         if len(lows) not in (1, along or math.prod(shape)):
             raise ValueError(f"there are {len(lows)} ranges for rows of shape {shape}")
@@ -157,6 +158,7 @@ class Input:
             return self
         low = min(self.lows)
         high = max(self.highs)
+        # several values were seen, although each float had only one
         if low < high:
             return replace(self, lows=(low,), highs=(high,), axis=None)
         if low == 0:
@@ -241,9 +243,7 @@ def _extremes(batch: Array, others: tuple[int, ...]) -> tuple[Bounds, Bounds]:
 
 
 def _short(values: Array) -> Bounds:
-    """Floats with the fewest digits that mean them in their own type: 0.1, and not
-    0.10000000149.
-    """
+    """Floats with the fewest digits that mean them in their own type: 0.1, not 0.100000001."""
     return tuple(float(str(value)) for value in values)
 
 

@@ -117,7 +117,7 @@ class Topology:
     def __post_init__(self) -> None:
         self._require_names()
         index = self._index
-        arrivals = {self.names[0]}
+        arrivals = {self.names[0]}  # the nodes that rows can reach
         for number, node in enumerate(self.nodes):
             if not node.successors or len(set(node.successors)) != len(node.successors):
                 raise BadNetwork(
@@ -173,6 +173,7 @@ class Topology:
 
     def _require_writers(self) -> None:
         """Raise BadNetwork where rows reach a node on a path that does not give what it reads."""
+        # A reader needs a default only if some path to it does not pass the node that it reads.
         logits_defaults = set()
         output_defaults = set()
         for default in self.defaults:
@@ -406,7 +407,7 @@ class Topology:
             BadNetwork: the network has many paths, and the most expensive one does not pass the
                 node.
         """
-        if self.has_many_paths:
+        if self.has_many_paths:  # too many to compare: follow the last successors
             path = [self.names[0]]
             while path[-1] != name:
                 later = self.node(path[-1]).successors[-1]
@@ -430,6 +431,7 @@ class Topology:
         Args:
             label: of a gate, as in `gate_labels`.
         """
+        # "head#1" is the gate "head" on path 1
         gate = label if label in self._index else label.rpartition("#")[0]
         if self.routes(gate) == 1:
             return (f"score/{label}",)

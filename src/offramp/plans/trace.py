@@ -213,8 +213,7 @@ class Trace:
     def __getitem__(self, rows: slice | Array) -> Trace:
         columns = {}
         for name, column in self.columns.items():
-            # a cost [3] holds for all rows; a cost [N, 3] and every other column has one entry per
-            # row
+            # a cost [3] is the same for all rows; every other column has an entry per row
             is_per_row = not name.startswith("cost/") or column.ndim == 2
             if is_per_row:
                 columns[name] = column[rows]
