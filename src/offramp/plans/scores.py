@@ -62,7 +62,8 @@ class ScoreRange:
             )
         if not all(map(math.isfinite, self.saturates)):
             raise InvalidArgument(f"saturation values must be finite, got {self.saturates}")
-        if self.whole and math.isfinite(self.low) and math.floor(self.high) < math.ceil(self.low):
+        is_bounded = math.isfinite(self.low) and math.isfinite(self.high)
+        if self.whole and is_bounded and math.floor(self.high) < math.ceil(self.low):
             raise InvalidArgument(
                 f"whole scores must have a whole number in their range, got {self.low:g} to "
                 f"{self.high:g}"
