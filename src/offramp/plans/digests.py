@@ -67,7 +67,10 @@ def digests_of(x: Array | dict[str, Array], form: int = FORM) -> Digests:
     # the order of the names does not count
     fields = sorted(x.items()) if isinstance(x, dict) else [("", x)]
     rows = len(fields[0][1])
-    hashes = _first_form(fields, rows) if form == 1 else _canonical(fields, rows)
+    if form == 1:
+        hashes = _first_form(fields, rows)
+    else:
+        hashes = _canonical(fields, rows)
     return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
 
 

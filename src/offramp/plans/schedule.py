@@ -246,8 +246,10 @@ class Schedule:
     def _decides(self, stage: Stage) -> str:
         """Which rows take which way: ">= 0.9 leave, else layer2"."""
         if not stage.gate:
-            return "answers" if stage.last else ""
-        targets = ["leave" if edge.to == LEAVE else edge.to for edge in stage.edges]
+            if stage.last:
+                return "answers"
+            return ""
+        targets = [edge.to for edge in stage.edges]  # LEAVE prints as "leave"
         choices = list[str]()
         for threshold, target in zip(stage.thresholds, targets, strict=False):
             choices.append(f">= {threshold:g} {target}")

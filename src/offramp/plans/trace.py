@@ -399,6 +399,7 @@ class Trace:
                 exits[leaving] = topology.exit_index(stage.name)
                 outputs[leaving] = index_of[visit.label]
                 why[leaving] = WHY.index(stage.why)
+        # every row has left at some exit: pick its answer there
         answers = self.answers[np.arange(len(self)), outputs]  # [N, E] -> [N]
         return Replay(exits, answers, why, ran, outputs, schedule)
 
@@ -481,7 +482,8 @@ class Trace:
 
     @property
     def prices(self) -> Prices:
-        """What each part costs."""
+        """The prices of the parts."""
+        # "cost/segment/small" is the price of the part "segment/small"
         parts = {}
         for name, column in self.columns.items():
             if name.startswith("cost/"):
@@ -714,7 +716,7 @@ class Trace:
         )
 
     def _note(self, prices: Prices, unit: str) -> str:
-        """What a reader of figures in this unit must know."""
+        """A remark for readers of figures in this unit."""
         if unit == "macs":
             return ""
         notes = list[str]()
@@ -727,7 +729,9 @@ class Trace:
         return "; ".join(notes)
 
     def _units(self, batches: Sequence[int]) -> list[tuple[str, int]]:
+        """The units and batch sizes in which something was recorded."""
         prices = self.prices
+        # MACs per row are the same at every batch size
         units = list[tuple[str, int]]()
         if not prices.uncounted:
             units.append(("macs", 1))
