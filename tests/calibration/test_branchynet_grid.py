@@ -209,7 +209,7 @@ REFUSED = {
     "neither": ({}, InvalidArgument, "exactly one"),
     "both": ({"grid": "lenet", "shares": (0.5,)}, InvalidArgument, "exactly one"),
     "an unknown grid": ({"grid": "lennet"}, UnknownName, "lenet"),
-    "a grid for others": ({"grid": {"small": (1.0,)}}, InvalidArgument, "one for each gate"),
+    "a grid for others": ({"grid": {"small": (1.0,)}}, InvalidArgument, "values for each gate"),
     "no values": ({"grid": ()}, InvalidArgument, "float32 numbers"),
     "NaN": ({"grid": (math.nan,)}, InvalidArgument, "float32 numbers"),
     "too large": ({"grid": (1e39,)}, InvalidArgument, "float32 numbers"),

@@ -344,7 +344,7 @@ def test_scores_that_are_not_finite():
         (
             {"at_most": 0.1, "risk": "accuracy_gap", "bound": "binomial"},
             InvalidArgument,
-            "not only 0 and 1",
+            "losses of 0 and 1 only",
         ),
         ({"at_most": 0.1, "bound": "beting"}, UnknownName, "betting"),
         ({"at_most": 0.1, "risk": "accuracy"}, UnknownName, "accuracy_gap"),
@@ -385,7 +385,7 @@ def test_scores_that_are_not_finite():
         (
             {"budget": 0.01},
             OutOfBudget,
-            r"a budget of 0\.01 of the plain network's macs, expected at least 0\.\d+, which",
+            r"budget must be at least 0\.\d+ of the plain network's macs, .* got 0\.01",
         ),
         ({"budget": math.nan}, InvalidArgument, "budget must be above 0, got nan"),
         ({"budget": -1.0}, InvalidArgument, r"budget must be above 0, got -1\.0"),

@@ -75,7 +75,7 @@ def test_rows_of_the_plan_are_refused_or_left_out(plan):
         check(plan, shuffled, repeats="independent")
     for rows in (mixed, POPULATION[1:600], POPULATION[:600:2], POPULATION[300:900]):
         with pytest.raises(
-            OverlappingRows, match="too many, or too much alike, for rows that were each drawn"
+            OverlappingRows, match="too many, or too similar, for rows that were each drawn"
         ):
             check(plan, renumbered(rows, 9000), repeats="independent")
 
@@ -92,7 +92,7 @@ def test_discrete_data_is_checked_unless_it_is_the_same_again(contents):
         assert check(of_them, each, repeats="independent").evaluation.rows == 400
     if contents > 2:  # with two contents half of all draws look like that
         for same in (drawn[0], drawn[0][1:], drawn[0][:-3]):
-            with pytest.raises(OverlappingRows, match="too much alike"):
+            with pytest.raises(OverlappingRows, match="too similar"):
                 check(of_them, renumbered(same, 90_000), repeats="independent")
 
 

@@ -86,7 +86,7 @@ def test_it_is_never_worse_than_the_best_shared_threshold():
 
 
 def test_a_budget_below_the_cheapest_path_is_refused(traced):
-    with pytest.raises(OutOfBudget, match="expected at least"):
+    with pytest.raises(OutOfBudget, match="budget must be at least"):
         off.calibrate(traced, budget=0.1)
 
 

@@ -106,7 +106,7 @@ CASES = {
     "on": lambda: ("check plan.json calibration.npz", "with --drop-seen, or say --repeats"),
     "overlapping rows, search": lambda: (
         "calibrate calibration.npz --search calibration.npz --at-most 0.1 -o "
-        "n.json", "used for nothing before"),
+        "n.json", "rows that were not used before"),
     "rows that repeat": lambda: (f"calibrate {copied()} --at-most 0.2 -o "
                                  f"n.json", "with --repeats once copies count"),
     "rows that repeat, the other "
@@ -185,7 +185,7 @@ CASES = {
     "an unknown risk": lambda: ("calibrate calibration.npz --risk disagrement --at-most "
                                 "0.1", "'disagreement'"),
     "no risk at all": lambda: ("calibrate calibration.npz --risk users_own:not_a_risk --at-most "
-                               "0.1", "not a Risk"),
+                               "0.1", "or a Risk with its range"),
     "an unknown bound": lambda: ("calibrate calibration.npz --bound binomal --at-most "
                                  "0.1", "binomial"),
     "an unknown exit": lambda: ("calibrate calibration.npz --max-exit digits_smal --at-most "

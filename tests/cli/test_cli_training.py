@@ -144,7 +144,7 @@ class Nothing(Recipe):
         (("--precision", "int8"), "bf16"),
         (("--resume",), "folder"),
         (("--track", "tensorboard"), "folder"),
-        (("--development", TRAIN), "also stand"),
+        (("--development", TRAIN), "are also among"),
         (
             ("--recipe", "joint", "--with", "epochs=few"),
             "epochs of the recipe 'joint' must be a whole number, got 'few'",

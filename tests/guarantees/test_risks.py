@@ -102,15 +102,15 @@ def returning(losses, **more):
 @pytest.mark.parametrize(
     ("risk", "told"),
     [
-        (returning(np.zeros((4, 2))), r"shape \(4, 2\), expected numbers of shape \(4, 3\)"),
-        (returning(np.full((4, 3), None)), "returned object"),
+        (returning(np.zeros((4, 2))), r"numbers of shape \(4, 3\), got float64 of shape \(4, 2\)"),
+        (returning(np.full((4, 3), None)), "got object"),
         (
             returning(np.where(ANSWERS == 3, np.nan, 0.5)),
-            r"returned nan \(first at row 3, exit 1\)",
+            r"got nan \(first at row 3, exit 1\)",
         ),
-        (returning(np.where(ANSWERS == 3, 1.25, 0.5)), r"1\.25 .*in \[0\.0, 1\.0\]"),
+        (returning(np.where(ANSWERS == 3, 1.25, 0.5)), r"in \[0\.0, 1\.0\], got 1\.25"),
         (returning(np.where(ANSWERS == 3, -0.1, 0.5)), r"-0\.1"),
-        (returning(np.full((4, 3), 0.5), values=(0.0, 1.0)), r"0\.5 .*only the values"),
+        (returning(np.full((4, 3), 0.5), values=(0.0, 1.0)), r"only the values .* got 0\.5"),
         (returning((ANSWERS == 3) | (ANSWERS == 1), zero=True), "for the reference itself"),
     ],
 )
@@ -123,18 +123,18 @@ def test_what_a_risk_states_is_checked():
     for low, high in [(1, 0), (0, 0), (0, np.inf), (np.nan, 1)]:
         with pytest.raises(InvalidArgument, match="two finite numbers"):
             Risk("own", low, high, False, False, risks.error)
-    with pytest.raises(InvalidArgument, match="names the values"):
+    with pytest.raises(InvalidArgument, match="values of the risk"):
         Risk("own", 0, 1, False, False, risks.error, values=(0, 2))
-    with pytest.raises(InvalidArgument, match="choose one"):
+    with pytest.raises(InvalidArgument, match="must be 'answers' or 'outputs'"):
         Risk("own", 0, 1, False, False, risks.error, reads="logits")
 
 
 def test_rows_are_checked():
     risk = find_risk("error")
-    with pytest.raises(BadData, match="expected integers"):
+    with pytest.raises(BadData, match="answers must be integers"):
         losses_of(risk, ANSWERS.astype(float), LABELS, 2)
     with pytest.raises(BadData, match=r"labels of shape \(3,\) for 4 rows"):
         losses_of(risk, ANSWERS, LABELS[:3], 2)
     for reference in (-1, 3):
-        with pytest.raises(InvalidArgument, match="as the reference, expected 0 to 2"):
+        with pytest.raises(InvalidArgument, match="index of an exit, 0 to 2"):
             losses_of(risk, ANSWERS, LABELS, reference)

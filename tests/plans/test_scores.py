@@ -145,3 +145,8 @@ def test_a_range_holds_plain_numbers_whatever_it_was_made_of():
 def test_what_is_no_range(options, says):
     with pytest.raises(InvalidArgument, match=says):
         ScoreRange(**options)
+
+
+def test_whole_scores_may_have_one_end():
+    assert ScoreRange(0.0, whole=True).high == math.inf
+    assert ScoreRange(high=0.0, whole=True).low == -math.inf

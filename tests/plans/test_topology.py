@@ -94,7 +94,7 @@ def test_what_is_no_topology(nodes):
 
 
 def test_a_default_is_of_an_exit():
-    with pytest.raises(BadNetwork, match="a default is declared of 'small'"):
+    with pytest.raises(BadNetwork, match="a default must be declared of one of the exits"):
         Topology(FORK.nodes, (*FORK.defaults, Default("small", 0.0, (3,))))
 
 

@@ -1,1 +1,4 @@
-"""The room of promises: which risk, which bound, which test; arrays in, arrays out, no torch."""
+"""From a trace to a plan: candidates, tests and the choice of the cheapest plan that passes.
+
+Arrays in, arrays out. Nothing here imports torch.
+"""

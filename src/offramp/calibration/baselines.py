@@ -1,5 +1,5 @@
-"""Baselines: families of plans that one dial turns: one shared threshold, one quantile path,
-MSDNet's p^k.
+"""Baselines: families of plans along one dial. The dial is one shared threshold, one quantile path,
+or MSDNet's p^k.
 
 The search starts from them and is never worse. The first two are exact: every useful position of
 the dial is priced by one sort and one cumulative sum. Legend: N rows, G gates, E exits, D
@@ -20,8 +20,13 @@ POWERS: Floats = np.linspace(0.05, 1.95, 39)  # the sweep of MSDNet's code
 
 @dataclass(frozen=True)
 class DialCurve:
-    """Plans along a dial: summed loss and cost of each, and the cut numbers of those one asks
-    for.
+    """Plans along a dial.
+
+    Attributes:
+        name: of the family.
+        loss_D: the summed loss at each position.
+        cost_D: the summed cost at each position.
+        cuts: gives the cut numbers [S, G] of positions [S].
     """
 
     name: str
@@ -38,28 +43,37 @@ def baselines(table: ThresholdTable, powers: Floats = POWERS) -> Iterator[DialCu
 
 
 def _dial(table: ThresholdTable, name: str, keys: list[Floats]) -> DialCurve:
-    """Price every position of a dial t, where gate g stands at its last cut whose key is >= t.
+    """Price every position of a dial t, where gate g is at its last cut whose key is >= t.
 
-    Going down the dial a row moves to ever earlier exits; exit g is one of its stops if no earlier
-    exit takes it at the same position. A stop changes the sums by what the row then gains over its
-    stop before.
+    Going down the dial, a row moves to ever earlier exits. Exit g is one of its stops if no earlier
+    exit takes the row at the same position. A stop changes the sums by the difference between its
+    exit and the exit of the row's stop before.
     """
     rows = table.loss_EN.shape[1]
     at = [np.zeros(0)]
     loss = [np.zeros(0)]
     cost = [np.zeros(0)]
-    keys_GN = [np.append(keys[g], -np.inf)[table.cuts[g].column_N] for g in table.gates]
-    if keys_GN:
-        reached_GN = [np.full(rows, -np.inf), *np.maximum.accumulate(keys_GN)]
-    else:
-        reached_GN = []
-    now = np.full(rows, len(table.cuts))
-    for g, key_N, before_N in reversed(list(zip(table.gates, keys_GN, reached_GN, strict=False))):
-        n = np.flatnonzero(key_N > before_N)
+    # For each open gate: the position of the dial at which it takes each row, and the first
+    # position at which any earlier gate does.
+    keys_GN = []
+    earlier_GN = []
+    earlier_N = np.full(rows, -np.inf)
+    for g in table.gates:
+        key_N = np.append(keys[g], -np.inf)[table.cuts[g].column_N]
+        keys_GN.append(key_N)
+        earlier_GN.append(earlier_N)
+        earlier_N = np.maximum(earlier_N, key_N)
+    # From the last gate back: the stops of a row come in the order in which the dial reaches them.
+    now = np.full(rows, len(table.cuts))  # the exit of each row
+    for index in reversed(range(len(table.gates))):
+        g = table.gates[index]
+        key_N = keys_GN[index]
+        n = np.flatnonzero(key_N > earlier_GN[index])
         at.append(key_N[n])
         loss.append(table.loss_EN[g, n] - table.loss_EN[now[n], n])
         cost.append(table.cost_EN[g, n] - table.cost_EN[now[n], n])
         now[n] = g
+    # Sort all stops by position. The sums after the last stop at a position are its price.
     at_S = np.concatenate(at)
     order = np.argsort(-at_S, kind="stable")
     at_S = at_S[order]
@@ -85,23 +99,32 @@ def powers_of(table: ThresholdTable, powers: Floats = POWERS) -> DialCurve:
     """MSDNet's thresholds (Huang et al., 2018, arXiv 1703.09844): exit k answers a share ~ p^k of
     the rows.
 
-    Gate by gate the threshold is the score of the floor(N q_k)-th readiest row not yet gone, and
-    every row at or above it goes. We differ where too few rows are left: the exit is closed, not
-    given 1e8; and the threshold steps down to the next place between two scores.
+    Gate by gate, the threshold is the score of the floor(N q_k)-th most confident row that has not
+    left yet, and every row at or above it leaves. We differ where too few rows are left: the exit
+    is closed, and does not get the threshold 1e8. The threshold also steps down to the next cut
+    between two scores.
+
+    Args:
+        table: the chain.
+        powers: values of p.
+
+    Returns:
+        A plan for each p.
     """
     rows = table.loss_EN.shape[1]
     gates = table.gates
     shares_PE = np.asarray(powers)[:, None] ** np.arange(1, len(gates) + 2)
     wanted_PE = np.floor(rows * shares_PE / shares_PE.sum(1, keepdims=True))
-    found_PG = np.zeros((len(powers), len(table.cuts)), np.intp)
+    cuts_PG = np.zeros((len(powers), len(table.cuts)), np.intp)
     left_PN = np.ones((len(powers), rows), bool)
     for k, g in enumerate(gates):
         cuts = table.cuts[g]
         for p in range(len(powers)):
+            # how many of the rows that are left have at least the score of each row, best first
             gone_M = np.cumsum(left_PN[p, cuts.order_M])
             index = int(np.searchsorted(gone_M, wanted_PE[p, k]))
             if wanted_PE[p, k] > 0 and index < len(gone_M):
-                found_PG[p, g] = min(int(cuts.column_N[cuts.order_M[index]]), len(cuts) - 1)
-        left_PN &= cuts.column_N[None] > found_PG[:, g, None]
-    loss_P, cost_P = table.totals(found_PG)
-    return DialCurve("p^k", loss_P, cost_P, lambda chosen: found_PG[chosen])
+                cuts_PG[p, g] = min(int(cuts.column_N[cuts.order_M[index]]), len(cuts) - 1)
+        left_PN &= cuts.column_N[None] > cuts_PG[:, g, None]
+    loss_P, cost_P = table.totals(cuts_PG)
+    return DialCurve("p^k", loss_P, cost_P, lambda chosen: cuts_PG[chosen])

@@ -1,5 +1,5 @@
-"""From a trace to a plan: by promise (certified), or by budget (best on its rows, and it says
-so).
+"""From a trace to a plan: by a promise (certified), or by a budget (the best on its rows, without a
+promise).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from offramp._support.arguments import (
 from offramp.calibration.candidates import problem_of as problem_of
 from offramp.calibration.certifying import Certifier, Tested
 from offramp.calibration.descending import trade_offs_of_routes
-from offramp.calibration.dial import costs_of_settings
+from offramp.calibration.dial import costs_of_settings, plan_at
 from offramp.calibration.members import warn_of_order
 from offramp.calibration.routed import thresholds_of
 from offramp.calibration.rows import Selected, independent_rows, searched_and_certified, unseen_rows
@@ -36,9 +36,9 @@ from offramp.plans.pricing import check_unit
 from offramp.plans.trace import Trace
 
 TESTING = ("path", "pareto")
-SEARCH_SHARE = 0.4  # of the rows, for Pareto testing without search rows of its own
-ROUNDING = 1e-9  # share of a budget by which the sum of costs may exceed it
-POINTS = 100  # trade-offs looked through where milliseconds of a plan depend on how many rows leave
+SEARCH_SHARE = 0.4  # the share of the rows that Pareto testing searches, if there are no others
+ROUNDING = 1e-9  # the share of a budget by which the sum of costs may exceed it
+POINTS = 100  # trade-offs to price where milliseconds of a plan depend on how many rows leave
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -65,37 +65,38 @@ def calibrate(
 
     Args:
         trace: the rows that test the plan, as `record` gives them. They must be independent draws.
-        risk: "disagreement" (default; needs no labels), "accuracy_gap", "error", or a Risk.
+        risk: "disagreement" (default; does not need labels), "accuracy_gap", "error", or a Risk.
         at_most: the level of the promise, in the unit of the risk (0.01 is one answer in a
             hundred).
         confidence: of the promise, above 0 and below 1.
-        budget: a share of the plain network's cost, instead of `at_most`; such a plan carries no
-            promise.
-        reference: what the risk compares with: "last", "backbone", or an exit.
-        unit: the cost to save, "macs" or "ms"; by default MACs where they are known of every
-            member, else milliseconds.
+        budget: a share of the plain network's cost, instead of `at_most`. The plan has no promise.
+        reference: the exit that the risk compares with: "last", "backbone", or a name.
+        unit: of the cost to save, "macs" or "ms". By default MACs where they are known of every
+            member, otherwise milliseconds.
         batch: the batch size that milliseconds are for.
         bound: "binomial", "betting" or "hoeffding_bentkus"; by default the one that fits the risk.
         testing: "path" walks one shared threshold down a grid that was fixed beforehand, over all
             rows (valid: see guarantees.testing.fixed_sequence). "pareto" (Laufer-Goldshtein et al.,
             2023, arXiv 2210.07913) searches candidates on some rows and tests them on the others.
-        search: a trace of rows to search on; then all rows of `trace` are tested, by "pareto".
-        deepest: an exit that answers whatever arrives there.
-        repeats: what rows of equal content are. None refuses them; "independent" says that each was
-            drawn on its own, and all count; "once" counts one of each, a promise about distinct
+        search: a trace of rows to search on. Then all rows of `trace` are tested, by "pareto".
+        max_exit: an exit that answers every row that arrives there.
+        repeats: how to count rows of equal content. None refuses them. "independent": each was
+            drawn on its own, and all count. "once": one of each counts, a promise about distinct
             rows. Rows of equal number are the same row, and always refused.
         drop_seen: leave out rows that trained the network, instead of refusing them.
 
     Returns:
-        A plan. Its promise says on how many rows it was tested, and what was decided about repeats.
-        The order in which a betting bound meets the rows is derived from their contents
+        A plan. Its promise states on how many rows it was tested, and how repeats were counted. The
+        order in which a betting bound reads the rows is derived from their contents
         (`draws.order_of`).
 
     Raises:
         NoSafePlan: no plan keeps the promise on these rows.
-        OverlappingRows: rows repeat, trained the network, or are searched and tested.
-        InvalidArgument: two aims or none, or an argument that is not what it must be.
-        UnknownName: a risk, bound or exit of that name does not exist.
+        OutOfBudget: no plan is as cheap as the budget on these rows.
+        OverlappingRows: rows repeat, trained the network, or are both searched and tested.
+        InvalidArgument: both or neither of at_most and budget are given, or an argument is not
+            allowed.
+        UnknownName: there is no risk, bound or exit of this name.
     """
     require_kind("the trace", trace, Trace, "from record or Trace.load")
     if search is not None:
@@ -125,28 +126,32 @@ def calibrate(
         rows, _ = unseen_rows(trace, drop_seen=drop_seen, what="calibration")
         warn_of_order(trace, unit, batch)
         return _by_budget(rows, risk, share, reference, unit, batch, max_exit)
-    asked = find_risk(risk or "disagreement")
-    level = require(f"at_most (a level of {asked.name})", at_most, low=asked.low, below=asked.high)
+    promised = find_risk(risk or "disagreement")
+    level = require(
+        f"at_most (a level of {promised.name})", at_most, low=promised.low, below=promised.high
+    )
     confidence = require_confidence(confidence)
     if trace.header.settings and (testing != "path" or search is not None or max_exit is not None):
         raise InvalidArgument(
-            "settings of one dial are tested along the dial; leave testing, search and deepest out"
+            "settings of one dial are tested along the dial; leave out testing, search and max_exit"
         )
     if testing not in TESTING:
-        raise InvalidArgument(f"testing is {testing!r}, expected one of {', '.join(TESTING)}")
+        raise InvalidArgument(f"testing must be one of {', '.join(TESTING)}, got {testing!r}")
+    if search is not None:
+        testing = "pareto"
     test = Certifier(
-        asked, level, confidence, find_bound(bound, asked), reference, unit, batch, max_exit
+        promised, level, confidence, find_bound(bound, promised), reference, unit, batch, max_exit
     )
-    kept = independent_rows(trace, repeats=repeats, drop_seen=drop_seen, what="calibration")
+    selected = independent_rows(trace, repeats=repeats, drop_seen=drop_seen, what="calibration")
     warn_of_order(trace, unit, batch)
-    return _by_promise(kept, test, repeats, "pareto" if search is not None else testing, search)
+    return _by_promise(selected, test, repeats, testing, search)
 
 
 def _by_promise(
-    kept: Selected, test: Certifier, repeats: str | None, testing: str, search: Trace | None
+    selected: Selected, test: Certifier, repeats: str | None, testing: str, search: Trace | None
 ) -> Plan:
     """The cheapest of the plans that pass the test, with the promise that it keeps."""
-    trace = kept.trace
+    trace = selected.trace
     searched, certified = _rows(trace, testing, search, repeats)
     tested = test.tested(searched, certified)
     cheapest_G = tested.cheapest()
@@ -164,10 +169,12 @@ def _by_promise(
         searched=0 if searched is None else len(searched),
         covers=Plan.covers(plan.thresholds, test.max_exit, plan.origin),
         repeats=repeats or "",
-        repeated=kept.repeated,
-        dropped=kept.dropped,
+        repeated=selected.repeated,
+        dropped=selected.dropped,
     )
-    seen = trace.seen if search is None else trace.seen.and_also(search.seen)
+    seen = trace.seen
+    if search is not None:
+        seen = seen.and_also(search.seen)
     price = certified.price(plan, test.unit, test.batch, test.reference)
     return replace(plan, promise=promise, price=price, rows=seen)
 
@@ -182,25 +189,30 @@ def _by_budget(
     max_exit: str | None,
 ) -> Plan:
     """The plan with the least mean loss on these rows whose mean cost keeps the budget."""
-    asked = find_risk(risk or ("error" if trace.labels is not None else "disagreement"))
+    if not risk:
+        risk = "error" if trace.labels is not None else "disagreement"
+    measured = find_risk(risk)
     plain = trace.price(Plan.never_leave(trace.topology), unit, batch, reference).plain
     dearest = dearest_share(trace, unit, batch, reference)
     if budget > dearest:
+        meant = ""
+        if budget <= 100:
+            meant = f" ({budget:g} % is {budget / 100:g})"
         raise InvalidArgument(
             f"budget must be a share of the plain network's cost and at most {dearest:.4g}, the "
-            f"cost of all exits "
-            f"together, got {budget:g}"
-            + (f" ({budget:g} % is {budget / 100:g})" if budget <= 100 else "")
+            f"cost of all exits together, got {budget:g}{meant}"
         )
     if not trace.topology.is_chain:
-        return _by_budget_of_routes(trace, asked, budget, plain, reference, unit, batch, max_exit)
-    problem = problem_of(trace, asked, reference, unit, batch, max_exit)
+        return _by_budget_of_routes(
+            trace, measured, budget, plain, reference, unit, batch, max_exit
+        )
+    problem = problem_of(trace, measured, reference, unit, batch, max_exit)
     plan = None
     with contextlib.suppress(OutOfBudget):
         plan = _plan(trace, best(problem, budget * plain).thresholds_G, max_exit)
-    # The search shares a call among `batch` rows. Where some leave, fewer rows arrive and share it,
-    # and the plan costs more milliseconds than the search has seen: then the trade-offs are priced
-    # one by one.
+    # The search shares the cost of a call between `batch` rows. If some rows leave, fewer arrive
+    # and share it, so the plan costs more milliseconds than the search assumed. Then the trade-offs
+    # are priced one by one.
     limit = budget * plain * (1 + ROUNDING)
     if plan is not None and trace.price(plan, unit, batch, reference).mean > limit:
         plan = None
@@ -210,16 +222,12 @@ def _by_budget(
             if trace.price(other, unit, batch, reference).mean <= limit:
                 plan = other
     if plan is None:
-        every = [
-            Plan.by_hand({gate: -math.inf}, max_exit=max_exit) for gate in trace.topology.gates
-        ]
-        every.append(Plan.by_hand({}, max_exit=max_exit))
-        least = min(trace.price(each, unit, batch, reference).mean / plain for each in every)
-        raise OutOfBudget(
-            f"got a budget of {budget:g} of the plain network's {unit}, expected at least "
-            f"{least:.4g}, which the "
-            "cheapest plan costs on these rows; ask for more"
-        )
+        # the cheapest plan: everyone leaves at one gate, or nobody leaves
+        costs = [trace.price(Plan.by_hand({}, max_exit=max_exit), unit, batch, reference).mean]
+        for gate in trace.topology.gates:
+            everyone = Plan.by_hand({gate: -math.inf}, max_exit=max_exit)
+            costs.append(trace.price(everyone, unit, batch, reference).mean)
+        raise _out_of_budget(budget, min(costs) / plain, unit)
     return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
 
 
@@ -238,7 +246,7 @@ def _by_budget_of_routes(
         return _by_budget_of_settings(trace, risk, budget, plain, reference, unit, batch)
     gap = 2 * trace.header.origin.band
     losses_NL = trace.losses(risk, reference)
-    found = trade_offs_of_routes(
+    candidates = trade_offs_of_routes(
         trace,
         losses_NL,
         unit=unit,
@@ -247,16 +255,11 @@ def _by_budget_of_routes(
         gap=gap,
         budgets=(budget * plain,),
     )
-    within = np.flatnonzero(found.cost_P <= budget * plain * (1 + ROUNDING))
+    within = np.flatnonzero(candidates.cost_P <= budget * plain * (1 + ROUNDING))
     if not len(within):
-        least = float(found.cost_P.min()) / plain
-        raise OutOfBudget(
-            f"got a budget of {budget:g} of the plain network's {unit}, expected at least "
-            f"{least:.4g}, which the "
-            "cheapest plan costs on these rows; ask for more"
-        )
+        raise _out_of_budget(budget, float(candidates.cost_P.min()) / plain, unit)
     # each loses less than all cheaper ones
-    plan = _plan(trace, found.thresholds_PG[within[-1]], max_exit)
+    plan = _plan(trace, candidates.thresholds_PG[within[-1]], max_exit)
     return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
 
 
@@ -269,14 +272,13 @@ def _by_budget_of_settings(
     within = cost_S <= budget * plain * (1 + ROUNDING)
     if not within.any():
         raise OutOfBudget(
-            f"got a budget of {budget:g} of the plain network's {unit}, expected at least "
-            f"{cost_S.min() / plain:.4g}, "
-            "which the cheapest recorded setting costs on these rows; ask for more, or record "
-            "more settings"
+            f"budget must be at least {cost_S.min() / plain:.4g} of the plain network's {unit}, "
+            f"the cost of the cheapest recorded setting on these rows, got {budget:g}. Or record "
+            f"more settings."
         )
-    best_one = int(np.argmin(np.where(within, loss_S, np.inf)))
-    width = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
-    plan = _plan(trace, np.full(width, trace.header.settings[best_one]), None)
+    number = int(np.argmin(np.where(within, loss_S, np.inf)))
+    plan = plan_at(trace.topology, trace.header.settings[number])
+    plan = replace(plan, topology=trace.topology, origin=trace.header.origin)
     return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
 
 
@@ -285,13 +287,32 @@ def dearest_share(
 ) -> float:
     """The share of the plain network's cost above which a budget forbids nothing.
 
-    It is what a row costs that meets every exit, or 1 where that is less.
+    It is the cost of a row that passes every exit, or 1 if that is less.
+
+    Args:
+        trace: recorded outputs.
+        unit: "macs" or "ms".
+        batch: the batch size that milliseconds are for.
+        reference: the plain network.
+
+    Returns:
+        The share; +inf where it is not known.
     """
     if trace.header.settings:
         return math.inf
-    opened = {gate: (0.0,) * trace.topology.routes(gate) for gate in trace.topology.gates}
-    price = trace.price(Plan.by_hand(opened), unit, batch, reference)
-    return max(1.0, price.worst / price.plain) if price.plain > 0 else math.inf
+    all_open = {gate: (0.0,) * trace.topology.routes(gate) for gate in trace.topology.gates}
+    price = trace.price(Plan.by_hand(all_open), unit, batch, reference)
+    if not price.plain > 0:
+        return math.inf
+    return max(1.0, price.worst / price.plain)
+
+
+def _out_of_budget(budget: float, least: float, unit: str) -> OutOfBudget:
+    """The error for a budget below the cheapest plan."""
+    return OutOfBudget(
+        f"budget must be at least {least:.4g} of the plain network's {unit}, the cost of the "
+        f"cheapest plan on these rows, got {budget:g}"
+    )
 
 
 def _rows(
@@ -306,16 +327,18 @@ def _rows(
 
 
 def _require_same_network(trace: Trace, search: Trace) -> None:
-    mine, its = ((one.topology, one.header.origin.key) for one in (trace, search))
-    if mine != its:
+    """Raise Mismatch for search rows of another network, engine or precision."""
+    tested_on = trace.header.origin.key
+    searched_on = search.header.origin.key
+    if trace.topology != search.topology or tested_on != searched_on:
         raise Mismatch(
-            f"the search rows are of network {' on '.join(its[1])}, the others of "
-            f"{' on '.join(mine[1])}; record both "
-            "with the same network, engine and precision"
+            f"the search rows are of network {' on '.join(searched_on)}, the others of "
+            f"{' on '.join(tested_on)}; record both with the same network, engine and precision"
         )
 
 
 def _plan(trace: Trace, thresholds_G: Array, max_exit: str | None) -> Plan:
+    """A plan for the network of a trace, without a promise."""
     return Plan(
         thresholds=thresholds_of(trace.topology, thresholds_G),
         max_exit=max_exit,
@@ -325,24 +348,20 @@ def _plan(trace: Trace, thresholds_G: Array, max_exit: str | None) -> Plan:
 
 
 def _no_plan(test: Certifier, trace: Trace, tested: Tested) -> NoSafePlan:
+    """The error where no plan keeps the promise, with the level that would be possible."""
     level = test.smallest_level(trace, tested)
+    in_sight = "no level is in sight"
+    if level is not None:
+        in_sight = f"the smallest level in sight is {level:.4g}"
+    too_few = ""
     if 0 < test.at_most < 1:
         needed = rows_needed(test.at_most, test.confidence)
-    else:
-        needed = None
-    if level is None:
-        sight = "no level is in sight"
-    else:
-        sight = f"the smallest level in sight is {level:.4g}"
-    if needed and needed > len(trace):
-        few = f" (even without a single loss it takes {needed:,} rows)"
-    else:
-        few = ""
-    sure = f"{percentage(test.confidence)} confidence"
+        if needed > len(trace):
+            too_few = f" (even without a single loss it takes {needed:,} rows)"
     return NoSafePlan(
-        f"no plan that lets rows leave keeps {test.risk.name} <= {test.at_most:.12g} with {sure} "
-        f"on "
-        f"{len(trace):,} rows{few}; {sight}: certify that on fresh rows, or give more rows",
+        f"no plan that lets rows leave keeps {test.risk.name} <= {test.at_most:.12g} with "
+        f"{percentage(test.confidence)} confidence on {len(trace):,} rows{too_few}; {in_sight}: "
+        f"certify that on fresh rows, or give more rows",
         smallest_level=level,
         never=_plan(trace, np.zeros(0), None),
     )

@@ -5,7 +5,6 @@ Shapes: P plans, N rows, G gates, E exits (G = E - 1).
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +26,19 @@ def problem_of(
     batch: int = 64,
     max_exit: str | None = None,
 ) -> SearchProblem:
-    """What the search sees of a trace: scores, losses and prices up to `max_exit`."""
+    """The scores, losses and prices of a trace up to `max_exit`, for the search.
+
+    Args:
+        trace: of a chain.
+        risk: how an answer is judged.
+        reference: the exit that answers are compared with.
+        unit: "macs" or "ms".
+        batch: the batch size that milliseconds are for.
+        max_exit: the last exit that the search uses; None for all.
+
+    Returns:
+        The problem.
+    """
     if max_exit is None:
         width = len(trace.topology.exits)
     else:
@@ -36,9 +47,7 @@ def problem_of(
     prices = trace.prices
 
     def cost_to(open_E: Array) -> Array:
-        names: Collection[str] = [
-            gate for gate, is_open in zip(gates, open_E[:-1], strict=True) if is_open
-        ]
+        names = [gates[g] for g in np.flatnonzero(open_E[:-1])]
         return prices.to_exit(names, max_exit, unit=unit, batch=batch)
 
     losses = losses_up_to(trace, risk, reference, width)
@@ -46,16 +55,25 @@ def problem_of(
 
 
 def losses_up_to(trace: Trace, risk: Risk, reference: str, width: int) -> Array:
-    """Losses [N, width] of the first exits, stored as int8 where they are -1, 0 or 1 only: exact,
-    and small.
+    """Losses of the first exits.
 
-    Of our own risks, whose loss of a row depends on that row alone, a block of rows is computed at
-    a time.
+    Losses of -1, 0 and 1 are stored as int8: exact, and small.
+
+    Args:
+        trace: recorded outputs.
+        risk: how an answer is judged.
+        reference: the exit that answers are compared with.
+        width: how many exits.
+
+    Returns:
+        [N, width].
     """
     if risk.values is None or not set(risk.values) <= {-1.0, 0.0, 1.0}:
         return trace.losses(risk, reference)[:, :width]
     if risk not in NAMED:
         return trace.losses(risk, reference)[:, :width].astype(np.int8)
+    # The loss of a row depends on this row only in our own risks, so a block of rows is computed at
+    # a time.
     losses = np.empty((len(trace), width), np.int8)
     for start in range(0, len(trace), BLOCK):
         block = slice(start, start + BLOCK)
@@ -64,25 +82,41 @@ def losses_up_to(trace: Trace, risk: Risk, reference: str, width: int) -> Array:
 
 
 def trade_offs(problem: SearchProblem, points: int) -> Array:
-    """Thresholds [P, G] of the best trade-offs on search rows, those that let nothing leave left
-    out.
+    """Thresholds of the best trade-offs on search rows.
 
-    Of a signed risk also those for its absolute value: a plan that changes few answers has a small
-    p-value long before a plan whose gains and losses cancel.
+    For a signed risk the trade-offs for its absolute value are added: a plan that changes few
+    answers has a small p-value long before a plan whose gains and losses cancel.
+
+    Args:
+        problem: of the search rows.
+        points: how many trade-offs.
+
+    Returns:
+        [P, G], without the plans at which nothing leaves.
     """
-    problems = [problem]
+    gap = 2 * problem.band
+    thresholds_PG = frontier(problem, points=points, gap=gap).thresholds_PG
     if problem.losses_NE.min() < 0:
-        problems.append(replace(problem, losses_NE=np.abs(problem.losses_NE)))
-    found = [frontier(one, points=points, gap=2 * problem.band).thresholds_PG for one in problems]
-    thresholds: Array = np.unique(np.concatenate(found), axis=0)
-    return np.asarray(thresholds[np.isfinite(thresholds).any(axis=1)])
+        unsigned = replace(problem, losses_NE=np.abs(problem.losses_NE))
+        more_PG = frontier(unsigned, points=points, gap=gap).thresholds_PG
+        thresholds_PG = np.concatenate([thresholds_PG, more_PG])
+    thresholds_PG = np.unique(thresholds_PG, axis=0)
+    opens_P = np.isfinite(thresholds_PG).any(axis=1)
+    return np.asarray(thresholds_PG[opens_P])
 
 
 def in_order(p_P: Array, cost_P: Array) -> Array:
-    """Numbers of the candidates worth a test, safest first: each cheaper than all that have a
-    smaller p-value.
+    """The candidates that are worth a test: each is cheaper than all with a smaller p-value.
+
+    Args:
+        p_P: p-values on search rows.
+        cost_P: costs on search rows.
+
+    Returns:
+        Numbers of candidates, the safest first.
     """
     order = np.lexsort((cost_P, p_P))
+    # the cheapest of all that come before
     cheapest = np.minimum.accumulate(np.concatenate([[np.inf], cost_P[order][:-1]]))
-    kept: Array = order[cost_P[order] < cheapest]
-    return kept
+    worth_testing: Array = order[cost_P[order] < cheapest]
+    return worth_testing

@@ -1,4 +1,4 @@
-"""Whether the promise of a plan holds on other rows. No torch."""
+"""Whether the promise of a plan holds on other rows. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from offramp.plans.trace import Trace
 
 @dataclass(frozen=True)
 class Verdict:
-    """What rows say about a level.
+    """The result of a check.
 
     Attributes:
-        word: "holds" (the interval lies at or below the level), "broken" (above it), "undecided"
+        word: "holds" (the interval is at or below the level), "broken" (above it), "undecided"
             (around it), or "no promise".
         sentence: the same in a sentence.
-        level: that was checked; None where there is none.
-        evaluation: everything that was measured.
-        dropped: rows that were left out because they had a part in the network or the plan.
-        repeated: rows that have the content of another one: left out under repeats="once", else
-            counted.
+        level: the checked level; None where there is none.
+        evaluation: all figures.
+        dropped: how many rows were left out because the network or the plan was made from them.
+        repeated: how many rows have the content of another one. They are left out under
+            repeats="once", and counted otherwise.
     """
 
     word: str
@@ -58,21 +58,23 @@ def check(
     """Measure a plan on rows that it was not made from, and compare the risk with a level.
 
     Args:
-        plan: with a promise, or any other one if `at_most` names a level.
+        plan: with a promise, or any other one if `at_most` is given.
         trace: rows of the same network, drawn independently.
-        risk: by default the promise's.
-        at_most: the level; by default the promised one, which counts for the promised risk alone.
-        confidence: of the interval; by default the promise's, or 0.95.
-        repeats: what rows of equal content are, as in `calibrate`. Under "once" rows that the plan
-            was made from have counted already, and are left out.
-        drop_seen: leave out rows that trained the network or made the plan, instead of refusing
+        risk: by default that of the promise.
+        at_most: the level; by default that of the promise, which is for the promised risk only.
+        confidence: of the interval; by default that of the promise, or 0.95.
+        repeats: how to count rows of equal content, as in `calibrate`. Under "once" rows that the
+            plan was made from were counted already, and are left out.
+        drop_seen: leave out rows that the network or the plan was made from, instead of refusing
             them.
-        same_rows: take such rows all the same; they prove nothing.
+        same_rows: allow these rows. They prove nothing.
+
+    Returns:
+        The verdict with all figures.
 
     Raises:
-        OverlappingRows: rows repeat, or had a part in the network or the plan, and nothing was said
-            about it.
-        InvalidArgument: an argument is not what it must be, or no row is left.
+        OverlappingRows: rows repeat or were used before, and no argument allows it.
+        InvalidArgument: an argument is not allowed, or no row is left.
         Mismatch: the plan belongs to another network, engine or precision.
     """
     require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
@@ -82,32 +84,38 @@ def check(
     promise = plan.promise
     trace.check(plan)
     if confidence is None:
-        confidence = promise.confidence if promise else 0.95
-    level = promise.at_most if promise and at_most is None else at_most
-    if promise is not None and at_most is None and risk is not None:
-        asked = find_risk(risk)
-        if asked.name != promise.risk:
-            raise InvalidArgument(
-                f"at_most must be given where another risk is checked than the promised one: the "
-                f"level "
-                f"{promise.at_most:.12g} is of {promise.risk}, not of {asked.name}"
-            )
+        confidence = 0.95
+        if promise is not None:
+            confidence = promise.confidence
+    level = at_most
+    if promise is not None and at_most is None:
+        level = promise.at_most
+        if risk is not None:
+            checked = find_risk(risk)
+            if checked.name != promise.risk:
+                raise InvalidArgument(
+                    f"at_most must be given if another risk is checked than the promised one: the "
+                    f"level {promise.at_most:.12g} is of {promise.risk}, not of {checked.name}"
+                )
     selected = _rows(plan, trace, repeats, drop_seen, same_rows)
-    found = selected.trace.evaluate(
+    # repeats were handled when the rows were selected: all that are left count
+    evaluation = selected.trace.evaluate(
         plan, risk=risk, confidence=confidence, repeats=None if same_rows else "independent"
     )
-    if level is not None and at_most is not None:
-        asked = find_risk(risk if risk is not None else found.risk.risk)
+    if at_most is not None:
+        # without a risk, the one that was measured by default
+        checked = find_risk(risk if risk is not None else evaluation.risk.risk)
         level = require(
-            f"at_most (a level of {asked.name})", at_most, low=asked.low, below=asked.high
+            f"at_most (a level of {checked.name})", at_most, low=checked.low, below=checked.high
         )
-    word, sentence = verdict(found.risk, level)
-    return Verdict(word, sentence, level, found, selected.dropped, selected.repeated)
+    word, sentence = verdict(evaluation.risk, level)
+    return Verdict(word, sentence, level, evaluation, selected.dropped, selected.repeated)
 
 
 def _rows(
     plan: Plan, trace: Trace, repeats: str | None, drop_seen: bool, same_rows: bool
 ) -> Selected:
+    """The rows that count."""
     if same_rows:
         return Selected(trace, 0, 0)
     return independent_rows(
@@ -116,23 +124,31 @@ def _rows(
 
 
 def verdict(risk: Measured, level: float | None) -> tuple[str, str]:
-    """A word and a sentence: the interval lies below the level, above it, or around it."""
+    """Compare an interval with a level.
+
+    Args:
+        risk: measured on rows.
+        level: or None if there is no promise.
+
+    Returns:
+        A word and a sentence: the interval is below the level, above it, or around it.
+    """
     if level is None:
         return (
             "no promise",
             "The plan carries no promise that these rows could break; --at-most names a level.",
         )
-    sure = f"{percentage(risk.confidence)} interval"
-    said = f"{risk.risk} is {risk.value:.4f} ({sure} {risk.low:.4f} to {risk.high:.4f})"
+    interval = f"{percentage(risk.confidence)} interval {risk.low:.4f} to {risk.high:.4f}"
+    measured = f"{risk.risk} is {risk.value:.4f} ({interval})"
     if risk.low > level:
-        return "broken", f"BROKEN: {said}, all of it above the level {level:.12g}."
+        return "broken", f"BROKEN: {measured}, all of it above the level {level:.12g}."
     if risk.high <= level:
-        return "holds", f"It holds: {said}, all of it at or below the level {level:.12g}."
+        return "holds", f"It holds: {measured}, all of it at or below the level {level:.12g}."
     side = "below" if risk.value <= level else "above"
     return (
         "undecided",
-        f"These rows cannot tell: {said}, {side} the level {level:.12g}, but the interval holds "
-        f"both.",
+        f"These rows cannot tell: {measured}, {side} the level {level:.12g}, but the interval "
+        f"holds both.",
     )
 
 

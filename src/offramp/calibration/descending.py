@@ -1,14 +1,14 @@
-"""Thresholds of their own for every gate of a network with forks, found on some rows: no promise,
-but good trade-offs.
+"""Thresholds for every gate of a network with forks, found on some rows: good trade-offs without a
+promise.
 
-Each threshold in turn is moved to its best place while all others stay. With the others fixed,
-every row has two values at a gate: that of the way in question, and that of what comes behind it.
-Rows sorted by their score, sums of losses and costs along them tell what every place of the
-threshold gives, exactly. Rounds of this end where nothing improves.
+Each threshold in turn is moved to its best position while all others stay. With the others fixed,
+every row has two values at a gate: that of the way in question, and that of the ways after it. With
+the rows sorted by score, cumulative sums of losses and costs give the exact result at every
+position of the threshold. Rounds of this end when nothing improves.
 
-What is best is asked in two ways: least loss + price * cost, for several prices, from which plans
-on the hull of all trade-offs come; and least loss within a budget, for several budgets, which also
-finds plans inside of it. Plans that share one threshold stand beside those.
+The best position is defined in two ways: least loss + price * cost, for several prices, which gives
+plans on the hull of all trade-offs; and least loss within a budget, for several budgets, which also
+finds plans inside the hull. Plans that share one threshold are added.
 
 Shapes: N rows, G thresholds of all gates, P plans. Values are [2, N]: loss and cost.
 """
@@ -29,18 +29,18 @@ from offramp.plans.topology import LEAVE, Path, Topology
 from offramp.plans.trace import Trace
 
 PRICES = np.geomspace(1e-3, 1e2, 16)  # of a cost of the plain network, in losses
-BUDGETS = 24  # between the cheapest plan and the dearest
+BUDGETS = 24  # between the cheapest and the most expensive plan
 STARTS = 3  # plans from which a budget is searched
 ROUNDS = 4
 SHARED = 40  # plans that share one threshold
-MARGIN = 1e-3
+MARGIN = 1e-3  # how far below the smallest score the last threshold is, relative
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
 class Found:
-    """Plans and what they do on the rows that they were found on.
+    """Plans with their figures on the rows that they were found on.
 
     Attributes:
         thresholds_PG: of all gates, in the order of `thresholds_of`.
@@ -53,15 +53,15 @@ class Found:
     cost_P: Array
 
     def better(self) -> Found:
-        """Those that no other plan beats, from the cheapest: each loses less than all before it."""
+        """The plans that no other one beats, cheapest first: each loses less than all before it."""
         order = np.lexsort((self.loss_P, self.cost_P))
-        kept = list[int]()
+        front = list[int]()
         least = np.inf
         for number in order.tolist():
             if self.loss_P[number] < least:
-                kept.append(number)
+                front.append(number)
                 least = self.loss_P[number]
-        return Found(self.thresholds_PG[kept], self.loss_P[kept], self.cost_P[kept])
+        return Found(self.thresholds_PG[front], self.loss_P[front], self.cost_P[front])
 
 
 def trade_offs_of_routes(
@@ -74,16 +74,19 @@ def trade_offs_of_routes(
     gap: float = 0.0,
     budgets: Sequence[float] = (),
 ) -> Found:
-    """Plans for a network with forks, from cheap to dear.
+    """Plans for a network with forks, cheapest first.
 
     Args:
-        trace: the rows, every path of them recorded.
+        trace: the rows, recorded on every path.
         losses_NL: of each row at each exit on each path, as `Trace.losses` gives them.
         unit: of the cost, "macs" or "ms".
-        batch: rows that share a call's milliseconds.
-        deepest: an exit that answers whatever arrives there.
-        gap: how far two neighbouring scores must lie apart for a threshold to stand between them.
-        budgets: mean costs for which a plan is wanted above all.
+        batch: the rows that share a call's milliseconds.
+        max_exit: an exit that answers every row that arrives there.
+        gap: the least distance between two neighbouring scores with a threshold between them.
+        budgets: mean costs for which a plan is needed.
+
+    Returns:
+        The plans that no other one beats.
     """
     search = _CoordinateSearch(trace, losses_NL, unit, batch, max_exit, gap)
     count = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
@@ -93,41 +96,40 @@ def trade_offs_of_routes(
     for price in PRICES / max(search.plain, 1e-12):
         for start_G in starts:
             plans.append(search.descended(start_G, _Priced(float(price))))
-    found = search.measured(plans)
-    within = [*budgets]
-    if len(found.cost_P):
-        within += np.linspace(
-            found.cost_P.min(), max(found.cost_P.max(), search.plain), BUDGETS
-        ).tolist()
-    for budget in within:
-        order = np.argsort(np.where(found.cost_P <= budget, found.loss_P, np.inf), kind="stable")
+    # Then within budgets, from the best plans so far and from the plan that never leaves.
+    priced = search.measured(plans)
+    limits = [*budgets]
+    if len(priced.cost_P):
+        most = max(priced.cost_P.max(), search.plain)
+        limits += np.linspace(priced.cost_P.min(), most, BUDGETS).tolist()
+    for budget in limits:
+        loss_P = np.where(priced.cost_P <= budget, priced.loss_P, np.inf)
+        order = np.argsort(loss_P, kind="stable")
         for number in order[:STARTS]:
-            plans.append(search.descended(found.thresholds_PG[number], _Within(budget)))
+            plans.append(search.descended(priced.thresholds_PG[number], _Within(budget)))
         plans.append(search.descended(starts[0], _Within(budget)))
     return search.measured(plans).better()
 
 
 @dataclass(frozen=True)
 class _Priced:
-    """The place with the least loss + price * cost."""
+    """The position with the least loss + price * cost."""
 
     price: float
 
     def best(self, loss_K: Array, cost_K: Array) -> int:
-        """Of sums by place the number of the best."""
+        """The index of the best position, from mean loss and cost at each."""
         return int(np.argmin(loss_K + self.price * cost_K))
 
 
 @dataclass(frozen=True)
 class _Within:
-    """The place with the least loss among those whose mean cost keeps a budget; else the
-    cheapest.
-    """
+    """The position with the least loss within a budget of mean cost; the cheapest if none fits."""
 
     budget: float
 
     def best(self, loss_K: Array, cost_K: Array) -> int:
-        """Of sums by place the number of the best."""
+        """The index of the best position, from mean loss and cost at each."""
         fits = cost_K <= self.budget * (1 + 1e-9)
         if not fits.any():
             return int(np.argmin(cost_K))
@@ -135,7 +137,7 @@ class _Within:
 
 
 class _CoordinateSearch:
-    """What coordinate descent looks at."""
+    """Coordinate descent over the thresholds of all gates."""
 
     def __init__(
         self,
@@ -154,12 +156,14 @@ class _CoordinateSearch:
         self.max_exit = max_exit
         self.gap = gap
         self.plain = trace.price(Plan.never_leave(trace.topology), unit, batch).plain
-        # loss and cost of plans that were measured
+        # mean loss and mean cost of the plans measured so far
         self.known: dict[bytes, tuple[float, float]] = {}
-        self.cost: dict[str, Array] = {}  # of every node, its exit and its gate, [] or [N]
+        # the cost of every node with its exit and gate, [] or [N]
+        self.cost: dict[str, Array] = {}
         for stage in full_schedule(trace.topology):
             self.cost[stage.name] = self._price(stage)
-        self.places: dict[str, slice] = {}  # of every gate's thresholds among all
+        # where the thresholds of a gate are among those of all gates
+        self.places: dict[str, slice] = {}
         start = 0
         for gate in self.topology.gates:
             self.places[gate] = slice(start, start + self.topology.routes(gate))
@@ -171,28 +175,27 @@ class _CoordinateSearch:
 
     def shared(self, count: int) -> list[Array]:
         """Plans whose gates share one threshold."""
-        columns = [
-            self.trace.columns[name]
-            for label in self.topology.gate_labels
-            for name in self._names(label)
-        ]
-        every = np.concatenate(columns)
-        values = thinned(every[np.isfinite(every)].astype(np.float32), SHARED)
+        columns = list[Array]()
+        for label in self.topology.gate_labels:
+            for name in self._names(label):
+                columns.append(self.trace.columns[name])
+        scores = np.concatenate(columns)
+        values = thinned(scores[np.isfinite(scores)].astype(np.float32), SHARED)
         return [np.full(count, value, np.float32) for value in values]
 
     def _names(self, label: str) -> tuple[str, ...]:
         return self.topology.score_columns(label)
 
     def exactly(self, thresholds_G: Array) -> tuple[float, float]:
-        """Mean loss and mean cost of a plan, as replay and price have them."""
+        """Mean loss and mean cost of a plan, by replaying and pricing it."""
         plan = Plan(thresholds=thresholds_of(self.topology, thresholds_G), max_exit=self.max_exit)
-        done = self.trace.replay(plan)
-        losses_N = self.losses_NL[np.arange(len(self.trace)), done.output]
-        cost = self.trace.prices.mean(done.schedule, done.ran, unit=self.unit, batch=self.batch)
+        replay = self.trace.replay(plan)
+        losses_N = self.losses_NL[np.arange(len(self.trace)), replay.output]  # [N, L] -> [N]
+        cost = self.trace.prices.mean(replay.schedule, replay.ran, unit=self.unit, batch=self.batch)
         return float(losses_N.mean()), cost
 
     def measured(self, plans: Sequence[Array]) -> Found:
-        """Plans with what they do."""
+        """Plans with their mean loss and cost, each once."""
         thresholds_PG = np.unique(np.stack(plans), axis=0)
         loss_P = np.empty(len(thresholds_PG))
         cost_P = np.empty(len(thresholds_PG))
@@ -204,7 +207,7 @@ class _CoordinateSearch:
         return Found(thresholds_PG, loss_P, cost_P)
 
     def descended(self, start_G: Array, aim: _Priced | _Within) -> Array:
-        """A plan that no move of a single threshold makes better."""
+        """A plan that no move of a single threshold improves."""
         now_G = start_G.copy()
         for _ in range(ROUNDS):
             before_G = now_G.copy()
@@ -230,12 +233,13 @@ class _CoordinateSearch:
             if rows_N is None:
                 continue
             columns = [self.trace.columns[name] for name in self._names(label)]
-            own_G = closed_G[self.places[gate]]
+            thresholds_R = closed_G[self.places[gate]]  # of this gate's routes
             for earlier in range(route):  # rows that an earlier way takes do not come to this one
-                rows_N = rows_N & ~(
-                    (columns[earlier] >= own_G[earlier]) & (own_G[earlier] < np.inf)
-                )
+                threshold = thresholds_R[earlier]
+                taken_N = (columns[earlier] >= threshold) & (threshold < np.inf)
+                rows_N = rows_N & ~taken_N
             node = self.topology.node(gate)
+            # a row that takes this way gains the difference of loss and cost
             here_2N = self._after(closed_G, path, node.successors[route])
             rest_2N = self._from_route(closed_G, path, route + 1)
             scores.append(columns[route][rows_N])
@@ -244,14 +248,15 @@ class _CoordinateSearch:
             return np.float32(now_G[self.places[gate].start + route])
         values_K, sums_2K = _places(np.concatenate(scores), np.concatenate(gains, axis=1), self.gap)
         first = self.topology.names[0]
-        base = self.cost[first].mean() if self.cost[first].ndim else self.cost[first]
+        base = self.cost[first].mean()
+        # the means at each position: those with the way closed, and the gains of the rows above it
         without_2N = self._from_route(closed_G, (first,), 0)
         loss_K = (without_2N[0].sum() + sums_2K[0]) / len(self.trace)
         cost_K = base + (without_2N[1].sum() + sums_2K[1]) / len(self.trace)
         return np.float32(values_K[aim.best(loss_K, cost_K)])
 
     def _arrivals(self, now_G: Array) -> dict[str, Array]:
-        """By label of a gate the rows [N] that arrive there."""
+        """The rows [N] that arrive at each gate, by its label."""
         arrivals: dict[str, Array] = {}
         start: tuple[Path, Array] = ((self.topology.names[0],), np.ones(len(self.trace), bool))
         waiting = [start]
@@ -265,75 +270,76 @@ class _CoordinateSearch:
             if len(node.successors) > 1:
                 label = self.topology.label(path)
                 arrivals[label] = rows_N
-                own_G = now_G[self.places[node.name]]
-                for name, threshold in zip(self._names(label), own_G, strict=True):
-                    taken_N = (
-                        left_N & (self.trace.columns[name] >= threshold) & (threshold < np.inf)
-                    )
-                    ways.append(taken_N)
-                    left_N = left_N & ~taken_N
-            ways.append(left_N)
-            for successor, some_N in zip(node.successors, ways, strict=True):
+                thresholds_R = now_G[self.places[node.name]]
+                for name, threshold in zip(self._names(label), thresholds_R, strict=True):
+                    reaches_N = (self.trace.columns[name] >= threshold) & (threshold < np.inf)
+                    ways.append(left_N & reaches_N)
+                    left_N = left_N & ~reaches_N
+            ways.append(left_N)  # the last way takes the rest
+            for successor, way_N in zip(node.successors, ways, strict=True):
                 if successor != LEAVE:
-                    waiting.append(((*path, successor), some_N))
+                    waiting.append(((*path, successor), way_N))
         return arrivals
 
     def _after(self, now_G: Array, path: tuple[str, ...], successor: str) -> Array:
-        """Loss and cost [2, N] of what comes when a row goes on to a successor."""
+        """Loss and further cost [2, N] of every row if it goes on to a successor."""
         if successor == LEAVE:
             losses_N = self.losses_NL[:, self.topology.exit_labels.index(self.topology.label(path))]
             return np.stack([losses_N.astype(float), np.zeros(len(losses_N))])
         path = (*path, successor)
-        found_2N: Array = (
-            self._after(now_G, path, LEAVE)
-            if successor == self.max_exit
-            else self._from_route(now_G, path, 0)
-        ).copy()
-        found_2N[1] += self.cost[successor]
-        return found_2N
+        if successor == self.max_exit:
+            value_2N = self._after(now_G, path, LEAVE).copy()
+        else:
+            value_2N = self._from_route(now_G, path, 0).copy()
+        value_2N[1] += self.cost[successor]
+        return value_2N
 
     def _from_route(self, now_G: Array, path: tuple[str, ...], route: int) -> Array:
-        """The same at the end of a path, of rows that none of the ways before `route` took."""
+        """The same at the end of a path, for rows that none of the ways before `route` takes."""
         node = self.topology.node(path[-1])
         value_2N = self._after(now_G, path, node.successors[-1])
         if len(node.successors) == 1:
             return value_2N
-        own_G = now_G[self.places[node.name]]
+        thresholds_R = now_G[self.places[node.name]]
         names = self._names(self.topology.label(path))
+        # from the last way to the first, because an earlier way takes its rows first
         for number in reversed(range(route, len(node.successors) - 1)):
-            if np.isposinf(own_G[number]):
+            if np.isposinf(thresholds_R[number]):
                 continue
-            taken_N = self.trace.columns[names[number]] >= own_G[number]
-            value_2N = np.where(
-                taken_N, self._after(now_G, path, node.successors[number]), value_2N
-            )
+            takes_N = self.trace.columns[names[number]] >= thresholds_R[number]
+            way_2N = self._after(now_G, path, node.successors[number])
+            value_2N = np.where(takes_N, way_2N, value_2N)
         return value_2N
 
 
 def _places(scores_n: Array, gains_2n: Array, gap: float) -> tuple[Array, Array]:
-    """Where a threshold may stand [K], closed first, and what the rows at and above it gain there
-    [2, K].
+    """The positions [K] of a threshold, closed first, and the gains [2, K] of the rows above each.
 
     >>> gains = np.array([[-1.0, 2.0, -0.5], [1.0, 1.0, 1.0]])
     >>> values, sums = _places(np.float32([3, 2, 1]), gains, 0.0)
     >>> values.tolist(), sums.tolist()
     ([inf, 2.5, 1.5, 0.9990000128746033], [[0.0, -1.0, 1.0, 0.5], [0.0, 1.0, 2.0, 3.0]])
     """
-    known = ~np.isnan(scores_n) & (scores_n > -np.inf)
-    order = np.argsort(-scores_n[known], kind="stable")
-    upper = scores_n[known][order].astype(np.float64)
+    can_leave = ~np.isnan(scores_n) & (scores_n > -np.inf)
+    order = np.argsort(-scores_n[can_leave], kind="stable")
+    upper = scores_n[can_leave][order].astype(np.float64)
     if not len(upper):
         return np.full(1, np.inf, np.float32), np.zeros((2, 1))
-    sums_2n = np.cumsum(gains_2n[:, known][:, order], axis=1)
+    sums_2n = np.cumsum(gains_2n[:, can_leave][:, order], axis=1)
+    # a threshold is midway between two neighbouring scores, or below the last one
     lower = np.append(upper[1:], -np.inf)
     last = upper[-1]
+    scale = 1.0
+    if np.isfinite(last):
+        scale = max(1.0, abs(last))
     with np.errstate(invalid="ignore"):
         middles = (upper + lower) / 2
-        wide = upper - lower > gap
-    middles[-1] = last - max(gap, MARGIN * max(1.0, abs(last) if np.isfinite(last) else 1.0))
-    wide[-1] = True
+        is_wide = upper - lower > gap
+    middles[-1] = last - max(gap, MARGIN * scale)
+    is_wide[-1] = True
+    # rounded to float32 it must still be strictly between
     values = middles.astype(np.float32)
-    fits = wide & np.isfinite(values) & (values < upper) & (values > lower)
-    return np.append(np.float32(np.inf), values[fits]), np.column_stack(
-        [np.zeros(2), sums_2n[:, fits]]
-    )
+    fits = is_wide & np.isfinite(values) & (values < upper) & (values > lower)
+    values_K = np.append(np.float32(np.inf), values[fits])
+    sums_2K = np.column_stack([np.zeros(2), sums_2n[:, fits]])
+    return values_K, sums_2K

@@ -1,9 +1,9 @@
-"""Plans that are settings of one dial, recorded one by one: tested in their order, from the safest
-on.
+"""Plans that are settings of one dial, recorded one by one. They are tested in their order, the
+safest first.
 
-What a row near a threshold would have become on another path was not recorded, so such a row counts
-with the largest loss. Shapes: P plans, N rows, S settings (the first closes all gates), B groups of
-rows.
+The trace does not tell what a row near a threshold would have become on another path, so such a row
+counts with the largest loss. Shapes: P plans, N rows, S settings (the first closes all gates), B
+groups of rows.
 """
 
 from __future__ import annotations
@@ -27,13 +27,20 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Dialled:
-    """What settings do on the rows of a trace."""
+    """The losses of settings on the rows of a trace.
+
+    Attributes:
+        settings_P: numbers of settings.
+        trace: recorded at settings of one dial.
+        losses_NS: of every setting.
+        highest: the largest possible loss.
+        groups: the group [N] of every row, from 0, if sums by group are needed.
+    """
 
     settings_P: Array  # numbers of settings
     trace: Trace
     losses_NS: Array
-    highest: float  # the largest loss that there is
-    # the group [N] of every row, from 0, where sums by group are wanted
+    highest: float
     groups: Array | None = None
 
     def worst(self, plan: int) -> Array:
@@ -49,32 +56,39 @@ class Dialled:
 
     @cached_property
     def leaving_P(self) -> Array:
-        """Rows that take another way than without gates: those for which other nodes ran."""
+        """How many rows take another way than with all gates closed: other nodes ran for them."""
         names = self.trace.topology.names
-        found = np.zeros(len(self.settings_P))
+        leaving_P = np.zeros(len(self.settings_P))
         for plan, number in enumerate(self.settings_P.tolist()):
-            other = np.zeros(len(self.trace), bool)
+            differs_N = np.zeros(len(self.trace), bool)
             for name in names:
-                ran = self.trace.columns[f"setting/{name}#{number}"]
-                other |= ran != self.trace.columns[f"setting/{name}#0"]
-            found[plan] = np.count_nonzero(other)
-        return found
+                ran_N = self.trace.columns[f"setting/{name}#{number}"]
+                differs_N |= ran_N != self.trace.columns[f"setting/{name}#0"]
+            leaving_P[plan] = np.count_nonzero(differs_N)
+        return leaving_P
 
     @property
     def on_score_P(self) -> Array:
-        """Nothing: a score that is a threshold lies within the band, and counts so."""
+        """False everywhere: a score that equals a threshold is within the band and counted
+        there.
+        """
         return np.zeros(len(self.settings_P), bool)
 
     def group_sums(self, plans: int) -> Iterator[tuple[Array, Array]]:
-        """Summed worst losses of every group: plan numbers [C] and sums [C, B], so many plans at a
-        time.
+        """Summed worst losses of every group.
+
+        Args:
+            plans: how many plans to sum at a time.
+
+        Yields:
+            Plan numbers [C] and their sums [C, B].
         """
         assert self.groups is not None
         count = int(self.groups.max()) + 1
         for start in range(0, len(self.settings_P), plans):
-            some_P = np.arange(start, min(start + plans, len(self.settings_P)))
-            sums = [np.bincount(self.groups, self.worst(int(plan)), count) for plan in some_P]
-            yield some_P, np.stack(sums)
+            plans_C = np.arange(start, min(start + plans, len(self.settings_P)))
+            sums = [np.bincount(self.groups, self.worst(int(plan)), count) for plan in plans_C]
+            yield plans_C, np.stack(sums)  # C sums [B] -> [C, B]
 
 
 def plan_at(topology: Topology, value: float) -> Plan:
@@ -84,20 +98,25 @@ def plan_at(topology: Topology, value: float) -> Plan:
 
 
 def costs_of_settings(trace: Trace, unit: str, batch: int) -> Array:
-    """Mean cost per row of every setting, in order; says where a lower threshold costs more."""
-    costs_S = np.array(
-        [
-            trace.price(plan_at(trace.topology, value), unit, batch).mean
-            for value in trace.header.settings
-        ]
-    )
-    rises = np.flatnonzero(np.diff(costs_S) > 1e-9 * costs_S[0])
+    """Mean cost per row of every setting, in order [S]. Warns if a lower threshold costs more.
+
+    Args:
+        trace: recorded at settings of one dial.
+        unit: "macs" or "ms".
+        batch: the batch size that milliseconds are for.
+    """
+    settings = trace.header.settings
+    costs = []
+    for value in settings:
+        plan = plan_at(trace.topology, value)
+        costs.append(trace.price(plan, unit, batch).mean)
+    costs_S = np.array(costs)
+    rises = np.flatnonzero(np.diff(costs_S) > 1e-9 * costs_S[0])  # more than rounding
     if len(rises):
         first = int(rises[0])
         warnings.warn(
-            f"the dial is not monotone in cost: at {trace.header.settings[first + 1]:g} the "
-            f"network costs more than at "
-            f"{trace.header.settings[first]:g}; name the cheap ways of forks first",
+            f"the dial is not monotone in cost: at {settings[first + 1]:g} the network costs more "
+            f"than at {settings[first]:g}; name the cheap ways of forks first",
             Notice,
             stacklevel=4,
         )

@@ -1,7 +1,7 @@
 """The path fixed beforehand: thresholds shared by all gates, known before any row is seen.
 
-What the gates declare of their scores (`offramp.plans.scores.ScoreRange`) shapes it, and nothing
-else does: a threshold that was chosen by looking at the tested rows could not be tested on them.
+Only the declared score ranges of the gates (`offramp.plans.scores.ScoreRange`) shape it. A
+threshold that was chosen by looking at the tested rows could not be tested on them.
 """
 
 from __future__ import annotations
@@ -17,49 +17,48 @@ from offramp.plans.scores import ScoreRange
 Array = np.ndarray[Any, np.dtype[Any]]
 
 STEPS = 128  # points per factor of two of the distance to 0, or to a value where scores saturate
-OFFSET = 0.37  # keeps round numbers, which scores like to be, off the path
-SMALLEST, LARGEST = (
-    -14,
-    128,
-)  # powers of two between which that distance lies; float32 ends at the second
-CLEARANCE = 2.0  # bands by which a threshold keeps away from a value where scores saturate
-BEYOND = 3.0  # bands below the low end of a range at which everyone leaves
-ASIDE = 1.1  # bands by which the path of a gate that declares nothing keeps away from round numbers
-ROUND = 1000.0  # the largest number that counts as a round one if it is whole
-WHOLE = 2.0**22  # float32 numbers beyond it have no halves
+OFFSET = 0.37  # keeps round numbers off the path, because scores are often round
+SMALLEST = -14  # the distance is at least this power of two
+LARGEST = 128  # and at most this one, where float32 ends
+CLEARANCE = 2.0  # the distance in bands from a threshold to a value where scores saturate
+BEYOND = 3.0  # everyone leaves this many bands below the low end of a range
+ASIDE = 1.1  # the distance in bands to round numbers, for a gate that declares nothing
+ROUND = 1000.0  # whole numbers up to this one count as round
+WHOLE = 2.0**22  # float32 numbers beyond it do not have halves
 
 UNKNOWN = ScoreRange()
-# of a gate that declares nothing: it may give probabilities
+# The range of a gate that declares nothing: it may give probabilities.
 PRESUMED = ScoreRange(saturates=(0.0, 1.0))
 
 
 def shared_path(ranges: Sequence[ScoreRange] = (UNKNOWN,), band: float = BAND) -> Array:
-    """Thresholds [P] float32, one shared by all gates, from the safest (the highest) down.
+    """Thresholds shared by all gates, from the safest (the highest) down.
 
     Each range gives a grid of its own (`_grid`). The path is all of them together, without the
-    points that lie within two bands of a value where any of the gates saturates. There every
-    saturated row would count with the worse of its outcomes, and the test would fail whatever the
-    rows are.
+    points within two bands of a value where any of the gates saturates. There every saturated row
+    would count with the worse of its outcomes, and the test would fail on any rows.
 
     Args:
-        ranges: what the gates declare, one for each. A gate that declares nothing has the real
-            line, and may saturate at 0 and 1 as most scores in use do; it costs little to keep
-            clear of both, and of round numbers, which scores like to be.
+        ranges: the declared scores of each gate. A gate that declares nothing has the real line,
+            and may saturate at 0 and 1 as most scores do. It costs little to avoid both, and round
+            numbers too, because scores are often round.
         band: the float band of the scores, at least 0.
 
     Returns:
-        Thresholds [P], each once. Of a bounded range the last one lets every row leave; of the real
-        line the path goes from the largest float32 number to the smallest.
+        Thresholds [P] float32, each once. In a bounded range the last one lets every row leave. On
+        the real line the path goes from the largest float32 number to the smallest.
     """
-    known = [PRESUMED if each == UNKNOWN else each for each in dict.fromkeys(ranges)]
-    grids = [_grid(each, band) for each in known]
+    known = list[ScoreRange]()
+    for scores in dict.fromkeys(ranges):
+        known.append(PRESUMED if scores == UNKNOWN else scores)
+    grids = [_grid(scores, band) for scores in known]
     points = np.unique(np.concatenate([np.zeros(0), *grids]).astype(np.float32))
-    clear = np.ones(len(points), bool)
-    for each in known:
-        clear &= _clear(points.astype(np.float64), each, CLEARANCE * band)
-        if each is PRESUMED:
-            clear &= _off_round_numbers(points.astype(np.float64), ASIDE * band)
-    path: Array = points[clear][::-1]
+    is_clear = np.ones(len(points), bool)
+    for scores in known:
+        is_clear &= _clear(points.astype(np.float64), scores, CLEARANCE * band)
+        if scores is PRESUMED:
+            is_clear &= _off_round_numbers(points.astype(np.float64), ASIDE * band)
+    path: Array = points[is_clear][::-1]
     return path
 
 
@@ -68,33 +67,39 @@ def _grid(scores: ScoreRange, band: float) -> Array:
 
     The distances between points grow with the distance from where scores may crowd: from 0, from
     the ends of the range, and from every value where they saturate (0.5 % steps on either side).
-    Whole numbers get the middles between them instead.
+    For whole numbers these are the middles between them.
     """
     powers = np.arange(SMALLEST * STEPS, LARGEST * STEPS)
     distances = 2.0 ** ((powers + OFFSET) / STEPS)
     grids = [distances, -distances]
     ends = [end for end in (scores.low, scores.high) if np.isfinite(end)]
+    width = 0.0
+    if len(ends) == 2:
+        width = scores.high - scores.low
     for value in {*scores.saturates, *ends} - {0.0}:
         # farther away than this the grid around 0 is as fine, or the range is at its other end
-        farthest = max(abs(value), scores.high - scores.low if len(ends) == 2 else 0.0)
+        farthest = max(abs(value), width)
         near = distances[distances <= farthest]
         grids += [value + near, value - near]
     points = np.concatenate(grids)
     if scores.whole:
         points = np.floor(points[np.abs(points) < WHOLE]) + 0.5
-    points = points[
-        (np.abs(points) <= FLOAT32_MAX) & (points > scores.low) & (points < scores.high)
-    ]
+    is_inside = (np.abs(points) <= FLOAT32_MAX) & (points > scores.low) & (points < scores.high)
+    points = points[is_inside]
+    # the last point is below all scores
     everyone = -FLOAT32_MAX
     if np.isfinite(scores.low):
-        # float32 numbers as large as the end are so far apart
+        # the distance between float32 numbers as large as the end
         rounding = abs(scores.low) * 2.0**-20
-        everyone = scores.low - (0.5 if scores.whole else BEYOND * band + 2.0**SMALLEST + rounding)
+        margin = BEYOND * band + 2.0**SMALLEST + rounding
+        if scores.whole:
+            margin = 0.5
+        everyone = scores.low - margin
     return np.append(points, everyone)
 
 
 def _clear(points: Array, scores: ScoreRange, distance: float) -> Array:
-    """Which points [P] lie at least so far from every value where these scores saturate."""
+    """Which points [P] keep this distance from every value where the scores saturate."""
     clear = np.ones(len(points), bool)
     for value in scores.saturates:
         clear &= np.abs(points - value) >= distance
@@ -104,10 +109,10 @@ def _clear(points: Array, scores: ScoreRange, distance: float) -> Array:
 
 
 def _off_round_numbers(points: Array, distance: float) -> Array:
-    """Which points [P] lie at least so far from hundredths from 0.05 to 1 and whole numbers up to
-    `ROUND`, or midway.
+    """Which points [P] keep this distance from round numbers, or are midway between two of them.
 
-    Below 0.05 the points themselves are closer together than that.
+    Round numbers are hundredths from 0.05 to 1 and whole numbers up to `ROUND`. Below 0.05 the
+    points themselves are closer together than hundredths.
     """
     size = np.abs(points)
     to_hundredth = np.abs(points - np.rint(100 * points) / 100)

@@ -1,4 +1,6 @@
-"""The rows that a promise is tested on, chosen before anything is computed on them. No torch."""
+"""The rows that a promise is tested on, chosen before anything is computed on them. Does not import
+torch.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +25,22 @@ from offramp.plans.draws import (
 from offramp.plans.provenance import SeenRows, named, refuse_training_rows
 from offramp.plans.trace import Trace
 
-# share of rows seen before that nobody minds where rows are said to be independent draws
+# If rows are independent draws, this share of rows seen before is allowed beyond chance.
 SLACK = 0.02
-CONTENTS = 8  # of fewer contents two draws often have equal frequencies
-ALIKE = 1e-5  # how often independent draws may look that much like the rows seen before
+CONTENTS = 8  # with fewer contents, two draws often have equal frequencies
+ALIKE = 1e-5  # the probability that independent draws look so similar to the rows seen before
 DEVIATIONS = 4.0  # standard deviations above the share that chance would give
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Rows of a trace that count, and what was decided about the others.
+    """Rows of a trace that count, and how many others there were.
 
     Attributes:
         trace: the rows that count.
-        dropped: how many rows were left out because they had a part in the network or the plan.
-        repeated: how many rows have the content of another one: left out under repeats="once", else
-            counted.
+        dropped: how many rows were left out because the network or the plan was made from them.
+        repeated: how many rows have the content of another one. They are left out under
+            repeats="once", and counted otherwise.
     """
 
     trace: Trace
@@ -53,27 +55,30 @@ def independent_rows(
 
     Args:
         trace: the rows.
-        repeats: what to do with rows of equal content; None refuses them, "independent" counts all,
+        repeats: how to count rows of equal content. None refuses them, "independent" counts all,
             "once" one of each.
         drop_seen: leave out the rows that trained the network, and those among `seen`, instead of
             refusing them.
-        what: the part that the rows play, for sentences ("calibration", "test").
-        seen: rows that had a part in the plan. Under repeats="once" they have counted already, and
+        what: the use of the rows, for messages ("calibration", "test").
+        seen: rows that the plan was made from. Under repeats="once" they were counted already, and
             are left out too.
 
+    Returns:
+        The rows that count, and how many others there were.
+
     Raises:
-        OverlappingRows: rows repeat, or had a part before, and nothing was said about it.
+        OverlappingRows: rows repeat or were used before, and no argument allows it.
         InvalidArgument: `repeats` is none of these words, or no row is left.
     """
     require_repeats(repeats)
     refuse_repeated_numbers(trace.columns, what)
-    kept, dropped = unseen_rows(trace, drop_seen=drop_seen, what=what, seen=seen, repeats=repeats)
-    again = repeated(kept.columns)
-    if again and repeats is None:
-        refuse_repeated_content(kept.columns, what)
-    if again and repeats == "once":
-        kept = kept[one_of_each(kept.columns)]
-    return Selected(kept, dropped, again)
+    unseen, dropped = unseen_rows(trace, drop_seen=drop_seen, what=what, seen=seen, repeats=repeats)
+    copies = repeated(unseen.columns)
+    if copies and repeats is None:
+        refuse_repeated_content(unseen.columns, what)
+    if copies and repeats == "once":
+        unseen = unseen[one_of_each(unseen.columns)]
+    return Selected(unseen, dropped, copies)
 
 
 def unseen_rows(
@@ -84,63 +89,74 @@ def unseen_rows(
     seen: SeenRows | None = None,
     repeats: str | None = None,
 ) -> tuple[Trace, int]:
-    """The rows that had no part in the network or the plan, and how many were left out for that.
+    """The rows that neither the network nor the plan was made from.
 
-    Args as those of `independent_rows`. Raises OverlappingRows, and InvalidArgument where no row is
-    left.
+    Args:
+        trace: the rows.
+        drop_seen: leave out the other rows instead of refusing them.
+        what: the use of the rows, for messages.
+        seen: rows that the plan was made from.
+        repeats: how to count rows of equal content, as in `independent_rows`.
+
+    Returns:
+        The rows, and how many others were left out.
+
+    Raises:
+        OverlappingRows: rows were used before, and no argument allows it.
+        InvalidArgument: no row is left.
     """
-    out = np.zeros(len(trace), bool)
+    is_out = np.zeros(len(trace), bool)
     if drop_seen:
-        out |= trace.columns.get("learned", out)
+        is_out |= trace.columns.get("learned", is_out)
     else:
         refuse_training_rows(trace.columns, what)
     if seen is not None:
-        used = seen.shared(trace.columns["digest"], what, trace.header.digest_form)
+        digests = trace.columns["digest"]
+        is_seen = seen.shared(digests, what, trace.header.digest_form)
         if drop_seen or repeats == "once":
-            out |= used
-        elif (
-            repeats is None
-            or _more_than_chance(used, seen)
-            or _too_alike(trace.columns["digest"], seen.digests)
-        ):
-            _refuse_seen(trace, what, seen, independent=repeats is not None)
-    if not out.any():
+            is_out |= is_seen
+        elif repeats is None:
+            _refuse_seen(trace, what, seen, independent=False)
+        elif _more_than_chance(is_seen, seen) or _too_alike(digests, seen.digests):
+            # equal content may be chance in independent draws, but not in this degree
+            _refuse_seen(trace, what, seen, independent=True)
+    if not is_out.any():
         return trace, 0
-    if out.all():
+    if is_out.all():
         raise InvalidArgument(
-            f"all {len(trace):,} {what} rows had a part in the network or the plan before, and "
-            f"none is left; give rows "
-            "that were used for nothing before"
+            f"all {len(trace):,} {what} rows were used for the network or the plan, and none is "
+            f"left. Use rows that were not used before."
         )
-    return trace[~out], int(out.sum())
+    return trace[~is_out], int(is_out.sum())
 
 
-def _more_than_chance(used: Array, seen: SeenRows) -> bool:
-    """Whether more rows have the content of rows seen before than independent draws of the same
-    source would.
+def _more_than_chance(is_seen: Array, seen: SeenRows) -> bool:
+    """Whether more rows have the content of rows seen before than independent draws would.
 
-    Of n draws, as many meet the content of another one as a new draw meets the content of these n.
-    So the share of the rows seen before that repeat each other is what to expect of new rows.
+    Of n draws, as many share their content with another one as a new draw shares its content with
+    these n. So the share of the rows seen before that repeat each other is what to expect of new
+    rows.
 
     Args:
-        used: whether the content of a row was seen before, bool [N].
+        is_seen: whether the content of a row was seen before, bool [N].
         seen: those rows.
     """
-    if not used.any():
+    if not is_seen.any():
         return False
     _, counts = np.unique(seen.digests, return_counts=True)
     before = int(counts.sum())
+    # one and two more than were counted: a share of 0 or 1 would have no deviation
     expected = (int(counts[counts > 1].sum()) + 1) / (before + 2)
-    deviation = math.sqrt(expected * (1 - expected) * (1 / len(used) + 1 / max(before, 1)))
-    return float(used.mean()) > expected + max(SLACK, DEVIATIONS * deviation)
+    variance = expected * (1 - expected) * (1 / len(is_seen) + 1 / max(before, 1))
+    deviation = math.sqrt(variance)
+    return float(is_seen.mean()) > expected + max(SLACK, DEVIATIONS * deviation)
 
 
 def _too_alike(digests: Array, before: Array) -> bool:
-    """Whether contents are as frequent as they were before to a degree that two draws of one source
-    never are.
+    """Whether the frequencies of contents are more similar than two independent draws ever give.
 
-    Pearson's statistic of two samples, with its lower tail: so it tells the same rows, or all but a
-    few of them, where the data has few possible contents.
+    This notices the same rows, or all but a few of them, where the data has few possible contents.
+    It is Pearson's statistic of two samples, C contents, with its lower tail.
 
     Args:
         digests: of some rows, uint64 [N].
@@ -158,34 +174,45 @@ def _too_alike(digests: Array, before: Array) -> bool:
 
 
 def _refuse_seen(trace: Trace, what: str, seen: SeenRows, *, independent: bool) -> None:
-    """Refuse rows that had a part in the plan, and name the ways on."""
+    """Refuse rows that the plan was made from, and name the options."""
     try:
         seen.refuse_overlap(
             trace.columns["digest"], what, trace.columns["row"], trace.header.digest_form
         )
     except OverlappingRows as problem:
         if independent:
-            way = (
-                "leave these out with drop_seen=True. They are too many, or too much alike, for "
-                "rows that were each "
-                "drawn on their own"
+            options = (
+                "Or leave these out with drop_seen=True. They are too many, or too similar, for "
+                "rows that were each drawn on their own."
             )
         else:
-            way = (
-                "leave these out with drop_seen=True, or say repeats='independent' if rows of "
-                "equal content "
-                "were each drawn on their own"
+            options = (
+                "Or leave these out with drop_seen=True, or say repeats='independent' if rows of "
+                "equal content were each drawn on their own."
             )
-        raise OverlappingRows(f"{problem}, {way}", rows=problem.rows) from None
+        raise OverlappingRows(f"{problem} {options}", rows=problem.rows) from None
 
 
 def searched_and_certified(
     trace: Trace, search: Trace | None, share: float, repeats: str | None
 ) -> tuple[Trace, Trace]:
-    """The rows that give candidates and those that test them, apart from each other and in
-    canonical order.
+    """Split the rows into those that give candidates and those that test them.
 
-    The canonical order makes the candidates independent of how the rows stand in their files.
+    The rows that give candidates are in canonical order, so the candidates do not depend on how
+    the rows are arranged in their files.
+
+    Args:
+        trace: calibration rows.
+        search: other rows that give candidates, or None to take them from `trace`.
+        share: the share of `trace` that gives candidates, without `search`.
+        repeats: how to count rows of equal content.
+
+    Returns:
+        The search rows and the rows that certify. They share no row.
+
+    Raises:
+        OverlappingRows: search rows are among the rows of `trace`.
+        InvalidArgument: no search row is left.
     """
     if search is None:
         searched, certified = split_of(trace.columns, share)
@@ -195,16 +222,15 @@ def searched_and_certified(
 
 
 def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
-    """The search rows that are none of the rows of `trace`."""
+    """The search rows that are not among the rows of `trace`."""
     shared = search.seen.shared(trace.columns["digest"], "calibration", trace.header.digest_form)
     same = _same_rows(trace, search)
     if same.any():
         rows = trace.columns["row"][same]
         raise OverlappingRows(
-            f"{rows.size:,} of the {len(trace):,} calibration rows ({named(rows)}) also stand "
-            f"among the "
-            f"{len(search):,} search rows, and one row of a source is one draw; give "
-            "search rows that were used for nothing before",
+            f"{rows.size:,} of the {len(trace):,} calibration rows ({named(rows)}) are also among "
+            f"the {len(search):,} search rows, and one row of a source is one draw. Use search "
+            f"rows that were not used before.",
             rows=rows,
         )
     if not shared.any() or repeats == "independent":
@@ -213,40 +239,42 @@ def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
         rows = trace.columns["row"][shared]
         raise OverlappingRows(
             f"{rows.size:,} of the {len(trace):,} calibration rows ({named(rows)}) have the "
-            f"content of search rows; "
-            "with repeats='once' such search rows are left out, with repeats='independent' they "
-            "stay, which is right "
-            "only if each row was drawn on its own",
+            f"content of search rows; with repeats='once' these search rows are left out, with "
+            f"repeats='independent' they stay, which is right only if each row was drawn on its "
+            f"own",
             rows=rows,
         )
-    kept = ~np.isin(search.columns["digest"], trace.columns["digest"])
-    if not kept.any():
+    is_new = ~np.isin(search.columns["digest"], trace.columns["digest"])
+    if not is_new.any():
         raise InvalidArgument(
             "every search row has the content of a calibration row, and none is left; give other "
             "search rows"
         )
-    return search[kept]
+    return search[is_new]
 
 
 def _same_rows(trace: Trace, search: Trace) -> Array:
-    """Which rows [N] of `trace` are rows of `search` by their numbers, where both count in the same
-    source.
+    """Which rows [N] of `trace` are rows of `search`, if both number the rows of the same source.
 
-    The source is the same if it has the same name, as a spec has one, or if all rows of equal
-    number have equal content. Two arrays have no names, and row 5 of the one is not row 5 of the
-    other.
+    The source is the same if it has the same name, as a data spec has, or if all rows of equal
+    number have equal content. Two arrays do not have names: row 5 of one is not row 5 of the other.
     """
+    is_none = np.zeros(len(trace), bool)
     numbers, first = np.unique(search.columns["row"], return_index=True)
-    index = np.searchsorted(numbers, trace.columns["row"]).clip(0, max(len(numbers) - 1, 0))
-    same: Array = (
-        numbers[index] == trace.columns["row"] if len(numbers) else np.zeros(len(trace), bool)
-    )
+    if not len(numbers):
+        return is_none
+    # For each row of the trace, the search row of the same number, where there is one. searchsorted
+    # gives the position where the number would be inserted.
+    position = np.searchsorted(numbers, trace.columns["row"]).clip(0, len(numbers) - 1)
+    has_same_number: Array = numbers[position] == trace.columns["row"]
     digests = search.columns["digest"][first]
-    equal = digests[index] == trace.columns["digest"] if len(numbers) else same
-    named_alike = ":" in trace.header.data and _source(trace.header.data) == _source(
-        search.header.data
-    )
-    return same if named_alike or equal[same].all() else np.zeros(len(trace), bool)
+    has_same_content = digests[position] == trace.columns["digest"]
+    if has_same_content[has_same_number].all():
+        return has_same_number
+    has_name = ":" in trace.header.data
+    if has_name and _source(trace.header.data) == _source(search.header.data):
+        return has_same_number
+    return is_none
 
 
 def _source(data: str) -> str:

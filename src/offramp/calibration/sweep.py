@@ -26,25 +26,36 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-BLOCK = 1 << 16  # rows worked on at a time: their arrays stay in the cache, and memory stays small
+BLOCK = 1 << 16  # rows per pass: their arrays stay in the cache, and memory stays small
 
 
 def band_edges(thresholds: Array, band: float) -> tuple[Array, Array]:
     """The smallest float32 scores that may leave, and that must leave, at each threshold.
 
     A score s may leave where s >= t - band and must leave where s > t + band, both computed as
-    `abs(s - t) <= band` in float64. Found by rounding and one step to either side, so that
-    comparing float32 scores with the edges gives exactly what that formula gives. At t = +inf
-    nobody leaves: the edges are NaN.
+    `abs(s - t) <= band` in float64. The edges are found by rounding and one step to either side, so
+    comparing float32 scores with them gives exactly the same result as this formula.
 
-    >>> near, sure = band_edges(np.float32([1.0, np.inf]), 1e-4)
-    >>> bool(near[0] < 1 < sure[0]), near[1]
-    (True, np.float32(nan))
+    Args:
+        thresholds: float32 [P].
+        band: the float band.
+
+    Returns:
+        Two float32 arrays [P]: the smallest score that may leave, and the smallest that must leave.
+        At t = +inf nobody leaves, and both are NaN.
+
+    Example:
+        >>> near, sure = band_edges(np.float32([1.0, np.inf]), 1e-4)
+        >>> bool(near[0] < 1 < sure[0]), near[1]
+        (True, np.float32(nan))
     """
     t = thresholds.astype(np.float64)
     up = np.float32(np.inf)
     down = np.float32(-np.inf)
-    # beyond the largest float32 number the edges become infinite, and inf - inf is put right below
+    # Each edge is rounded to float32 first. If that number does not pass the test, the next one up
+    # does; if even the next one down passes, that one is the smallest.
+    # Beyond the largest float32 number the edges become infinite. The results of inf - inf are
+    # replaced at the end.
     with np.errstate(over="ignore", invalid="ignore"):
         near = (t - band).astype(np.float32)
         below = np.nextafter(near, down)
@@ -62,40 +73,55 @@ def band_edges(thresholds: Array, band: float) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of the rows' worst losses along a path, those of one plan together, plans in
-    order.
+    """The steps of the rows' worst losses along a path, sorted by plan.
+
+    Attributes:
+        plan: [S], the plan at which the loss changes.
+        group: [S], the group of the row.
+        change: [S], of its worst loss.
     """
 
-    plan: Array  # [S] at which plan a step is made
-    group: Array  # [S] the group of the row
-    change: Array  # [S] of its worst loss
+    plan: Array
+    group: Array
+    change: Array
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every plan of a path does on the rows."""
+    """The sums of every plan of a path over the rows.
 
-    loss_P: Array  # sum over rows of the worst loss within the float band
-    reach_PE: Array  # rows that arrive at each exit
-    # the sum over those rows of their weights at that exit, if weights were given
+    Attributes:
+        loss_P: the worst loss within the float band, summed over the rows.
+        reach_PE: how many rows arrive at each exit.
+        carried_PE: the weights of these rows at each exit, summed; None without weights.
+        on_score_P: whether the threshold equals the score of some row at some gate.
+        never_B: the summed losses of plan 0 by group; None without groups.
+        steps: the steps of the losses from plan 0 on; None without groups.
+    """
+
+    loss_P: Array
+    reach_PE: Array
     carried_PE: Array | None
-    on_score_P: Array  # whether the threshold is itself the score of some row at some gate
-    # per group the summed losses of plan 0, and the steps from there; with groups only
+    on_score_P: Array
     never_B: Array | None
     steps: Steps | None
 
     @property
     def leaving_P(self) -> Array:
-        """Rows that leave before the last exit."""
+        """How many rows leave before the last exit."""
         leaving: Array = self.reach_PE[:, 0] - self.reach_PE[:, -1]
         return leaving
 
     def group_sums(self, plans: int) -> Iterator[tuple[Array, Array]]:
-        """Summed worst losses of every group, for those plans at which something changes, about
-        `plans` at a time.
+        """Summed worst losses of every group, for the plans at which something changes.
 
-        Yields plan numbers [C] and sums [C, B]. Plan 0 comes first. A plan that is left out has the
-        losses of the plan before it.
+        Plan 0 comes first. A plan that is left out has the losses of the plan before it.
+
+        Args:
+            plans: how many plans to sum at a time, about.
+
+        Yields:
+            Plan numbers [C] and their sums [C, B].
         """
         assert self.never_B is not None
         assert self.steps is not None
@@ -105,18 +131,18 @@ class Sweep:
         changed, first = np.unique(self.steps.plan, return_index=True)
         ends = np.append(first, len(self.steps.plan))
         for start in range(0, len(changed), plans):
-            some = changed[start : start + plans].astype(np.intp)
-            rows = slice(ends[start], ends[start + len(some)])
-            # one cell a plan and group; the running sum over plans then starts from where the last
-            # chunk ended
-            plan = np.searchsorted(some, self.steps.plan[rows])
+            plans_C = changed[start : start + plans].astype(np.intp)
+            rows = slice(ends[start], ends[start + len(plans_C)])
+            # Sum the steps into one cell per plan and group. The running sum over plans then starts
+            # from the end of the last chunk.
+            plan = np.searchsorted(plans_C, self.steps.plan[rows])
             cell = plan * groups + self.steps.group[rows]
-            change = np.bincount(cell, self.steps.change[rows], len(some) * groups)
-            sums_CB = change.reshape(len(some), groups)
+            change = np.bincount(cell, self.steps.change[rows], len(plans_C) * groups)
+            sums_CB = change.reshape(len(plans_C), groups)
             sums_CB[0] += now_B
             np.cumsum(sums_CB, axis=0, out=sums_CB)
             now_B = sums_CB[-1].copy()
-            yield some, sums_CB
+            yield plans_C, sums_CB
 
 
 def sweep(
@@ -133,53 +159,46 @@ def sweep(
     Args:
         path_P: float32 thresholds from high to low, without +inf.
         scores_NG: float32 scores.
-        losses_NE: losses of any type; sums are exact where they are multiples of a power of two.
+        losses_NE: losses of any type. Sums are exact if they are multiples of a power of two.
         band: the float band.
         weights: for each exit a weight [N] of every row that arrives there (its cost), or None for
             no weights.
-        groups: the group [N] of every row, from 0, where sums of losses by group are wanted.
+        groups: the group [N] of every row, from 0, if sums of losses by group are needed.
 
     Returns:
-        A `Sweep` of P = len(path_P) + 1 plans, plan 0 being the one that never leaves.
+        The sums of P = len(path_P) + 1 plans. Plan 0 never leaves.
     """
     rows, gates = scores_NG.shape
     plans = len(path_P) + 1
     near_edges, sure_edges = band_edges(path_P, band)
-    change_P = np.zeros(plans + 1)  # the last place takes what never happens
+    # Arrays by plan have one more place at the end, for changes that no plan of the path makes.
+    change_P = np.zeros(plans + 1)
     gone_PE = np.zeros((plans + 1, gates + 1))
-    weighed = any(weight is not None for weight in weights)
-    weighed_PE = np.zeros((plans + 1, gates + 1)) if weighed else None
+    weighed_PE = None
+    if [weight for weight in weights if weight is not None]:
+        weighed_PE = np.zeros((plans + 1, gates + 1))
     on_score_P = np.zeros(plans + 1, bool)
     pieces: list[Steps] = []
-    for start in range(0, rows, BLOCK):
+    # without a gate nobody leaves, and nothing changes along the path
+    for start in range(0, rows if gates else 0, BLOCK):
         block = slice(start, start + BLOCK)
         scores = scores_NG[block]
         losses = losses_NE[block]
-        if gates:
-            leave = np.stack([_first_reached(path_P, score) for score in scores.T], 1)
-        else:
-            leave = None
-        if leave is not None:
-            _note_scores(on_score_P, path_P, scores, leave)
-            _note_leaving(
-                gone_PE, weighed_PE, leave, [None if w is None else w[block] for w in weights]
-            )
-        # rows with the same loss at every exit make no step
-        some = np.flatnonzero((losses != losses[:, :1]).any(1))
-        if gates:
-            near = np.stack([_first_reached(near_edges, score) for score in scores[some].T], 1)
-        else:
-            near = None
-        if gates:
-            sure = np.stack([_first_reached(sure_edges, score) for score in scores[some].T], 1)
-        else:
-            sure = None
-        if near is None or sure is None:
-            continue
-        plan, row, change = _steps(near, sure, losses[some], plans)
+        leave_NG = _first_reached_at_gates(path_P, scores)
+        _note_scores(on_score_P, path_P, scores, leave_NG)
+        block_weights: list[Array | None] = []
+        for weight in weights:
+            block_weights.append(None if weight is None else weight[block])
+        _note_leaving(gone_PE, weighed_PE, leave_NG, block_weights)
+        # rows with the same loss at every exit have no step
+        stepping = np.flatnonzero((losses != losses[:, :1]).any(1))
+        near_NG = _first_reached_at_gates(near_edges, scores[stepping])
+        sure_NG = _first_reached_at_gates(sure_edges, scores[stepping])
+        plan, row, change = _steps(near_NG, sure_NG, losses[stepping], plans)
         change_P += np.bincount(plan, change, plans + 1)
         if groups is not None:
-            pieces.append(Steps(_compact(plan, plans), groups[block][some][row], change))
+            pieces.append(Steps(_compact(plan, plans), groups[block][stepping][row], change))
+    # the running sum of the changes, from the losses of plan 0 on
     loss_P = losses_NE[:, -1].sum(dtype=np.float64) + np.cumsum(change_P[:plans])
     reach_PE = rows - np.cumsum(gone_PE[:plans], axis=0)
     carried_PE = None
@@ -194,12 +213,15 @@ def sweep(
     return Sweep(loss_P, reach_PE, carried_PE, on_score_P[:plans], never_B, steps)
 
 
-def _first_reached(edges_P: Array, score_N: Array) -> Array:
-    """The first plan [N] whose edge the score reaches; plans count from 1, len(edges) + 1 for none.
+def _first_reached_at_gates(edges_P: Array, scores_NG: Array) -> Array:
+    """`_first_reached` for the scores of every gate, [N, G]."""
+    return np.stack([_first_reached(edges_P, score_N) for score_N in scores_NG.T], 1)
 
-    Edges fall along the path, so their negatives rise and a binary search finds the place. A NaN
-    score sorts behind everything and reaches nothing.
-    """
+
+def _first_reached(edges_P: Array, score_N: Array) -> Array:
+    """The first plan [N], from 1, whose edge the score reaches; len(edges) + 1 if none is."""
+    # Edges fall along the path, so their negatives rise and a binary search finds the position. A
+    # NaN score sorts behind everything and reaches nothing.
     index: Array = np.searchsorted(-edges_P, -score_N, side="left") + 1
     return index
 
@@ -222,24 +244,30 @@ def _note_leaving(
     for exit_ in range(1, gone_PE.shape[1]):
         stops = np.minimum(stops, leave_NG[:, exit_ - 1])
         gone_PE[:, exit_] += np.bincount(stops, minlength=len(gone_PE))
-        weight = weights[exit_] if weighed_PE is not None else None
-        if weighed_PE is not None and weight is not None:
+        if weighed_PE is None:
+            continue
+        weight = weights[exit_]
+        if weight is not None:
             weighed_PE[:, exit_] += np.bincount(stops, weight, len(gone_PE))
 
 
 def _steps(
     near_NG: Array, sure_NG: Array, losses_NE: Array, plans: int
 ) -> tuple[Array, Array, Array]:
-    """The steps of the rows' worst losses: plan, row and change, without those that change nothing.
+    """The steps of the rows' worst losses: plan, row and change [S].
 
-    Each row has 2 G points at which its worst loss may change. They are sorted, the worst loss is
-    computed at each, and what differs from the point before is a step.
+    Each row has K = 2 G points at which its worst loss may change. They are sorted, and the worst
+    loss is computed at each. Where it differs from the point before, there is a step.
     """
-    points_NK = np.sort(np.concatenate([near_NG, sure_NG], axis=1), axis=1)
+    points_NK = np.sort(np.concatenate([near_NG, sure_NG], axis=1), axis=1)  # K = 2 G
     before_N = losses_NE[:, -1]
-    found: list[tuple[Array, Array, Array]] = []
+    plans_of_steps = []
+    rows_of_steps = []
+    changes = []
     for k in range(points_NK.shape[1]):
         plan_N = points_NK[:, k]
+        # From the last exit back: at each gate the row surely goes on, surely leaves, or may do
+        # either, and then the worse of both counts.
         worst_N = losses_NE[:, -1]
         for gate in reversed(range(near_NG.shape[1])):
             here_N = losses_NE[:, gate]
@@ -247,30 +275,24 @@ def _steps(
             worst_N = np.where(plan_N >= sure_NG[:, gate], here_N, undecided_N)
         change_N = worst_N - before_N
         row = np.flatnonzero((change_N != 0) & (plan_N < plans))
-        found.append((plan_N[row], row, change_N[row]))
+        plans_of_steps.append(plan_N[row])
+        rows_of_steps.append(row)
+        changes.append(change_N[row])
         before_N = worst_N
-    plan, row, change = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return plan, row, change
+    return np.concatenate(plans_of_steps), np.concatenate(rows_of_steps), np.concatenate(changes)
 
 
 def _compact(plan: Array, plans: int) -> Array:
-    """Plan numbers in as few bytes as they fit: short ones are sorted in linear time too."""
+    """Plan numbers in as few bytes as possible, because NumPy sorts short integers faster."""
     return plan.astype(np.uint16 if plans < 1 << 16 else np.uint32)
 
 
 def _in_order(pieces: Sequence[Steps]) -> Steps:
-    """All steps, plans in order."""
-    if pieces:
-        plan = np.concatenate([piece.plan for piece in pieces])
-    else:
-        plan = np.zeros(0, np.uint16)
-    if pieces:
-        group = np.concatenate([piece.group for piece in pieces])
-    else:
-        group = np.zeros(0, np.intp)
-    if pieces:
-        change = np.concatenate([piece.change for piece in pieces])
-    else:
-        change = np.zeros(0)
+    """All steps, sorted by plan."""
+    if not pieces:
+        return Steps(np.zeros(0, np.uint16), np.zeros(0, np.intp), np.zeros(0))
+    plan = np.concatenate([piece.plan for piece in pieces])
+    group = np.concatenate([piece.group for piece in pieces])
+    change = np.concatenate([piece.change for piece in pieces])
     order = np.argsort(plan, kind="stable")
     return Steps(plan[order], group[order], change[order])

@@ -1,9 +1,9 @@
-"""Where thresholds may stand: the cuts of each gate, and a chain of exits priced for one set of
-open exits.
+"""The possible thresholds of each gate (cuts), and a chain of exits priced for one set of open
+exits.
 
-Legend: N rows, G gates (= E-1), E exits, P plans, K cuts of a gate. Inside the search a plan is a
-row of cut numbers: 0 is a closed exit, k > 0 lets the rows of the k readiest groups leave. Sums,
-not means.
+Legend: N rows, G gates (= E-1), E exits, P plans, K cuts of a gate, M rows that can leave at a
+gate. Inside the search a plan is a row of cut numbers: 0 is a closed exit, and k > 0 lets the k
+groups of rows with the highest scores leave. Sums, not means.
 """
 
 from __future__ import annotations
@@ -20,49 +20,69 @@ Singles = NDArray[np.float32]
 Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
-CROWD = 1e-3  # share of the rows that may lie within half a gap of a cut
-# how far below the smallest score (relative, at least absolute) "everyone leaves" stands
+CROWD = 1e-3  # the share of the rows that may be within half a gap of a cut
+# How far below the smallest score the cut is at which everyone leaves: relative to the score, at
+# least absolute.
 MARGIN = 1e-3
 
 
 @dataclass(frozen=True)
 class GateCuts:
-    """The thresholds that one gate may have, from closed (+inf) down to everyone."""
+    """The possible thresholds of one gate, from closed (+inf) down to "everyone leaves".
 
-    order_M: Ints  # rows that can leave at all, readiest first
-    counts_K: Ints  # rows that leave at each cut; counts[0] = 0
-    values_K: Singles  # the thresholds; values[0] = +inf
-    column_N: NDArray[np.int32]  # the first cut at which the row leaves; K if none
-    lowest_K: Floats  # the lowest score that leaves at each cut; lowest[0] = +inf
+    Attributes:
+        order_M: the rows that can leave at all, the highest score first.
+        counts_K: how many rows leave at each cut; the first is 0.
+        values_K: the thresholds; the first is +inf.
+        column_N: the first cut at which each row leaves; K if there is none.
+        lowest_K: the lowest score that leaves at each cut; the first is +inf.
+    """
+
+    order_M: Ints
+    counts_K: Ints
+    values_K: Singles
+    column_N: NDArray[np.int32]
+    lowest_K: Floats
 
     def __len__(self) -> int:
         return len(self.values_K)
 
 
 def cuts_of(score_N: Singles, gap: float = 0.0) -> GateCuts:
-    """Every cut strictly between two distinct float32 scores at least `gap` apart, and one below
-    them all.
+    """Every cut between two distinct float32 scores at least `gap` apart, and one below them all.
 
-    Where many rows crowd, few neighbours are so far apart. There a cut is also taken if no more
-    than one row in a thousand lies within half a gap of it; where scores saturate there are more.
+    Where many rows crowd, few neighbours are so far apart. There a cut is also taken if at most one
+    row in a thousand is within half a gap of it. Where scores saturate there are more rows, and no
+    cut.
 
-    >>> cuts_of(np.array([3, 1, 3, np.nan], np.float32)).values_K.tolist()
-    [inf, 2.0, 0.9990000128746033]
+    Args:
+        score_N: of every row.
+        gap: the least distance of the two scores.
+
+    Returns:
+        The cuts.
+
+    Example:
+        >>> cuts_of(np.array([3, 1, 3, np.nan], np.float32)).values_K.tolist()
+        [inf, 2.0, 0.9990000128746033]
     """
-    able_M = np.flatnonzero(score_N > -np.inf)
+    able_M = np.flatnonzero(score_N > -np.inf)  # neither NaN nor -inf
     order_M = able_M[np.argsort(-score_N[able_M], kind="stable")]
+    # a cut after each row: between its score and the next one
     upper_M = score_N[order_M].astype(np.float64)
     lower_M = np.append(upper_M[1:], -np.inf)[: len(upper_M)]
     values_M = _between(upper_M, lower_M, gap).astype(np.float32)
+    # rounded to float32 it must still be strictly between
     fits_M = np.isfinite(values_M) & (values_M < upper_M) & (values_M > lower_M)
     with np.errstate(invalid="ignore"):  # inf - inf, where nothing fits anyway
         wide_M = upper_M - lower_M >= gap
     crowd = int(CROWD * len(score_N))
     if gap and crowd:
         rising_M = upper_M[::-1]
-        beside_M = np.searchsorted(rising_M, values_M.astype(np.float64) + gap / 2, side="right")
-        beside_M -= np.searchsorted(rising_M, values_M.astype(np.float64) - gap / 2, side="left")
-        wide_M |= beside_M <= crowd
+        # how many scores are within half a gap of each cut
+        near_M = np.searchsorted(rising_M, values_M.astype(np.float64) + gap / 2, side="right")
+        near_M -= np.searchsorted(rising_M, values_M.astype(np.float64) - gap / 2, side="left")
+        wide_M |= near_M <= crowd
     fits_M &= wide_M
     chosen = np.flatnonzero(fits_M)
     counts_K = np.concatenate(([0], chosen + 1))
@@ -78,11 +98,18 @@ def cuts_of(score_N: Singles, gap: float = 0.0) -> GateCuts:
 
 
 def thinned(score_N: Singles, most: int) -> Singles:
-    """Thresholds [K] of at most `most` cuts of a gate, from +inf down, spread evenly over its
-    distinct scores.
+    """Thresholds of a gate that are spread evenly over its distinct scores.
 
-    >>> thinned(np.array([3, 1, 3, np.nan], np.float32), 2).tolist()
-    [inf, 2.0, 0.9990000128746033]
+    Args:
+        score_N: of every row.
+        most: how many cuts, at most.
+
+    Returns:
+        [K] float32, from +inf down.
+
+    Example:
+        >>> thinned(np.array([3, 1, 3, np.nan], np.float32), 2).tolist()
+        [inf, 2.0, 0.9990000128746033]
     """
     distinct = np.unique(score_N[score_N > -np.inf])[::-1]
     if not len(distinct):
@@ -96,9 +123,7 @@ def thinned(score_N: Singles, most: int) -> Singles:
 
 
 def _between(upper_M: Floats, lower_M: Floats, gap: float) -> Floats:
-    """A number between two neighbours, in float64; where one is infinite, a margin away from the
-    other.
-    """
+    """A number between two neighbours. If one is infinite, it keeps a margin to the other one."""
     finite_up = np.isfinite(upper_M)
     finite_low = np.isfinite(lower_M)
     up_M = np.where(finite_up, upper_M, 0.0)
@@ -121,7 +146,13 @@ def shut(rows: int) -> GateCuts:
 
 @dataclass(frozen=True)
 class ThresholdTable:
-    """A chain with its prices fixed: what every row loses and costs at every exit."""
+    """A chain with fixed prices.
+
+    Attributes:
+        cuts: by gate.
+        loss_EN: the loss of every row at every exit.
+        cost_EN: its cost there.
+    """
 
     cuts: tuple[GateCuts, ...]
     loss_EN: Floats
@@ -130,7 +161,8 @@ class ThresholdTable:
     @cached_property
     def gates(self) -> tuple[int, ...]:
         """The gates that have a cut besides closed."""
-        return tuple(g for g, cuts in enumerate(self.cuts) if len(cuts) > 1)
+        sizes = np.array([len(cuts) for cuts in self.cuts])
+        return tuple(np.flatnonzero(sizes > 1).tolist())
 
     @property
     def never(self) -> Ints:
@@ -139,7 +171,7 @@ class ThresholdTable:
 
     @property
     def cheapest(self) -> Ints:
-        """The plan in which everyone leaves as early as he can."""
+        """The plan in which everyone leaves as early as possible."""
         return np.array([len(cuts) - 1 for cuts in self.cuts], np.intp)
 
     def exits(self, cuts_PG: Ints) -> Ints:
@@ -160,19 +192,23 @@ class ThresholdTable:
         return loss_P, cost_P
 
     def thresholds(self, cuts_PG: Ints) -> Singles:
-        """Cut numbers as the thresholds that they stand for."""
-        values = [cuts.values_K[cuts_PG[:, g]] for g, cuts in enumerate(self.cuts)]
-        return np.stack(values, 1) if values else np.zeros(cuts_PG.shape, np.float32)
+        """The thresholds [P, G] of cut numbers."""
+        thresholds_PG = np.zeros(cuts_PG.shape, np.float32)
+        for g, cuts in enumerate(self.cuts):
+            thresholds_PG[:, g] = cuts.values_K[cuts_PG[:, g]]
+        return thresholds_PG
 
 
 def chunks(plans: int, rows: int) -> Iterator[slice]:
-    """Slices of plans small enough for the cache and never more than one plan of rows beyond it."""
+    """Slices of plans that fit into the cache, at least one plan each."""
     size = max(1, 100_000 // max(1, rows))
-    return (slice(i, i + size) for i in range(0, plans, size))
+    for start in range(0, plans, size):
+        yield slice(start, start + size)
 
 
 def pick(values_EN: Floats, exits_PN: Ints) -> Floats:
-    """The value of each row at the exit where it leaves."""
+    """The value [P, N] of each row at the exit where it leaves."""
+    # values [E, N] as one line: exit e of row n is at e N + n
     rows = values_EN.shape[1]
     flat: Floats = values_EN.ravel()[exits_PN * rows + np.arange(rows)]
     return flat

@@ -1,8 +1,7 @@
 """Bounds: p-values for "the mean loss is above the level", and what follows from them.
 
 A p-value is valid when P(p <= u) <= u for every u whenever E[loss] >= level, for independent rows.
-Shapes: P plans, N rows. Every bound takes the same keywords; `delta` and `order` matter to betting
-only.
+Shapes: P plans, N rows. Every bound takes the same keywords; only betting uses `delta` and `order`.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ IndexArray = npt.NDArray[np.intp]
 LossArray = npt.NDArray[Any]  # bool, integer or float
 
 CAP = 0.75  # the largest share of its wealth that a bet may lose on one row
-CELLS = 200_000  # losses worked on at a time: about the size of a core's cache
-MOST_BETS = 32_768  # beyond so many rows one bet is made on the mean of several
+CELLS = 200_000  # losses per pass: about the size of a core's cache
+MOST_BETS = 32_768  # with more rows than this, one bet is on the mean of several
 
 
 class Bound(Protocol):
-    """What `binomial`, `hoeffding_bentkus` and `betting` have in common."""
+    """The signature of `binomial`, `hoeffding_bentkus` and `betting`."""
 
     __name__: str
 
@@ -44,7 +43,19 @@ class Bound(Protocol):
         delta: float,
         order: IndexArray | None,
     ) -> FloatArray:
-        """One p-value per plan."""
+        """p-values for "the mean loss is above the level".
+
+        Args:
+            losses_PN: the losses of every plan on every row.
+            level: the risk to be shown.
+            low: no loss is below it.
+            high: no loss is above it.
+            delta: 1 - confidence.
+            order: a permutation of the rows, fixed before they were seen.
+
+        Returns:
+            One p-value per plan [P].
+        """
 
 
 def binomial(
@@ -62,11 +73,11 @@ def binomial(
     array([0.05])
     """
     losses_PN = _checked(losses_PN, low, high)
-    if ((losses_PN != 0) & (losses_PN != 1)).any() or (low, high) != (0, 1):
-        other = losses_PN[(losses_PN != 0) & (losses_PN != 1)][:1]
-        got = f"a loss of {other[0]}" if other.size else f"the range [{low}, {high}]"
+    others = losses_PN[(losses_PN != 0) & (losses_PN != 1)]
+    if others.size or (low, high) != (0, 1):
+        got = f"a loss of {others[0]}" if others.size else f"the range [{low}, {high}]"
         raise InvalidArgument(
-            f"got {got}, but the bound 'binomial' is for losses of 0 and 1 only; take 'betting' "
+            f"the losses for the bound 'binomial' must be 0 and 1 only, got {got}; use 'betting' "
             f"or 'hoeffding_bentkus'"
         )
     sums_P = losses_PN.sum(axis=1, dtype=np.float64)
@@ -82,8 +93,8 @@ def hoeffding_bentkus(
     delta: float | None = None,
     order: IndexArray | None = None,
 ) -> FloatArray:
-    """For losses in [low, high]; does not depend on the order of the rows, nor adapts to their
-    variance.
+    """For losses in [low, high]. It does not depend on the order of the rows, and does not adapt to
+    their variance.
 
     On [0, 1]: p = min(exp(-N h(min(r, m), m)), e P(Bin(N, m) <= ceil(N r))), r the mean, m the
     level, h the relative entropy. Bates et al., 2021, arXiv 2101.02703. We sum before rescaling, so
@@ -97,18 +108,19 @@ def hoeffding_bentkus(
 def from_sums(
     bound: Bound, sums_P: FloatArray, n: int, level: float, *, low: float, high: float
 ) -> FloatArray:
-    """p-values of the bounds that need no more than the sum of each plan's losses.
+    """p-values of the bounds that need only the sum of each plan's losses.
 
     Args:
         bound: `binomial` or `hoeffding_bentkus`.
         sums_P: the summed losses of every plan.
         n: how many rows were summed.
         level: the risk to be shown.
-        low, high: the range of a loss; for `binomial` the losses are 0 or 1, which is not checked
+        low: no loss is below it. For `binomial` the losses must be 0 or 1; this is not checked
             here.
+        high: no loss is above it.
 
     Returns:
-        One p-value per plan, those that the bound gives for the losses themselves.
+        One p-value per plan, the same as the bound gives for the losses themselves.
     """
     unit = _unit_level(level, low, high)
     if not 0.0 < unit < 1.0:
@@ -118,6 +130,7 @@ def from_sums(
     if bound is binomial:
         exact_P: FloatArray = special.bdtr(sums_P.round(), n, unit)
         return exact_P
+    # losses rescaled to [0, 1]: their sum and their mean
     counts_P = np.clip((sums_P - n * low) / (high - low), 0.0, n)
     means_P = np.minimum(counts_P / n, unit)
     entropy_P = special.rel_entr(means_P, unit) + special.rel_entr(1.0 - means_P, 1.0 - unit)
@@ -135,30 +148,39 @@ def betting(
     delta: float,
     order: IndexArray | None,
 ) -> FloatArray:
-    """For losses in [low, high], adapting to their variance: p = 1 / the largest wealth ever
-    reached.
+    """For losses in [low, high], adapting to their variance: p = 1 / the largest wealth reached.
 
     On [0, 1] a gambler starts with 1 and stakes nu_t against row x_t: K_t = prod (1 - nu_i (x_i -
-    m)). If E[x] >= m, K is a non-negative supermartingale, whatever nu_t makes of the rows before
-    t, and exceeds 1/u ever with probability <= u (Ville). Predictable plug-in, t = 1..N, s2_0 =
-    1/4: nu_t = min(0.75 / (1 - m), sqrt(2 ln(1/delta) / (N s2_{t-1}))).
-    `order` is the order of the rows, fixed before they were seen (`testing.order_from`).
+    m)). If E[x] >= m, K is a non-negative supermartingale for any nu_t computed from the rows
+    before t, and ever exceeds 1/u with probability <= u (Ville). Predictable plug-in, t = 1..N,
+    s2_0 = 1/4: nu_t = min(0.75 / (1 - m), sqrt(2 ln(1/delta) / (N s2_{t-1}))).
 
-    Of more than 32,768 rows, so many follow each other in that order (`rows_per_bet`, by N alone)
-    that at most 32,768 bets are made, each on the mean x of several rows. Nothing changes in the
-    proof: such means lie in [0, 1], are independent and have the expectation of a row. Little is
-    lost: the best stake against a mean of b rows is b times the best one against a row, until the
-    cap binds, and with so many rows stakes are small.
+    With more than 32,768 rows, each bet is on the mean x of several rows that follow each other in
+    the order, so that there are at most 32,768 bets (`rows_per_bet`, which depends on N only). The
+    proof does not change: the means are in [0, 1], are independent and have the expectation of a
+    row. Little is lost: the best stake against a mean of b rows is b times the best one against a
+    row, until the cap binds, and with so many rows stakes are small.
 
-    Waudby-Smith and Ramdas, 2020, arXiv 2010.09686. We keep only the bet against a large mean
+    Waudby-Smith and Ramdas, 2020, arXiv 2010.09686. We use only the bet against a large mean
     (one-sided).
+
+    Args:
+        losses_PN: the losses of every plan on every row.
+        level: the risk to be shown.
+        low: no loss is below it.
+        high: no loss is above it.
+        delta: 1 - confidence.
+        order: a permutation of the rows, fixed before they were seen (`testing.order_from`).
+
+    Returns:
+        One p-value per plan [P].
     """
     losses_PN = _checked(losses_PN, low, high)
     plans, n = losses_PN.shape
     order = _permutation(order, n)
     if not 0.0 < delta < 1.0:
         raise InvalidArgument(
-            f"got delta={delta}, expected a number between 0 and 1; give 1 - confidence"
+            f"delta must be above 0 and below 1, got {delta}. It is 1 - confidence."
         )
     unit = _unit_level(level, low, high)
     if not 0.0 < unit < 1.0:
@@ -175,10 +197,8 @@ def betting(
 
 
 def rows_per_bet(n: int) -> int:
-    """How many rows in a row one bet of `betting` is about: 1 up to 32,768 rows, then as many as
-    needed.
-    """
-    return max(1, -(-n // MOST_BETS))
+    """How many consecutive rows a bet of `betting` is on: 1 up to 32,768 rows, then more."""
+    return max(1, -(-n // MOST_BETS))  # n / MOST_BETS, rounded up
 
 
 def from_bets(
@@ -188,10 +208,11 @@ def from_bets(
 
     Args:
         sums_PB: for every plan the summed losses of the first `rows_per_bet(n)` rows in the order,
-            of the next ones, and so on; the last sum may be of fewer rows.
+            of the next ones, and so on. The last sum may be of fewer rows.
         n: how many rows there are in all.
         level: the risk to be shown.
-        low, high: the range of a loss.
+        low: no loss is below it.
+        high: no loss is above it.
         delta: 1 - confidence.
 
     Returns:
@@ -212,6 +233,7 @@ def from_bets(
 
 def _largest_log_wealth(x_PN: FloatArray, unit: float, delta: float) -> FloatArray:
     """max_t ln K_t >= 0 of losses in [0, 1]; reuses x_PN as working memory."""
+    # First the running variances: mu_t from the rows up to t, then the squared distances to it.
     n = x_PN.shape[1]
     t_N = np.arange(1.0, n + 1.0)
     work_PN = np.cumsum(x_PN, axis=1)
@@ -220,12 +242,14 @@ def _largest_log_wealth(x_PN: FloatArray, unit: float, delta: float) -> FloatArr
     np.subtract(x_PN, work_PN, out=work_PN)
     np.square(work_PN, out=work_PN)
     np.cumsum(work_PN, axis=1, out=work_PN)
+    # The stakes nu_t, each from the rows before t.
     nu_PN = np.empty_like(x_PN)
     nu_PN[:, 0] = 0.25
     np.add(work_PN[:, :-1], 0.25, out=nu_PN[:, 1:])  # t s2_{t-1}
     np.divide(t_N * (2.0 * math.log(1.0 / delta) / n), nu_PN, out=nu_PN)
     np.sqrt(nu_PN, out=nu_PN)
     np.minimum(nu_PN, CAP / (1.0 - unit), out=nu_PN)
+    # The logarithm of the wealth: the running sum of ln(1 - nu_t (x_t - m)).
     x_PN -= unit
     x_PN *= nu_PN
     np.negative(x_PN, out=x_PN)
@@ -236,8 +260,18 @@ def _largest_log_wealth(x_PN: FloatArray, unit: float, delta: float) -> FloatArr
 
 
 def find_bound(name: str | None, risk: Risk) -> Bound:
-    """The bound of that name, or the best one for the risk: exact for 0/1 losses, otherwise
-    betting.
+    """The bound of a name.
+
+    Args:
+        name: of a bound, or None for the best one: exact for 0/1 losses, otherwise betting.
+        risk: that the bound is for.
+
+    Returns:
+        The bound.
+
+    Raises:
+        InvalidArgument: the bound is not for this risk.
+        UnknownName: there is no bound of this name.
     """
     valid: dict[str, Bound] = {"betting": betting, "hoeffding_bentkus": hoeffding_bentkus}
     if risk.binary:
@@ -249,13 +283,12 @@ def find_bound(name: str | None, risk: Risk) -> Bound:
     names = ", ".join(repr(key) for key in valid)
     if name == "binomial":
         raise InvalidArgument(
-            f"got the bound 'binomial' for the risk {risk.name!r}, whose losses are not only 0 "
-            f"and 1; "
-            f"expected one of {names}, take one of those"
+            f"a risk for the bound 'binomial' must have losses of 0 and 1 only, got the risk "
+            f"{risk.name!r}; use one of {names}"
         )
     near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else "take one of these"
-    raise UnknownName(f"no bound is called {name!r}, expected one of {names}; {hint}")
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UnknownName(f"bound must be one of {names}, got {name!r}{hint}")
 
 
 def smallest_level(
@@ -269,9 +302,20 @@ def smallest_level(
 ) -> float:
     """The smallest level at which these losses pass (p <= delta), to 1e-6 from above.
 
-    Every bound here falls in the level, so halving finds it; binomial's is the exact limit of
-    Clopper and Pearson, 1934. Found by looking at the rows: no promise until it is certified on
-    fresh ones.
+    The p-value of every bound here falls with the level, so bisection finds it. For `binomial` it
+    is the exact limit of Clopper and Pearson, 1934. The level comes from a look at the rows, so it
+    is not a promise until it is certified on fresh ones.
+
+    Args:
+        losses_N: of one plan.
+        bound: the test.
+        delta: 1 - confidence.
+        low: no loss is below it.
+        high: no loss is above it.
+        order: a permutation of the rows, for betting.
+
+    Returns:
+        The level.
     """
     losses_1N = np.asarray(losses_N)[None]
     if bound is binomial:
@@ -298,8 +342,16 @@ def smallest_level_of_sum(
 
 
 def level_of(p_at: Callable[[float], float], *, low: float, high: float, delta: float) -> float:
-    """The smallest level in [low, high] with `p_at(level) <= delta`, to 1e-6 from above; p_at must
-    not rise.
+    """The smallest level in [low, high] with `p_at(level) <= delta`, to 1e-6 from above.
+
+    Args:
+        p_at: the p-value at a level; it must not rise with the level.
+        low: the lower end.
+        high: the upper end.
+        delta: 1 - confidence.
+
+    Returns:
+        The level.
     """
     fails = low
     passes = high
@@ -315,23 +367,34 @@ def level_of(p_at: Callable[[float], float], *, low: float, high: float, delta: 
 def interval(
     losses_N: LossArray, *, low: float, high: float, confidence: float, binary: bool | None = None
 ) -> tuple[float, float]:
-    """A two-sided interval for the mean loss, each side missing with half of 1 - confidence.
+    """A two-sided interval for the mean loss. Each side misses with half of 1 - confidence.
 
-    0/1 losses: Clopper and Pearson, 1934 (`binary=None`: when the range is [0, 1] and all losses
-    seen are 0 or 1; better say it: `Risk.binary`). Others: betting on either side, Waudby-Smith and
-    Ramdas, 2020, arXiv 2010.09686, in a fixed order that depends on N only, widened where needed to
-    hold the mean seen.
+    0/1 losses: Clopper and Pearson, 1934. Others: betting on either side, Waudby-Smith and Ramdas,
+    2020, arXiv 2010.09686, in a fixed order that depends on N only. It is widened where needed to
+    include the mean of the rows.
+
+    Args:
+        losses_N: of one plan.
+        low: no loss is below it.
+        high: no loss is above it.
+        confidence: above 0 and below 1.
+        binary: whether a loss can only be 0 or 1, see `Risk.binary`. None guesses: the range is [0,
+            1] and all losses here are 0 or 1.
+
+    Returns:
+        The lower and the upper end.
     """
     confidence = require("confidence", confidence, above=0, below=1)
     losses_N = _checked(np.asarray(losses_N)[None], low, high)[0].astype(np.float64)
     n = len(losses_N)
-    half = (1.0 - confidence) / 2.0
+    half = (1.0 - confidence) / 2.0  # for each side
     if binary is None:
         binary = (low, high) == (0, 1) and bool(np.isin(losses_N, (0, 1)).all())
     if binary:
         binomial(losses_N[None], 0.5, low=low, high=high)  # checks the losses
         count = int(losses_N.sum())
         return 1.0 - _clopper_pearson(n - count, n, half), _clopper_pearson(count, n, half)
+    # The lower end is the upper end of the negative losses, negated.
     order = order_from(f"interval of {n} rows", n)
     mean = float(losses_N.mean())
     upper = smallest_level(losses_N, betting, half, low=low, high=high, order=order)
@@ -342,53 +405,83 @@ def interval(
 def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> int:
     """From this many rows on, 0/1 losses with a mean of `observed` always pass the exact test.
 
-    N losses of mean r count as ceil(N r). Some smaller N pass too: the smallest N that passes goes
-    up and down like a saw, because the next loss comes in one piece.
+    N losses of mean r count as ceil(N r). Some smaller N pass too: whether N rows pass goes up and
+    down like a saw, because the next loss is a whole one.
 
-    >>> rows_needed(0.01, 0.95), rows_needed(0.01, 0.95, observed=0.0025)
-    (299, 628)
+    Args:
+        level: above 0 and below 1.
+        confidence: above 0 and below 1.
+        observed: the mean loss, at least 0 and below the level.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        InvalidArgument: an argument is not within its limits.
+
+    Example:
+        >>> rows_needed(0.01, 0.95), rows_needed(0.01, 0.95, observed=0.0025)
+        (299, 628)
     """
     level = require("level", level, above=0, below=1)
     confidence = require("confidence", confidence, above=0, below=1)
     observed = require("observed", observed, low=0, below=level)
 
+    # N rows count ceil(N observed) losses. For each number of losses there is a first N that counts
+    # so many. If the fewest rows that pass with this number are at most that N, no N with this
+    # number fails. So look for the last number of losses that fails at its first N.
+    def passes(count: int) -> bool:
+        if observed == 0.0:
+            return True
+        first_rows = math.floor((count - 1) / observed + 1e-9) + 1
+        return _fewest_rows(count, level, confidence) <= first_rows
+
+    return _fewest_rows(_last_that_fails(passes, 0, 1), level, confidence)
+
+
+def _fewest_rows(count: int, level: float, confidence: float) -> int:
+    """The fewest rows that pass with this many losses."""
     from scipy import special
 
-    def rows(count: int) -> int:  # the fewest rows that pass with this many losses
-        fails = count
-        passes = count + 1
-        while special.bdtr(count, passes, level) > 1.0 - confidence:
-            fails = passes
-            passes = 2 * passes
-        while passes - fails > 1:
-            middle = (fails + passes) // 2
-            ok = special.bdtr(count, middle, level) <= 1.0 - confidence
-            fails, passes = (fails, middle) if ok else (middle, passes)
-        return passes
+    def passes(rows: int) -> bool:
+        return bool(special.bdtr(count, rows, level) <= 1.0 - confidence)
 
-    fails, passes = 0, 1  # in losses: the first N that counts as many does not pass, passes
-    while observed > 0.0 and rows(passes) > math.floor((passes - 1) / observed + 1e-9) + 1:
-        fails = passes
-        passes = 2 * passes
-    while passes - fails > 1:
-        middle = (fails + passes) // 2
-        ok = rows(middle) <= math.floor((middle - 1) / observed + 1e-9) + 1
-        fails, passes = (fails, middle) if ok else (middle, passes)
-    return rows(fails)
+    return _last_that_fails(passes, count, count + 1) + 1
+
+
+def _last_that_fails(passes: Callable[[int], bool], fails: int, first: int) -> int:
+    """The last number that fails, where all smaller ones fail and all larger ones pass.
+
+    Doubles a number until it passes, then halves the interval between it and one that fails.
+
+    Args:
+        passes: the test of a number.
+        fails: a number that is known to fail.
+        first: the first number to test.
+    """
+    number = first
+    while not passes(number):
+        fails = number
+        number = 2 * number
+    while number - fails > 1:
+        middle = (fails + number) // 2
+        if passes(middle):
+            number = middle
+        else:
+            fails = middle
+    return fails
 
 
 def rows_by_observed(level: float, confidence: float) -> dict[float, int]:
-    """By observed risk (none, a quarter, a half and three quarters of a level) the rows that
-    certify the level.
+    """The rows that certify a level, by the observed risk: none, a quarter, a half and three
+    quarters of the level.
     """
     observed = [level * part for part in (0.0, 0.25, 0.5, 0.75)]
     return {risk: rows_needed(level, confidence, observed=risk) for risk in observed}
 
 
 def _clopper_pearson(count: int, n: int, delta: float) -> float:
-    """The smallest level with P(Bin(n, level) <= count) <= delta, one float step on the safe
-    side.
-    """
+    """The smallest level with P(Bin(n, level) <= count) <= delta, rounded to the safe side."""
     if count >= n:
         return 1.0
     from scipy import special
@@ -398,42 +491,42 @@ def _clopper_pearson(count: int, n: int, delta: float) -> float:
 
 
 def _certain(unit: float, plans: int) -> FloatArray:
-    """p-values outside the range: a level below every loss is never shown, one above always
-    kept.
-    """
+    """p-values for a level outside the range: 1 for a level below every loss, 0 for one above."""
     return np.full(plans, 1.0 if unit <= 0.0 else 0.0)
 
 
 def _unit_level(level: float, low: float, high: float) -> float:
+    """The level where the range of losses is rescaled to [0, 1]."""
     if not math.isfinite(level):
         raise InvalidArgument(
-            f"got the level {level}, expected a finite number; give the largest risk you accept"
+            f"level must be a finite number, the largest risk you accept, got {level}"
         )
     return (level - low) / (high - low)
 
 
 def _checked(losses_PN: LossArray, low: float, high: float) -> LossArray:
+    """Losses as an array. Raises BadData for another shape or type, and outside the range."""
     losses_PN = np.asarray(losses_PN)
     if losses_PN.ndim != 2 or losses_PN.shape[1] == 0 or losses_PN.dtype.kind not in "biuf":
         raise BadData(
-            f"got losses of shape {losses_PN.shape} and type {losses_PN.dtype}, expected numbers "
-            f"[P, N] on at "
-            "least one row; give one row of losses per plan"
+            f"losses must be numbers [P, N] on at least one row, got {losses_PN.dtype} "
+            f"{list(losses_PN.shape)}"
         )
-    if losses_PN.size and not (losses_PN.min() >= low and losses_PN.max() <= high):  # NaN fails too
+    # NaN fails both comparisons
+    if losses_PN.size and not (losses_PN.min() >= low and losses_PN.max() <= high):
         plan, row = np.argwhere(~((losses_PN >= low) & (losses_PN <= high)))[0]
         raise BadData(
-            f"got a loss of {losses_PN[plan, row]} (plan {plan}, row {row}), expected numbers in "
-            f"[{low}, {high}]; "
-            "correct the risk function or its range"
+            f"losses must be between {low} and {high}, got {losses_PN[plan, row]} (plan {plan}, "
+            f"row {row}). Correct the risk function or its range."
         )
     return losses_PN
 
 
 def _permutation(order: IndexArray | None, n: int) -> IndexArray:
+    """The order of the rows. Raises InvalidArgument unless each row is in it once."""
     if order is None or order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
-        got = "no order" if order is None else f"an order of shape {order.shape}"
+        got = "None" if order is None else f"an array of shape {order.shape}"
         raise InvalidArgument(
-            f"got {got}, expected a permutation of {n} rows; take order_from(fingerprint, n)"
+            f"order must be a permutation of {n} rows, got {got}; use order_from(fingerprint, n)"
         )
     return order

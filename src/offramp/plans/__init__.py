@@ -1,3 +1,4 @@
-"""What a network decides, as data: its topology, plans and their prices, traces and what they tell.
-No torch.
+"""The decisions of a network, as data: its topology, plans and their prices, and traces.
+
+Nothing here imports torch.
 """

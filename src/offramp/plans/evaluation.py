@@ -1,4 +1,4 @@
-"""What a plan does on rows, in figures that print themselves."""
+"""The figures of a plan on rows: accuracy, risk, cost and shares. They print themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Measured:
-    """A risk measured on rows, with a two-sided interval."""
+    """A risk measured on rows, with a two-sided interval.
+
+    Attributes:
+        risk: the name of the risk.
+        reference: the exit that it compares with.
+        value: the mean loss.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
+        confidence: of the interval.
+    """
 
     risk: str
     reference: str
@@ -35,8 +44,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class ExitAlone:
-    """An exit as if it alone were run: its accuracy (None without labels), MACs and milliseconds
-    (None if unknown).
+    """The figures of one exit, if it answered every row.
+
+    Attributes:
+        exit: its name.
+        accuracy: None without labels.
+        macs: per row, None where they are not known.
+        ms_64: milliseconds per row at batch 64, None where they were not measured.
     """
 
     exit: str
@@ -50,23 +64,40 @@ class ExitAlone:
 
 
 def exits_alone(trace: Trace) -> list[ExitAlone]:
-    """Every exit of a trace as if it alone were run, shallow to deep."""
+    """The figures of every exit of a trace, if it answered every row.
+
+    Args:
+        trace: recorded outputs.
+
+    Returns:
+        A list from shallow to deep.
+    """
     labels = trace.labels
     prices = trace.prices
-    found = list[ExitAlone]()
+    figures = list[ExitAlone]()
     for name in trace.topology.exits:
         accuracy = None
+        macs = None
+        ms_64 = None
         if labels is not None:
             accuracy = float((trace.columns[f"answer/{name}"] == labels).mean())
-        macs = None if prices.uncounted else prices.plain(name, unit="macs", batch=1)
-        ms_64 = prices.plain(name, unit="ms", batch=64) if prices.timed else None
-        found.append(ExitAlone(name, accuracy, macs, ms_64))
-    return found
+        if not prices.uncounted:
+            macs = prices.plain(name, unit="macs", batch=1)
+        if prices.timed:
+            ms_64 = prices.plain(name, unit="ms", batch=64)
+        figures.append(ExitAlone(name, accuracy, macs, ms_64))
+    return figures
 
 
 @dataclass(frozen=True)
 class WorstClass:
-    """The class whose accuracy falls most against the reference."""
+    """The class whose accuracy falls most against the reference.
+
+    Attributes:
+        name: of the class.
+        accuracy: under the plan.
+        plain: of the plain network.
+    """
 
     name: str
     accuracy: float
@@ -75,12 +106,22 @@ class WorstClass:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A plan on `rows` rows. shares and exit_accuracy are by exit; accuracies are None without
-    labels.
+    """The figures of a plan on some rows. `print` shows them as lines.
 
-    `in_band` is the share of rows whose decision at some gate lies within the float band of its
-    threshold. `repeated` rows have the content or the number of another one, and do not count in
-    the interval.
+    Attributes:
+        rows: how many rows.
+        exits: the names of the exits, shallow to deep.
+        shares: the share of rows that leave at each exit.
+        risk: the risk with its interval.
+        prices: the cost in each unit and batch size.
+        in_band: the share of rows with a score within the float band of a threshold.
+        accuracy: of the plan, None without labels.
+        plain_accuracy: of the plain network, None without labels.
+        exit_accuracy: of the rows that leave at each exit, None where none leave; empty without
+            labels.
+        worst_class: the class that loses most, None without labels.
+        repeated: how many rows have the content or the number of another one. The interval does not
+            count them.
     """
 
     rows: int
@@ -105,10 +146,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [f"{self.rows:,} rows"]
-        lines += [
-            f"  {share:6.1%} leave at {name}"
-            for name, share in zip(self.exits, self.shares, strict=True)
-        ]
+        for name, share in zip(self.exits, self.shares, strict=True):
+            lines.append(f"  {share:6.1%} leave at {name}")
         if self.accuracy is not None and self.plain_accuracy is not None:
             lines.append(f"  accuracy {self.accuracy:.2%}, plain network {self.plain_accuracy:.2%}")
         if self.worst_class is not None:
@@ -120,7 +159,9 @@ class Evaluation:
         lines.append(f"  {self.risk}")
         if self.repeated:
             lines.append(f"  {self.repeated:,} rows repeat others, which the interval counts once")
-        lines += [f"  {price}" for price in self.prices]
+        for price in self.prices:
+            lines.append(f"  {price}")
+        # within the band a batch of another size may decide differently
         lines.append(f"  {self.in_band:.2%} of rows within the float band of a threshold")
         return "\n".join(lines)
 
@@ -128,39 +169,60 @@ class Evaluation:
 def worst_class(
     right: Array, right_plain: Array, labels: Array, names: Sequence[str] | None
 ) -> WorstClass | None:
-    """The class with the largest fall of accuracy from `right_plain` to `right` (both bool [N])."""
+    """The class whose accuracy falls most.
+
+    Args:
+        right: bool [N], whether the plan is right.
+        right_plain: bool [N], whether the plain network is right.
+        labels: [N].
+        names: names of the classes, or None.
+
+    Returns:
+        The class with its accuracies; None without rows.
+    """
     classes = np.unique(labels)
     if not classes.size:
         return None
-    falls = [right_plain[labels == c].mean() - right[labels == c].mean() for c in classes]
+    falls = []
+    for label in classes:
+        rows = labels == label
+        falls.append(right_plain[rows].mean() - right[rows].mean())
     worst = int(classes[int(np.argmax(falls))])
-    mine = labels == worst
-    name = names[worst] if names is not None and worst < len(names) else str(worst)
-    return WorstClass(name, float(right[mine].mean()), float(right_plain[mine].mean()))
+    rows = labels == worst
+    # there may be fewer names than classes
+    if names is not None and worst < len(names):
+        name = names[worst]
+    else:
+        name = str(worst)
+    return WorstClass(name, float(right[rows].mean()), float(right_plain[rows].mean()))
 
 
 def better_exit(right: Array, exits: Sequence[str]) -> str | None:
-    """A sentence about the exit that is right clearly more often than the last one; None where
-    there is none.
+    """A sentence about an exit that is right clearly more often than the last one.
 
-    Clearly: on the rows that only one of the two gets right, the exit wins by more than three
+    Clearly means: on the rows that only one of the two gets right, the exit wins by more than three
     standard deviations of a fair coin (McNemar's test, at about one in a thousand).
 
     Args:
         right: bool [N, E], whether each exit is right, shallow to deep.
         exits: their names.
+
+    Returns:
+        The sentence, or None where there is no such exit.
     """
     if right.shape[1] < 2:
         return None
-    best = int(right.mean(0)[:-1].argmax())
+    best = int(right.mean(0)[:-1].argmax())  # [N, E] -> [E - 1] without the last exit
+    # Rows that both get right, or both wrong, tell nothing about which is better. If the exits are
+    # equally good, each of the others is a toss of a fair coin: the difference of n tosses has the
+    # standard deviation sqrt(n).
     wins = int((right[:, best] & ~right[:, -1]).sum())
     losses = int((~right[:, best] & right[:, -1]).sum())
     if wins - losses <= 3 * np.sqrt(wins + losses):
         return None
     return (
         f"{exits[best]} is right more often than the last exit, {exits[-1]}: "
-        f"{right[:, best].mean():.1%} against "
-        f"{right[:, -1].mean():.1%} of {len(right):,} rows. Consider a plan that ends there "
-        f"(max_exit={exits[best]!r}), "
-        "or train the last exit further."
+        f"{right[:, best].mean():.1%} against {right[:, -1].mean():.1%} of {len(right):,} rows. "
+        f"Consider a plan that ends there (max_exit={exits[best]!r}), or train the last exit "
+        f"further."
     )

@@ -1,8 +1,9 @@
-"""The compiled form of a topology and a plan: which stages run, what each reads and carries, and
-where its rows go next. No torch.
+"""The compiled form of a topology and a plan: which stages run, the tensors that each reads and
+carries, and where its rows go next. Does not import torch.
 
-Everything that needs to know what runs asks the schedule: the Runner executes it on tensors,
-`trace.replay` on columns, pricing charges its stages, `export` writes it into the manifest.
+Every part of the package that needs to know what runs asks the schedule: the Runner executes it on
+tensors, `trace.replay` on columns, pricing charges its stages, `export` writes it into the
+manifest.
 
 Three things do not run: an exit at which no row leaves, unless a later exit reads it; a segment
 from which nothing continues (in a cascade, a whole model); an arm of a fork that no row can take.
@@ -34,7 +35,7 @@ class Edge:
         to: the name of a later stage, or `LEAVE`.
         successor: the successor of the stage's node that these rows chose.
         carries: names of the tensors that later stages read; `x` stands for all inputs.
-        via: nodes between, at which this plan runs nothing.
+        via: the nodes on the way at which this plan runs nothing.
     """
 
     to: str
@@ -45,20 +46,21 @@ class Edge:
 
 @dataclass(frozen=True)
 class Stage:
-    """One entry of a schedule: what runs together, and where its rows go.
+    """One entry of a schedule: the segments, exit and gate that run together, and where rows go
+    next.
 
     Attributes:
-        name: the node whose exit and gate stand here.
-        nodes: the nodes whose segments run, in order, the one of this name last.
+        name: the node of the exit and the gate.
+        nodes: the nodes whose segments run, in order, the node of this name last.
         exit: whether its exit runs.
         gate: whether its gate decides; otherwise all rows go the same way.
         edges: where rows go, the shallow choice first; K of them with a gate, otherwise one.
         thresholds: K - 1, of all edges but the last.
         routes: the columns of the gate's scores that belong to these thresholds.
-        why: why rows are answered where they leave: "gate", "end", or "deepest" where the plan ends
+        why: why rows are answered where they leave: "gate", "end", or "deepest" if the plan ends
             before the network.
-        reads: names of the tensors that must be there before.
-        writes: names of the tensors that it gives.
+        reads: names of the tensors that must exist before the stage runs.
+        writes: names of the tensors that it computes.
         along: `nodes`, and between them the nodes at which nothing runs. Empty if there are none.
     """
 
@@ -92,7 +94,7 @@ class Stage:
     @property
     def leaves(self) -> bool:
         """Whether rows can be answered here."""
-        return any(edge.to == LEAVE for edge in self.edges)
+        return LEAVE in [edge.to for edge in self.edges]
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,7 @@ class Schedule:
 
     @cached_property
     def predecessors(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
-        """The edges that lead to each stage: the stage they come from, and the successor chosen
-        there.
-        """
+        """The edges that lead to each stage, as (the stage before, the successor chosen there)."""
         arriving: dict[str, tuple[tuple[str, str], ...]] = {}
         for stage in self.stages:
             arriving.setdefault(stage.name, ())
@@ -139,22 +139,26 @@ class Schedule:
     ) -> Schedule:
         """The same schedule with the tensors that each edge carries.
 
-        An edge carries what its target needs: what the target reads, and what the edges behind the
-        target carry and the target does not write itself. This is known from the last stage
-        backwards.
+        An edge carries the tensors that its target reads. It also carries the tensors that the
+        edges behind the target carry, unless the target computes them. This is known from the last
+        stage backwards.
 
         Args:
-            tensors: the names of the tensors that each stage reads and writes. Give them where they
-                are known better than from the topology: a segment may hand on several tensors.
+            tensors: the names of the tensors that each stage reads and writes, where they are known
+                better than from the topology. A segment may hand on several tensors.
+
+        Returns:
+            A new schedule.
         """
-        needed: dict[str, tuple[str, ...]] = {LEAVE: ()}
+        needed: dict[str, tuple[str, ...]] = {LEAVE: ()}  # rows that leave carry nothing
         stages = list[Stage]()
         for stage in reversed(self.stages):
             if tensors is not None:
                 reads, writes = tensors[stage.name]
                 stage = replace(stage, reads=reads, writes=writes)
             edges = list[Edge]()
-            names = dict.fromkeys(stage.reads)  # a set in order
+            # what an edge to this stage must carry, as a set in order
+            names = dict.fromkeys(stage.reads)
             for edge in stage.edges:
                 carries = needed[edge.to]
                 edges.append(replace(edge, carries=carries))
@@ -185,12 +189,13 @@ class Schedule:
             else:
                 stages.append(stage)
                 home.update(dict.fromkeys(stage.nodes, stage.name))
+        # Edges to a node lead to the stage that it is part of now, and carry what that one reads.
         for number, stage in enumerate(stages):
-            edges = tuple(replace(edge, to=home.get(edge.to, edge.to)) for edge in stage.edges)
-            stages[number] = replace(stage, edges=edges)
+            edges = [replace(edge, to=home.get(edge.to, edge.to)) for edge in stage.edges]
+            stages[number] = replace(stage, edges=tuple(edges))
         linked = replace(self, stages=tuple(stages)).linked()
-        shortened = tuple(_shortened(stage, last_writes[stage.name]) for stage in linked)
-        return replace(linked, stages=shortened)
+        shortened = [_shortened(stage, last_writes[stage.name]) for stage in linked]
+        return replace(linked, stages=tuple(shortened))
 
     def _joins_the_next(self, stage: Stage) -> bool:
         """Whether a stage can run as part of its only successor."""
@@ -203,22 +208,31 @@ class Schedule:
         return not set(stage.writes) & set(following.writes)
 
     def __str__(self) -> str:
-        titled = f", plan {self.title!r}" if self.title else ""
-        lines = [f"Schedule of {len(self)} stage{'s' if len(self) > 1 else ''}{titled}"]
+        head = f"Schedule of {len(self)} stage{'s' if len(self) > 1 else ''}"
+        if self.title:
+            head += f", plan {self.title!r}"
         rows = [self._cells(stage) for stage in self.stages]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        # every column but the last is as wide as its widest cell
+        for column in range(4):
+            width = max([len(row[column]) for row in rows])
+            for row in rows:
+                row[column] = row[column].ljust(width)
+        lines = [head]
         for row in rows:
-            padded = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
-            lines.append("  " + "  ".join([*padded, row[4]]).rstrip())
+            lines.append("  " + "  ".join(row).rstrip())
         return "\n".join(lines)
 
     def _cells(self, stage: Stage) -> list[str]:
-        """The name of a stage, what it reads, carries and decides, and whose rows arrive."""
+        """Name, what the stage reads, carries and decides, and whose rows arrive: a line of the
+        table.
+        """
         reads = "reads " + (", ".join(stage.reads) or "nothing")
         carried = dict[str, None]()  # a set in order
         for edge in stage.edges:
             carried.update(dict.fromkeys(edge.carries))
-        carries = "carries " + ", ".join(carried) if carried else ""
+        carries = ""
+        if carried:
+            carries = "carries " + ", ".join(carried)
         runs = list[str]()
         if stage.passes:
             runs.append("after " + ", ".join(stage.passes))
@@ -226,14 +240,16 @@ class Schedule:
             runs.append("exit")
         if stage.gate:
             runs.append("gate")
-        does = "; ".join([" and ".join(runs), self._decides(stage)]).strip("; ")
-        return [stage.name, reads, carries, does, self._arrivals(stage)]
+        actions = "; ".join([" and ".join(runs), self._decides(stage)]).strip("; ")
+        return [stage.name, reads, carries, actions, self._arrivals(stage)]
 
     def _decides(self, stage: Stage) -> str:
         """Which rows take which way: ">= 0.9 leave, else layer2"."""
         if not stage.gate:
-            return "answers" if stage.last else ""
-        targets = ["leave" if edge.to == LEAVE else edge.to for edge in stage.edges]
+            if stage.last:
+                return "answers"
+            return ""
+        targets = [edge.to for edge in stage.edges]  # LEAVE prints as "leave"
         choices = list[str]()
         for threshold, target in zip(stage.thresholds, targets, strict=False):
             choices.append(f">= {threshold:g} {target}")
@@ -244,12 +260,16 @@ class Schedule:
         before = self.predecessors[stage.name]
         if not before:
             return "every row"
+        # several edges may come from one stage
         names = [*dict.fromkeys(name for name, _ in before)]
         if len(before) > 1:
             return f"rows of {' and '.join(names)}, together"
         ((name, successor),) = before
+        # a stage whose rows go on in several ways names the way too
         going_on = [edge for edge in self.stages[self.index[name]].edges if edge.to != LEAVE]
-        return f"rows of {name}/{successor}" if len(going_on) > 1 else f"rows of {name}"
+        if len(going_on) > 1:
+            return f"rows of {name}/{successor}"
+        return f"rows of {name}"
 
     def to_json(self) -> list[dict[str, Any]]:
         """The stages as plain data. Thresholds are not in it: they belong to the plan."""
@@ -290,17 +310,21 @@ def compiled(
         max_exit: an exit that answers every row that arrives there.
         title: of the printed schedule.
 
+    Returns:
+        The schedule, with the tensors that each edge carries.
+
     Raises:
-        UnknownName: no such gate or exit.
-        InvalidArgument: another number of thresholds than the gate has scores.
+        UnknownName: there is no gate or exit of this name.
+        InvalidArgument: a gate must have another number of thresholds.
     """
     for name, values in thresholds.items():
         if name not in topology.gates:
             raise unknown(name, topology.gates, "gate of this network")
-        if len(values) != topology.routes(name):
+        scores = topology.routes(name)
+        if len(values) != scores:
+            noun = "threshold" if scores == 1 else "thresholds"
             raise InvalidArgument(
-                f"gate {name!r} must have {topology.routes(name)} thresholds, one per score, got "
-                f"{len(values)}"
+                f"gate {name!r} must have {scores} {noun}, one per score, got {len(values)}"
             )
     if max_exit is not None:
         topology.exit_index(max_exit)
@@ -311,10 +335,12 @@ def compiled(
         if node.name not in segments:
             continue
         routes = ways[node.name]
-        edges = tuple(_edge(node.successors[route], ways, segments, topology) for route in routes)
+        edges = [_edge(node.successors[route], ways, segments, topology) for route in routes]
         limits = thresholds.get(node.name, ())
         has_exit = node.name in exits
         has_gate = len(routes) > 1
+        # the last way takes the rest: it has no threshold
+        stage_thresholds = [float(limits[route]) for route in routes[:-1]]
         if has_gate:
             why = "gate"
         elif len(node.successors) > 1:
@@ -327,8 +353,8 @@ def compiled(
                 nodes=(node.name,),
                 exit=has_exit,
                 gate=has_gate,
-                edges=edges,
-                thresholds=tuple(float(limits[route]) for route in routes[:-1]),
+                edges=tuple(edges),
+                thresholds=tuple(stage_thresholds),
                 routes=routes[:-1],
                 why=why,
                 reads=_reads(node, exit_=has_exit, gate=has_gate),
@@ -348,7 +374,7 @@ def full_schedule(topology: Topology) -> Schedule:
 
 
 def alone(name: str) -> Schedule:
-    """A schedule of one segment without exit and gate: what a plain network is timed by."""
+    """A schedule of one segment without exit and gate, to time a plain network."""
     leave = Edge(LEAVE, LEAVE)
     stage = Stage(name, (name,), exit=False, gate=False, edges=(leave,), reads=(INPUT,))
     return Schedule((stage,))
@@ -358,6 +384,7 @@ def _ways(
     topology: Topology, thresholds: Mapping[str, Sequence[float]], max_exit: str | None
 ) -> dict[str, tuple[int, ...]]:
     """For each node that rows can reach: the numbers of the successors that they can take."""
+    # The order is topological: when it is a node's turn, all nodes that lead to it are done.
     reached = {topology.names[0]}
     ways: dict[str, tuple[int, ...]] = {}
     for node in topology.nodes:
@@ -367,9 +394,11 @@ def _ways(
         if node.name == max_exit:
             routes = [node.successors.index(LEAVE)]
         else:
-            closed = (math.inf,) * last
-            limits = enumerate(thresholds.get(node.name, closed))
-            routes = [route for route, limit in limits if limit < math.inf] + [last]
+            routes = []
+            for route, limit in enumerate(thresholds.get(node.name, ())):
+                if limit < math.inf:
+                    routes.append(route)
+            routes.append(last)
         ways[node.name] = tuple(routes)
         for route in routes:
             reached.add(node.successors[route])
@@ -379,7 +408,7 @@ def _ways(
 def _needed(topology: Topology, ways: Mapping[str, tuple[int, ...]]) -> tuple[set[str], set[str]]:
     """The nodes whose exit runs, and those whose segment runs.
 
-    From the last node back: whatever runs needs what it reads, and that lies before it.
+    Walks from the last node back: a node that runs needs what it reads, from earlier nodes.
     """
     exits = set[str]()
     segments = set[str]()
@@ -387,10 +416,11 @@ def _needed(topology: Topology, ways: Mapping[str, tuple[int, ...]]) -> tuple[se
         if node.name not in ways:
             continue
         targets = [node.successors[route] for route in ways[node.name]]
-        gate = len(targets) > 1
-        if LEAVE in targets or (gate and node.has_exit):
+        has_gate = len(targets) > 1
+        # a gate scores the logits of its node's exit, also where no row can leave
+        if LEAVE in targets or (has_gate and node.has_exit):
             exits.add(node.name)
-        if gate:
+        if has_gate:
             segments.add(node.name)
             exits.update(ways.keys() & set(node.gate_reads))
         if node.name in exits:
@@ -404,18 +434,19 @@ def _needed(topology: Topology, ways: Mapping[str, tuple[int, ...]]) -> tuple[se
 def _edge(
     successor: str, ways: Mapping[str, tuple[int, ...]], segments: set[str], topology: Topology
 ) -> Edge:
-    """Where rows that choose a successor really go: past the nodes at which nothing runs."""
+    """Where rows that choose a successor arrive: the next node at which something runs."""
     to = successor
     via = list[str]()
     while to != LEAVE and to not in segments:
         via.append(to)
-        (route,) = ways[to]  # with a gate its segment would run
+        # exactly one way: a node with a gate has a segment that runs
+        (route,) = ways[to]
         to = topology.node(to).successors[route]
     return Edge(to, successor, via=tuple(via))
 
 
 def _reads(node: Node, *, exit_: bool, gate: bool) -> tuple[str, ...]:
-    """The names of what a node reads, as far as its topology tells."""
+    """The names of the tensors that a node reads, as far as its topology is known."""
     names = [node.source or INPUT, *node.reads]
     earlier = list[str]()
     if exit_:
@@ -428,7 +459,7 @@ def _reads(node: Node, *, exit_: bool, gate: bool) -> tuple[str, ...]:
 
 
 def _writes(topology: Topology, node: Node, *, exit_: bool, gate: bool) -> tuple[str, ...]:
-    """The names of what a node gives, as far as its topology tells."""
+    """The names of the tensors that a node computes, as far as its topology is known."""
     names = [*topology.written_by(node.name)]
     if exit_:
         names.append(node.name + LOGITS)
@@ -439,6 +470,7 @@ def _writes(topology: Topology, node: Node, *, exit_: bool, gate: bool) -> tuple
 
 def _together(before: Stage, stage: Stage) -> Stage:
     """Two stages as one. The first has no exit and no gate."""
+    # what the first computes need not exist before
     reads = dict.fromkeys(before.reads)  # a set in order
     for name in stage.reads:
         if name not in before.writes:
@@ -449,9 +481,10 @@ def _together(before: Stage, stage: Stage) -> Stage:
     return replace(stage, nodes=nodes, reads=tuple(reads), writes=tuple(writes), along=along)
 
 
-def _shortened(stage: Stage, own: Sequence[str]) -> Stage:
-    """A joined stage that writes only what its last node gives and what later stages read."""
-    needed = set(own)
+def _shortened(stage: Stage, last_writes: Sequence[str]) -> Stage:
+    """A joined stage that writes only what its last node computes and later stages read."""
+    needed = set(last_writes)
     for edge in stage.edges:
         needed.update(edge.carries)
-    return replace(stage, writes=tuple(name for name in stage.writes if name in needed))
+    writes = [name for name in stage.writes if name in needed]
+    return replace(stage, writes=tuple(writes))

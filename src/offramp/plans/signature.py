@@ -1,6 +1,6 @@
-"""What a network's inputs look like. No torch.
+"""What a network's inputs look like. Does not import torch.
 
-x is the only input of a network, x/0, x/1 are positional ones, x/<name> keywords.
+x is the only input of a network. x/0, x/1 are positional inputs, x/<name> keyword inputs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-LABELS = ("label", "labels")  # in any case of letters; what transformers calls them too
+LABELS = ("label", "labels")  # in upper or lower case; transformers uses these names too
 INPUT = "x"
-VALUES = 512  # of a row: up to so many have a range of their own each
-# channels, columns or places of a larger row: up to so many have a range of their own each
+VALUES = 512  # a row of up to this many values has a range for each of them
+# A larger row with up to this many channels, columns or positions has a range for each of these.
 ALONG = 64
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -23,27 +23,34 @@ Bounds = tuple[Any, ...]
 
 
 def is_label(name: object) -> bool:
-    """Whether what stands under this name in a batch is the label, and never an input."""
+    """Whether a batch holds the label under this name, and never an input."""
     return isinstance(name, str) and name.lower() in LABELS
 
 
 def is_input(name: str) -> bool:
-    """Whether a tensor of this name is an input of the network, and not what a node gave."""
+    """Whether a tensor of this name is an input of the network, and not the output of a node."""
     return name == INPUT or name.startswith(INPUT + "/")
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its name, the shape of one row, its NumPy dtype, and the range of what was seen.
+    """One input: its name, the shape of one row, its NumPy dtype, and the range of its values.
 
-    Rows are drawn within the range. Integers are often numbers of tokens or classes, and one beyond
-    those that the model knows makes it fail; models take logarithms and roots of what is never
-    negative.
+    Seeded rows are drawn within the range. Integers are often numbers of tokens or classes, and a
+    model fails on a number that it does not know. Models take logarithms and roots of values that
+    are never negative.
 
-    low, high: the least and the greatest of integers. lows, highs: of integers and floats, either
-    one for each value of a row (in row-major order), or along the dimension `axis` of a row, or a
-    single one for all. None where nothing was
-    seen: files of the first version know no range of floats.
+    Attributes:
+        name: `x`, or `x/<name>`.
+        shape: of one row.
+        dtype: the name of the NumPy dtype.
+        low: the smallest integer, None for other types.
+        high: the largest integer, None for other types.
+        lows: the smallest values, of integers and floats. Either one for each value of a row (in
+            row-major order), or one for each index of the dimension `axis` of a row, or one for
+            all. None where no value was seen; files of the first version have no range of floats.
+        highs: the largest values, in the same form.
+        axis: a dimension of a row, or None.
     """
 
     name: str
@@ -64,6 +71,7 @@ class Input:
             return Input(name, shape, kind.name)
         axis = _axis(shape)
         if math.prod(shape) > VALUES:
+            # over all dimensions of the batch but `axis`, which is axis + 1 behind the rows
             others = tuple(d for d in range(batch.ndim) if axis is None or d != axis + 1)
         else:
             others = (0,)
@@ -74,8 +82,10 @@ class Input:
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Input:
-        """The input written by `dataclasses.asdict`; raises KeyError, TypeError or ValueError for
-        what is none.
+        """The input written by `dataclasses.asdict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the fields do not make an input.
         """
         kind = np.dtype(str(body["dtype"]))
         shape = tuple(map(int, body["shape"]))
@@ -84,7 +94,7 @@ class Input:
         axis: Any = body.get("axis")
         if (low, high) != (None, None):
             if kind.kind not in "iu":
-                raise ValueError(f"{kind.name} has no range of integers")
+                raise ValueError(f"{kind.name} does not have a range of integers")
             low = int(low)
             high = int(high)
             _require_order(kind, [low], [high])
@@ -96,49 +106,59 @@ class Input:
         lows = tuple(map(number, lows))
         highs = tuple(map(number, highs))
         _require_order(kind, lows, highs)
+        # one range for all, or one for each index of the axis, or one for each value of a row
         along = None if axis is None else shape[axis]
         if len(lows) not in (1, along or math.prod(shape)):
             raise ValueError(f"there are {len(lows)} ranges for rows of shape {shape}")
         return Input(str(body["name"]), shape, kind.name, low, high, lows, highs, axis)
 
     def widened(self, other: Input) -> Input:
-        """This input with the range of both: of another batch of the same data."""
+        """This input with the range of both.
+
+        Args:
+            other: the same input in another batch of the same data.
+
+        Returns:
+            A new input.
+        """
         if other.lows is None or other.highs is None:
             return self
         if self.lows is None or self.highs is None:
             return replace(other, name=self.name, shape=self.shape)
-        mine = (self.lows, self.highs)
-        its = (other.lows, other.highs)
-        axis = self.axis
-        if (len(mine[0]), axis) != (
-            len(its[0]),
-            other.axis,
-        ):  # texts of another length: one range for all
-            axis = None
-            mine = (min(mine[0]),), (max(mine[1]),)
-            its = (min(its[0]),), (max(its[1]),)
-        lows = tuple(map(min, mine[0], its[0]))
-        highs = tuple(map(max, mine[1], its[1]))
+        first = self
+        second = other
+        if (len(first.lows or ()), first.axis) != (len(second.lows or ()), second.axis):
+            # texts of another length: one range for all positions
+            first = first._with_one_range()
+            second = second._with_one_range()
+        lows = tuple(map(min, first.lows or (), second.lows or ()))
+        highs = tuple(map(max, first.highs or (), second.highs or ()))
         if self.low is None:
-            return replace(self, lows=lows, highs=highs, axis=axis)
-        return replace(self, low=min(lows), high=max(highs), lows=lows, highs=highs, axis=axis)
+            return replace(self, lows=lows, highs=highs, axis=first.axis)
+        return replace(
+            self, low=min(lows), high=max(highs), lows=lows, highs=highs, axis=first.axis
+        )
+
+    def _with_one_range(self) -> Input:
+        """This input with one range for all values together."""
+        if self.lows is None or self.highs is None:
+            return self
+        return replace(self, lows=(min(self.lows),), highs=(max(self.highs),), axis=None)
 
     def settled(self) -> Input:
-        """This input with a range to draw from, where no float was seen twice: of one row, or of
-        constant ones.
+        """This input with a range to draw floats from.
 
-        Then the range of all values together, and around a single value half of it to both sides,
-        so that its sign stays.
+        If the range of every float is a single value (one row was seen, or constant rows), the
+        range of all values together is taken. If that is a single value too, the range reaches half
+        of it to both sides, so that its sign stays.
         """
-        if (
-            np.dtype(self.dtype).kind != "f"
-            or self.lows is None
-            or self.highs is None
-            or self.lows != self.highs
-        ):
+        if self.lows is None or self.highs is None:
+            return self
+        if np.dtype(self.dtype).kind != "f" or self.lows != self.highs:
             return self
         low = min(self.lows)
         high = max(self.highs)
+        # several values were seen, although each float had only one
         if low < high:
             return replace(self, lows=(low,), highs=(high,), axis=None)
         if low == 0:
@@ -146,29 +166,40 @@ class Input:
         return replace(self, lows=(low - abs(low) / 2,), highs=(low + abs(low) / 2,), axis=None)
 
     def rows(self, count: int, seed: int) -> Array:
-        """Seeded rows [count, *shape], from a raw stream: the same in every version of NumPy.
+        """Draw seeded rows, the same in every version of NumPy.
 
-        Numbers are even over the range of what was seen. Where none is known, floats are even over
-        [-2, 2) and integers over a byte. Booleans are coin tosses.
+        Numbers are evenly spread over the range. Where it is not known, floats are evenly spread
+        over [-2, 2) and integers over a byte. Booleans are coin tosses.
+
+        Args:
+            count: how many rows.
+            seed: of the random numbers.
+
+        Returns:
+            [count, *shape].
         """
         size = (count, *self.shape)
         kind = np.dtype(self.dtype)
+        # NumPy guarantees the raw stream of a bit generator, and not the methods on top of it
         raw = np.random.Philox(seed).random_raw(math.prod(size)).reshape(size)
         if kind.kind in "iub":
             lows, highs = self._range(kind)
-            spans = [min(high - low + 1, 2**32) for low, high in zip(lows, highs, strict=True)]
+            spans = []
+            for low, high in zip(lows, highs, strict=True):
+                spans.append(min(high - low + 1, 2**32))
             drawn = (raw >> np.uint64(32)) % self._spread(np.array(spans, np.uint64))
             rows: Array = drawn.astype(kind) + self._spread(np.array(lows, kind))
             return rows
         even = (raw >> np.uint64(40)) / 2.0**24  # [0, 1)
         if self.lows is None or self.highs is None:
             return (even * 4 - 2).astype(kind)
-        low = self._spread(np.array(self.lows, np.float64))
-        high = self._spread(np.array(self.highs, np.float64))
-        # and not low + (high - low) ..., which may overflow
-        return (low * (1 - even) + high * even).astype(kind)
+        low_values = self._spread(np.array(self.lows, np.float64))
+        high_values = self._spread(np.array(self.highs, np.float64))
+        # not low + (high - low) * even, because the difference may overflow
+        return (low_values * (1 - even) + high_values * even).astype(kind)
 
     def _range(self, kind: np.dtype[Any]) -> tuple[Bounds, Bounds]:
+        """The lows and highs to draw integers and booleans from."""
         if kind.kind == "b":
             return (0,), (1,)
         if self.lows is not None and self.highs is not None:
@@ -178,17 +209,19 @@ class Input:
         return (0,), (min(256, int(np.iinfo(kind).max)) - 1,)
 
     def _spread(self, bounds: Array) -> Array:
-        """Bounds in a form that broadcasts over rows [B, *shape]."""
+        """Bounds in a shape that broadcasts over rows [B, *shape]."""
         if bounds.size == 1:
             return bounds.reshape(())
         if self.axis is None:
             return bounds.reshape(self.shape)
-        return bounds.reshape([size if d == self.axis else 1 for d, size in enumerate(self.shape)])
+        shape = [1] * len(self.shape)
+        shape[self.axis] = self.shape[self.axis]
+        return bounds.reshape(shape)
 
 
 def _axis(shape: tuple[int, ...]) -> int | None:
-    """Of a large row the dimension along which values differ in kind: the shortest one, as channels
-    and columns are.
+    """The dimension of a large row along which values differ in kind. That is the shortest one, as
+    for channels and columns.
     """
     if math.prod(shape) <= VALUES or min(shape) > ALONG:
         return None
@@ -199,18 +232,18 @@ def _extremes(batch: Array, others: tuple[int, ...]) -> tuple[Bounds, Bounds]:
     """The least and the greatest finite value over some dimensions, in row-major order."""
     if batch.dtype.kind != "f":
         return tuple(batch.min(others).ravel().tolist()), tuple(batch.max(others).ravel().tolist())
-    finite = np.isfinite(batch)
-    some: Any = True if finite.all() else finite
-    lows = np.asarray(batch.min(others, initial=np.inf, where=some)).ravel()
-    highs = np.asarray(batch.max(others, initial=-np.inf, where=some)).ravel()
-    none = ~np.isfinite(lows)  # nothing finite was seen here
-    lows = np.where(none, 0, lows)
-    highs = np.where(none, 0, highs)
+    is_finite = np.isfinite(batch)
+    counted: Any = True if is_finite.all() else is_finite
+    lows = np.asarray(batch.min(others, initial=np.inf, where=counted)).ravel()
+    highs = np.asarray(batch.max(others, initial=-np.inf, where=counted)).ravel()
+    is_empty = ~np.isfinite(lows)  # no finite value was seen here
+    lows = np.where(is_empty, 0, lows)
+    highs = np.where(is_empty, 0, highs)
     return _short(lows), _short(highs)
 
 
 def _short(values: Array) -> Bounds:
-    """Floats as the shortest texts that mean them in their own type."""
+    """Floats with the fewest digits that mean them in their own type: 0.1, not 0.100000001."""
     return tuple(float(str(value)) for value in values)
 
 
@@ -224,16 +257,23 @@ def _require_order(kind: np.dtype[Any], lows: Sequence[Any], highs: Sequence[Any
         else:
             fits = int(np.iinfo(kind).min) <= low and high <= int(np.iinfo(kind).max)
         if not fits or low > high:
-            raise ValueError(f"{low} to {high} is no range of {kind.name}")
+            raise ValueError(f"{low} to {high} is not a range of {kind.name}")
 
 
 def example(inputs: Sequence[Input], count: int, seed: int = 0) -> Any:
-    """Seeded rows as a network takes them: an array for x alone, else a mapping from the names
-    behind `x/`.
+    """Draw seeded rows as a network takes them.
+
+    Args:
+        inputs: of the network.
+        count: how many rows.
+        seed: of the random numbers.
+
+    Returns:
+        An array for `x` alone, otherwise a dict of arrays by the names behind `x/`.
     """
-    if [given.name for given in inputs] == [INPUT]:
+    if [signature.name for signature in inputs] == [INPUT]:
         return inputs[0].rows(count, seed)
-    return {
-        given.name.removeprefix(INPUT + "/"): given.rows(count, seed + index)
-        for index, given in enumerate(inputs)
-    }
+    arrays = {}
+    for index, signature in enumerate(inputs):
+        arrays[signature.name.removeprefix(INPUT + "/")] = signature.rows(count, seed + index)
+    return arrays
