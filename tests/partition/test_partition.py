@@ -156,7 +156,7 @@ def test_even_cuts_are_outer_modules_near_equal_shares() -> None:
     assert evenly(points, 2) == ("b.one",)
     assert evenly(points, 6) == ("a.one", "a", "b.one", "b.two", "c")
     with pytest.raises(
-        InvalidArgument, match=r"parts=7, expected 2 to 6 parts.*'d' carries 'h' of shape \[9\]"
+        InvalidArgument, match=r"parts must be between 2 and 6 .*'d' carries 'h' of shape \[9\]"
     ):
         evenly(points, 7)
 
