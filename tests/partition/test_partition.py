@@ -368,7 +368,7 @@ def test_explicit_stages() -> None:
     biased[4] = 2.0  # alone its sum is positive, among the others it is not
     with pytest.raises(BadNetwork, match="the stage that ends at '0' mixes rows"):
         self_check(model, parts, (biased,))
-    with pytest.raises(BadNetwork, match="a name per stage but the last"):
+    with pytest.raises(BadNetwork, match="a different name for each of the"):
         staged(model, (x,), names=["0"])
 
 
