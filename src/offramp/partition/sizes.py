@@ -71,6 +71,9 @@ class SymbolicSizes:
         from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
 
         tracer = fx.proxy.GraphAppendingTracer(self.graph)
-        env = {symbol: fx.Proxy(self.made(symbol), tracer) for symbol in size.free_symbols}  # type: ignore[arg-type]
+        env = dict[Any, fx.Proxy]()
+        for symbol in size.free_symbols:
+            symbol_node: Any = self.made(symbol)
+            env[symbol] = fx.Proxy(symbol_node, tracer)
         node: fx.Node = sympy_interp(OptimizedPythonReferenceAnalysis, env, size).node
         return node
