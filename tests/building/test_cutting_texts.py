@@ -209,7 +209,7 @@ def test_texts_that_do_not_fit_are_refused(free, net):
     ):
         run(net, texts(3, 8))
     with pytest.raises(
-        InvalidArgument, match=r"length='mask', expected inputs \[B, T, ...\] of .*'x/mask' is none"
+        InvalidArgument, match=r"length must name inputs \[B, T, ...\] of .*, got 'mask'; 'x/mask'"
     ):
         off.cut(encoder(), texts(6, 9), at=AT, length="mask")
 
