@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from operator import is_
 from typing import Any
 
@@ -210,8 +209,8 @@ def _segments(network: Network, member: ModelSpec, tried: State | None) -> dict[
     owners = _owners(unique, parts.pieces)
     segments = dict[str, Segment]()
     for name, piece, modules_used in zip(member.nodes(), parts.pieces, owners, strict=True):
-        reads = tuple(names[inner] for inner in piece.reads)
-        writes = tuple(names[inner] for inner in piece.writes)
+        reads = tuple(map(names.__getitem__, piece.reads))
+        writes = tuple(map(names.__getitem__, piece.writes))
         segments[name] = Segment(name, reads, writes, modules_used, _renamed(piece, names))
 
     # The first segment also checks the shapes of all inputs, so it reads all of them.
@@ -283,9 +282,14 @@ def _logits_of(
 
 def _ordered(inputs: State) -> list[str]:
     """The names of inputs in the order of `partition`: x/0, x/1, ..., then keywords."""
-    positional = [name for name in inputs if name.rpartition("/")[2].isdigit()]
+    positional = list[str]()
+    keywords = list[str]()
+    for name in inputs:
+        if name.removeprefix("x/").isdigit():
+            positional.append(name)
+        else:
+            keywords.append(name)
     positional.sort(key=lambda name: int(name.removeprefix("x/")))
-    keywords = [name for name in inputs if name not in positional]
     return positional + keywords
 
 
@@ -360,14 +364,17 @@ def _stages(
     order = list(model._modules)
     if type(model) is not nn.Sequential or not set(cuts) < set(order) or order[-1] in cuts:
         return None
-    children = list(model.children())
-    ends = sorted(order.index(cut) + 1 for cut in cuts)  # of all stages but the last
+    # A stage ends behind each layer whose name is a cut, and behind the last layer.
     stages = list[nn.Module]()
-    for start, end in pairwise([0, *ends, len(children)]):
-        layers = children[start:end]
-        if start == 0 and preprocess is not None:
-            layers = [preprocess, *layers]
-        stages.append(nn.Sequential(*layers).eval())
+    layers = list[nn.Module]()
+    if preprocess is not None:
+        layers.append(preprocess)
+    for name, layer in model._modules.items():
+        assert layer is not None
+        layers.append(layer)
+        if name in cuts or name == order[-1]:
+            stages.append(nn.Sequential(*layers).eval())
+            layers = []
     return stages
 
 
@@ -399,7 +406,11 @@ def _renamed(piece: Piece, names: Mapping[str, str]) -> Callable[[State], State]
     """A piece that reads and writes tensors under the network's names."""
     reads = [(name, names[name]) for name in piece.reads]
     writes = [(name, names[name]) for name in piece.writes]
-    if all(inner == outer for inner, outer in reads + writes):
+    is_renamed = False
+    for inner, outer in reads + writes:
+        if inner != outer:
+            is_renamed = True
+    if not is_renamed:
         return piece.call
 
     def call(state: State) -> State:
