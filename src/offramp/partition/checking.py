@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from offramp.errors import BadNetwork
 from offramp.networks.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
 from offramp.partition.graph import WAY_OUT, described
-from offramp.partition.pieces import Partition, Piece, State
+from offramp.partition.pieces import Partition, Piece, State, changed_since, versions_of
 
 # The largest difference that is allowed (design.md, 4.3); for types of lower precision it is
 # sixteen units in the last place.
@@ -94,20 +94,23 @@ def _of_other_lengths(partition: Partition, rows: State) -> list[State]:
     source = partition.source
     if source is None:
         return []
-    texts = [name for name in rows if name in source.texts]
-    if not texts:
-        return []
     doubled = dict[str, Tensor]()
-    for name in texts:
-        doubled[name] = torch.cat([rows[name], rows[name]], 1)  # [B, T, ...] -> [B, 2T, ...]
+    now = 0
+    for name, tensor in rows.items():
+        if name in source.texts:
+            now = tensor.shape[1]  # the same in all texts
+            doubled[name] = torch.cat([tensor, tensor], 1)  # [B, T, ...] -> [B, 2T, ...]
+    if not doubled:
+        return []
 
-    now = rows[texts[0]].shape[1]
     others = list[State]()
     for length in (now // 2, now - 1, 2 * now):
         if length < 2 or source.refused_length(length) is not None:
             continue
-        shortened = {name: tensor[:, :length] for name, tensor in doubled.items()}
-        others.append(rows | shortened)
+        other = dict(rows)
+        for name, tensor in doubled.items():
+            other[name] = tensor[:, :length]  # [B, 2T, ...] -> [B, length, ...]
+        others.append(other)
     return others
 
 
@@ -129,16 +132,17 @@ def _eager(
             tensors[leaf] = tensor.clone()
 
     modules = dict(model.named_modules(remove_duplicate=False))
-    marks = {name: modules[name] for name in partition.taps if name in modules}
+    marks = dict[str, nn.Module]()
+    known = set(partition.outputs)
+    for name, leaves in partition.taps.items():
+        known.update(leaves)
+        if name in modules:  # explicit stages may have other names
+            marks[name] = modules[name]
     copies = [tensor.clone() for tensor in rows.values()]
     positional, keywords = swapped(args, kwargs or {}, copies)
     with listening(marks, copy_tap), plain_attention():
         output = model(*positional, **keywords)
     tensors.update(tensors_of(output, "y"))
-
-    known = set(partition.outputs)
-    for leaves in partition.taps.values():
-        known.update(leaves)
     return {name: tensor for name, tensor in tensors.items() if name in known}
 
 
@@ -172,14 +176,14 @@ def _compared(partition: Partition, expected: State, rows: State, *, drop: bool 
 
 def _written(piece: Piece, state: State) -> State:
     """The tensors that a piece writes. Raises BadNetwork if it changes one that it reads."""
-    versions = {name: tensor._version for name, tensor in state.items()}
+    versions = versions_of(state)
     written = piece.call(state)
-    for name, version in versions.items():
-        if state[name]._version != version:
-            raise BadNetwork(
-                f"{_title(piece)} changes {name!r} in place, but later pieces may read it; cut "
-                f"elsewhere, {WAY_OUT}"
-            )
+    changed = changed_since(versions, state)
+    if changed:
+        raise BadNetwork(
+            f"{_title(piece)} changes {changed[0]!r} in place, but later pieces may read it; cut "
+            f"elsewhere, {WAY_OUT}"
+        )
     return written
 
 

@@ -91,10 +91,13 @@ def _two_rows(inputs: Mapping[str, Tensor]) -> list[Tensor]:
     times = 1
     while rows * times < 2 or (times <= 8 and rows * times in sizes):
         times += 1
-    if times == 1:
-        return [tensor.detach().clone() for tensor in inputs.values()]
-    # [B, ...] -> [times * B, ...]
-    return [torch.cat([tensor] * times).detach() for tensor in inputs.values()]
+    copies = list[Tensor]()
+    for tensor in inputs.values():
+        if times == 1:
+            copies.append(tensor.detach().clone())
+        else:
+            copies.append(torch.cat([tensor] * times).detach())  # [B, ...] -> [times * B, ...]
+    return copies
 
 
 @dataclasses.dataclass
@@ -148,9 +151,14 @@ class _Marked(nn.Module):
         require: Callable[[bool], None] = torch._check
         for tensor in tensors[1:]:
             require(tensor.shape[0] == tensors[0].shape[0])
-        texts = [tensor for tensor, free in zip(tensors, self.free, strict=True) if free]
-        for text in texts[1:]:
-            require(text.shape[1] == texts[0].shape[1])
+        first_text: Tensor | None = None
+        for tensor, free in zip(tensors, self.free, strict=True):
+            if not free:
+                continue
+            if first_text is None:
+                first_text = tensor
+            else:
+                require(tensor.shape[1] == first_text.shape[1])
 
         positional, keywords = swapped(args, kwargs, tensors)
         with listening(marks, mark):
@@ -233,15 +241,17 @@ def _taps(notes: _Notes, marks: Sequence[fx.Node], order: Mapping[fx.Node, int])
 
 def _lost(source: ExportedGraph) -> str:
     """The first operation on the way to the output whose result is no longer row by row."""
-    ends = [node for node in source.outputs.values() if isinstance(node, fx.Node)]
+    ends = list[fx.Node]()
+    for output in source.outputs.values():
+        if isinstance(output, fx.Node):  # and not a constant such as None
+            ends.append(output)
     behind, _ = source.behind(ends)
     for node in sorted(behind, key=source.order.__getitem__):
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or source.obstacle(node) is None:
             continue
         if any(source.obstacle(input_node) is None for input_node in node.all_input_nodes):
-            shape = ", ".join(source.written(size) for size in value.shape)
-            return f"{described(node)} gives shape [{shape}], and "
+            return f"{described(node)} gives shape {source.shape_text(value)}, and "
     return ""
 
 

@@ -76,6 +76,7 @@ class ExportedGraph:
         Raises:
             BadNetwork: an operation writes to a buffer, so that calls depend on earlier calls.
         """
+        # An operation on a constant only fills it, and gives the same in every call.
         moving = _reached(self.order, lambda node: node.op == "placeholder")
         writers = list[fx.Node]()
         for node in self.order:
@@ -178,7 +179,7 @@ class ExportedGraph:
         sources = node.all_input_nodes
         if not _is_size(node) or node.target is _SIZE or not sources:
             return False
-        return all(self.again(source) for source in sources)
+        return all(map(self.again, sources))
 
     def size(self, node: fx.Node) -> Any:
         """The sympy expression of an integer computed from B and T; None for everything else."""
@@ -300,15 +301,15 @@ class ExportedGraph:
         if not isinstance(value, Tensor):
             return f"carries {node.name!r}, which is not a tensor but {self.written(value)}"
 
-        shape = ", ".join(self.written(size) for size in value.shape)
-        carries = f"carries {node.name!r} of shape [{shape}]"
+        carries = f"carries {node.name!r} of shape {self.shape_text(value)}"
         if not value.dim():
             return f"{carries}, which has no rows"
         first, *others = value.shape
         if not isinstance(first, torch.SymInt) or first.node.expr != self.batch:
             return f"{carries}, whose first dimension is {self.written(first)}, not B"
-        if any(self._by_batch(size) for size in others):
-            return f"{carries}, which depends on B again"
+        for size in others:
+            if self._by_batch(size):
+                return f"{carries}, which depends on B again"
         return None
 
     def _by_batch(self, size: object) -> bool:
@@ -322,6 +323,10 @@ class ExportedGraph:
         """A size as text, with B for the batch symbol and T for the length."""
         text = re.sub(rf"\b{self.batch}\b", "B", str(size))
         return re.sub(rf"\b{self.length}\b", "T", text)
+
+    def shape_text(self, value: Tensor) -> str:
+        """A shape as text, such as `[2*B, 3]`."""
+        return f"[{', '.join(map(self.written, value.shape))}]"
 
     def value(self, node: fx.Node) -> tuple[str, Any]:
         """The name and the value of a parameter, buffer or constant.

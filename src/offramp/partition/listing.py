@@ -77,7 +77,8 @@ def cut_points(
         BadNetwork: the model is in training mode or cannot be exported.
         BadData: the example does not fit the model.
     """
-    marks = {name: module for name, module in model.named_modules() if name}
+    marks = dict(model.named_modules())
+    del marks[""]  # the model itself
     source = exported(model, args, kwargs, marks, length)
     example = [tensor.detach() for tensor in inputs_of(args, kwargs).values()]
     try:
@@ -90,7 +91,8 @@ def cut_points(
         ) from problem
 
     ran = sorted(source.taps, key=lambda name: source.taps[name].end)
-    names = [*ran, *(name for name in marks if name not in source.taps)]
+    never_ran = [name for name in marks if name not in source.taps]
+    names = ran + never_ran
     return [_point(source, name, shares) for name in names]
 
 
@@ -124,14 +126,14 @@ def evenly(points: Sequence[CutPoint], parts: int) -> tuple[str, ...]:
 
     # Cut number k belongs at k / parts of the work. Each search starts behind the cut before, and
     # leaves at least one candidate for every cut that is still to be chosen.
-    chosen = list[int]()
+    chosen = list[str]()
     start = 0
     for number in range(1, parts):
         stop = len(shares) - (parts - 1 - number)
         nearest = _nearest(shares, best, range(start, stop), number / parts, NEAR / parts)
-        chosen.append(nearest)
+        chosen.append(best[shares[nearest]].name)
         start = nearest + 1
-    return tuple(best[shares[index]].name for index in chosen)
+    return tuple(chosen)
 
 
 def _nearest(
@@ -194,8 +196,11 @@ def unevenness(points: Sequence[CutPoint], names: Sequence[str]) -> str | None:
     """
     parts = len(names) + 1
     fair = 1 / parts
-    chosen = sorted(point.share or 0.0 for point in points if point.name in names)
-    ends = [0.0, *chosen, 1.0]
+    ends = [0.0, 1.0]  # of the parts, as shares of the work
+    for point in points:
+        if point.name in names:
+            ends.append(point.share or 0.0)
+    ends.sort()
     sizes = [end - start for start, end in pairwise(ends)]
     largest = max(sizes)
     if largest <= fair + (1 - fair) / 2:

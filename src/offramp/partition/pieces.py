@@ -152,9 +152,10 @@ def unfit(source: ExportedGraph, name: str) -> str | None:
     why = source.obstacle(first)
     if why is not None:
         return why.replace("carries", "gives", 1)
-    if not any(leaf in source.path for _, leaf in tap.leaves):
-        return "is not on the path to the output"
-    return None
+    for _, leaf in tap.leaves:
+        if leaf in source.path:
+            return None
+    return "is not on the path to the output"
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,8 @@ class _PieceOutline:
         graph.output(tuple(copies[node] for _, node in self.writes))
 
         module = fx.GraphModule(values, graph).eval()
-        reads = tuple(name for name, _ in self.reads)
-        writes = tuple(name for name, _ in self.writes)
+        reads = tuple(dict(self.reads))  # the names alone
+        writes = tuple(dict(self.writes))
         call = caller(function_of(module, self.name), reads, writes)
         return Piece(self.name, reads, writes, call, module)
 
@@ -218,7 +219,10 @@ def _outlines(source: ExportedGraph, cuts: Sequence[str]) -> list[_PieceOutline]
     Raises BadNetwork where a piece is empty or would carry something without rows.
     """
     # Piece number k runs the operations behind position ends[k], up to position ends[k + 1].
-    ends = [-1, *(source.taps[cut].end for cut in cuts), len(source.order)]
+    ends = [-1]
+    for cut in cuts:
+        ends.append(source.taps[cut].end)
+    ends.append(len(source.order))
     needs = list[_Needs]()
     later = set[fx.Node]()  # what later pieces must be given
     for number in reversed(range(len(cuts) + 1)):
@@ -286,8 +290,9 @@ def _named(
     outlines = list[_PieceOutline]()
     names = {node: name for name, node in source.inputs.items()}
     for cut, need in zip([*cuts, ""], needs, strict=True):
-        given = sorted(need.given, key=source.order.__getitem__)
-        reads = tuple((names[node], node) for node in given)
+        reads = list[tuple[str, fx.Node]]()
+        for node in sorted(need.given, key=source.order.__getitem__):
+            reads.append((names[node], node))
         writes = dict(_tap(source, cut) if cut else source.outputs)
         for name, node in writes.items():
             names.setdefault(node, name)
@@ -295,7 +300,7 @@ def _named(
             name = names.setdefault(node, f"{cut}/+{node.name}")
             if cut and name not in writes:
                 writes[name] = node
-        outlines.append(_PieceOutline(cut, need.inside, reads, tuple(writes.items())))
+        outlines.append(_PieceOutline(cut, need.inside, tuple(reads), tuple(writes.items())))
     return outlines
 
 
@@ -378,9 +383,22 @@ def touched_by(pieces: Sequence[Piece], inputs: Mapping[str, Tensor]) -> list[se
             # [B, ...] -> [1, ...] or [B, ...]
             state = {name: tensor[:rows].clone() for name, tensor in inputs.items()}
             for piece, names in zip(pieces, touched, strict=True):
-                versions = {name: state[name]._version for name in piece.reads}
+                before = dict(state)
+                versions = versions_of(before)
                 state.update(piece.call(state))
-                for name, version in versions.items():
-                    if state[name]._version != version:
-                        names.add(name)
+                names.update(changed_since(versions, before))
     return touched
+
+
+def versions_of(state: State) -> dict[str, int]:
+    """How often each tensor was changed in place, as torch counts it."""
+    return {name: tensor._version for name, tensor in state.items()}
+
+
+def changed_since(versions: Mapping[str, int], state: State) -> list[str]:
+    """The names of the tensors that were changed in place since `versions_of`."""
+    changed = list[str]()
+    for name, version in versions.items():
+        if state[name]._version != version:
+            changed.append(name)
+    return changed

@@ -56,6 +56,7 @@ def staged(
     uncopied = _stages(modules, names, inputs, example, [()] * len(modules))
     touched = touched_by(uncopied, inputs)
     pieces = _stages(modules, names, inputs, example, touched)
+    # A stage is cut at its end, so a tap is everything that the stage writes.
     taps = {piece.name: piece.writes for piece in pieces[:-1]}
     return Partition(pieces, tuple(inputs), pieces[-1].writes, taps)
 
@@ -76,7 +77,8 @@ def _stages(
         copies = [key in copied for key in reads]
         stage = _DeclaredStage(module, given, copies, spread=not pieces)
         with torch.inference_mode(False), torch.no_grad():
-            output = stage.output(*(tensor.clone() for tensor in state.values()))
+            example_rows = [tensor.clone() for tensor in state.values()]
+            output = stage.output(*example_rows)
         rows = len(state[reads[0]])
         state = tapped(output, name) if name else tensors_of(output, "y")
         _require_rows(state, name, rows)
