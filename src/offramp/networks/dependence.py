@@ -81,7 +81,8 @@ def known_inputs(network: Network) -> frozenset[str] | None:
         keywords = _keywords(network.preprocess_of(member) or network.model_of(member))
         if keywords is None:
             return None
-        known.update(f"{INPUT}/{name}" for name in keywords)
+        for name in keywords:
+            known.add(f"{INPUT}/{name}")
     return frozenset(known)
 
 

@@ -63,7 +63,11 @@ def copies(state: State) -> State:
 
     A model may change its inputs in place, and other models still need them.
     """
-    return {name: value.clone() for name, value in state.items() if is_input(name)}
+    inputs = State()
+    for name, value in state.items():
+        if is_input(name):
+            inputs[name] = value.clone()
+    return inputs
 
 
 def arguments(inputs: State) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -104,6 +108,7 @@ def as_inputs(x: Any, device: torch.device | None = None) -> State:
         BadData: it is not a batch of tensors or arrays, or their numbers of rows differ.
     """
     if isinstance(x, Mapping):
+        # Rows of a data set may still have their label. No network reads it.
         x = {name: value for name, value in x.items() if not is_label(name)}
         if not x:
             raise BadData("the batch holds no input beside labels, expected one or more by name")
@@ -112,7 +117,7 @@ def as_inputs(x: Any, device: torch.device | None = None) -> State:
         state = {f"{INPUT}/{index}": as_input(value, device) for index, value in enumerate(x)}
     else:
         return {INPUT: as_input(x, device)}
-    if len({len(value) for value in state.values()}) != 1:
+    if len(set(map(len, state.values()))) != 1:
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         raise BadData(
             f"the inputs have shapes {shapes}, expected one and the same number of rows; check "
@@ -123,7 +128,10 @@ def as_inputs(x: Any, device: torch.device | None = None) -> State:
 
 def _are_arrays(parts: Sequence[object]) -> bool:
     """Whether a tuple or list is of several inputs, and not a nested list of numbers."""
-    return bool(parts) and all(isinstance(part, (Tensor, np.ndarray)) for part in parts)
+    for part in parts:
+        if not isinstance(part, (Tensor, np.ndarray)):
+            return False
+    return bool(parts)
 
 
 def remedy(inputs: State, problem: BaseException, otherwise: str) -> str:
@@ -137,6 +145,7 @@ def remedy(inputs: State, problem: BaseException, otherwise: str) -> str:
     Returns:
         The advice, as the last part of a message.
     """
+    # torch has no error class for wrong types, so the words of the message must do.
     text = str(problem)
     of_types = any(mark in text for mark in TYPE_ERRORS)
     kinds = set[torch.dtype]()
@@ -169,29 +178,29 @@ def needed_by(members: Iterable[Any], engine_stages: Iterable[Any]) -> frozenset
     """
     needed = set[str]()
     for member in members:
-        needed.update(spec.name for spec in member.inputs)
+        for spec in member.inputs:
+            needed.add(spec.name)
     for engine_stage in engine_stages:
-        needed.update(name for name in engine_stage.reads if is_input(name))
+        needed.update(filter(is_input, engine_stage.reads))
     return frozenset(needed - {INPUT})
 
 
 def require_inputs(state: State, needed: Collection[str]) -> None:
     """Raise BadData for a batch that lacks a named input."""
-    missing = [name for name in needed if name not in state]
+    missing = set(needed).difference(state)
     if missing:
-        names = ", ".join(sorted(name.removeprefix(INPUT + "/") for name in needed))
+        # x alone is an input without a name; all others are x/<name>.
         if INPUT in state:
             got = "one input without a name"
         else:
             got = ", ".join(_plain_names(state))
-        raise BadData(
-            f"the rows lack the input {min(missing).removeprefix(INPUT + '/')!r}: got {got}, "
-            f"expected {names}"
-        )
+        first = min(_plain_names(missing))
+        expected = ", ".join(sorted(_plain_names(needed)))
+        raise BadData(f"the rows lack the input {first!r}: got {got}, expected {expected}")
 
 
-def _plain_names(state: State) -> list[str]:
-    return [name.removeprefix(INPUT + "/") for name in state]
+def _plain_names(names: Iterable[str]) -> list[str]:
+    return [name.removeprefix(INPUT + "/") for name in names]
 
 
 def count_of(state: State) -> int:
@@ -261,7 +270,10 @@ def as_input(x: Any, device: torch.device | None = None) -> Tensor:
             "the input is a single number, expected a batch [B, ...]; add a first dimension"
         )
     tensor = _plain_strides(tensor)
-    return tensor if device is None else tensor.to(device, non_blocking=True)
+    if device is None:
+        return tensor
+    # If the memory is pinned, the copy to a GPU runs while Python goes on.
+    return tensor.to(device, non_blocking=True)
 
 
 def _plain_strides(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ in every figure.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -114,8 +114,12 @@ def dense_cost(module: nn.Module, shape: Sequence[int]) -> LayerCost:
         its bytes.
     """
     tensors = [*module.parameters(), *module.buffers()]
-    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
-    like = floats[0] if floats else torch.zeros(())
+    # The type and device of its first float tensor are those of its input.
+    like = torch.zeros(())
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            like = tensor
+            break
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -126,13 +130,15 @@ def dense_cost(module: nn.Module, shape: Sequence[int]) -> LayerCost:
             part.training = training
     macs = counter.get_total_flops() / 2 / 2  # two operations for each multiply-add, two rows
     bits = 8 * like.element_size()
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return LayerCost(float(macs), float(macs) * bits * bits, stored)
+    return LayerCost(float(macs), float(macs) * bits * bits, _bytes(tensors))
 
 
 def stored_bytes(module: nn.Module) -> int:
     """The bytes of a module's tensors in a file of weights."""
-    tensors = module.state_dict().values()
+    return _bytes(module.state_dict().values())
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

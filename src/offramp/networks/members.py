@@ -153,6 +153,7 @@ def digest(module: nn.Module) -> str | None:
     Returns:
         The digits; None for a module without parameters, which cannot be trained.
     """
+    # In float64 on the CPU, so that a cast to a wider type or a move changes nothing.
     mark = hashlib.sha256()
     has_parameters = False
     for parameter in module.parameters():

@@ -146,6 +146,7 @@ class Network(nn.Module):
         # A plain dict, so that they are not among its modules, parameters and state.
         self.auxiliary: dict[str, nn.Module] = {}
         self._require_names()
+        # An exit that is a part of the user's model finds that part.
         for member in members:
             for node in member.nodes():
                 if node in self.exits:
@@ -161,6 +162,7 @@ class Network(nn.Module):
         """Raise BadNetwork unless models, exits and gates are those of the topology."""
         members = tuple(member.name for member in self.members)
         several = isinstance(self.backbone, nn.ModuleDict)
+        # A ladder has one model for each member. A model that was cut may itself be a ModuleDict.
         if several and members != (BACKBONE,):
             models = tuple(self.backbone._modules)
         else:
@@ -283,6 +285,7 @@ class Network(nn.Module):
 
     def hang_gates(self, gates: Mapping[str, Gate]) -> None:
         """Like `with_gates`, in place. If one of the gates is refused, none is changed."""
+        # Check all of them before the first is changed.
         for node, gate in gates.items():
             if node not in self.topology.gates:
                 raise unknown(node, self.topology.gates, "gate of this network")
@@ -433,11 +436,12 @@ class Network(nn.Module):
     def config(self) -> dict[str, Any]:
         """Everything but the weights, as plain data."""
         return {
+            # The keys "rungs" and "chain" are those of the file format.
             "rungs": [asdict(member) for member in self.members],
             "chain": self.topology.to_json(),
-            "fronts": {name: described(preprocess) for name, preprocess in self.fronts.items()},
-            "exits": {name: described(exit_) for name, exit_ in self.exits.items()},
-            "gates": {name: described(gate) for name, gate in self.gates.items()},
+            "fronts": _all_described(self.fronts),
+            "exits": _all_described(self.exits),
+            "gates": _all_described(self.gates),
         }
 
     def fingerprint(self) -> str:
@@ -451,6 +455,7 @@ class Network(nn.Module):
         mark = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for key, value in sorted(self.state_dict().items()):
             array = value.detach().cpu().contiguous()
+            # Type and shape too: equal bytes can be different tensors.
             mark.update(f"{key}{array.dtype}{tuple(array.shape)}".encode())
             mark.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
         return mark.hexdigest()[:16]
@@ -645,6 +650,10 @@ def last_model(network: Network, *, copied: bool = False) -> Network:
     if copied:  # together, because they may share tensors
         model, preprocess = copy.deepcopy((model, preprocess))
     return plain_network(model, member, preprocess)
+
+
+def _all_described(modules: nn.ModuleDict) -> dict[str, dict[str, Any]]:
+    return {name: described(module) for name, module in modules.items()}
 
 
 def described(module: nn.Module) -> dict[str, Any]:

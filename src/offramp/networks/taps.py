@@ -31,12 +31,15 @@ def tensors_of(value: object, name: str) -> dict[str, Tensor]:
     """
     if isinstance(value, Tensor):
         return {name: value}
+    # (name, value) of everything inside; () for a value that holds no tensors, such as a number.
     items: Iterable[tuple[object, object]] = ()
     if isinstance(value, Mapping):
         items = value.items()
     elif isinstance(value, (tuple, list)):
+        # A named tuple has names, any other one has positions.
         items = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
     elif dataclasses.is_dataclass(value):
+        # Not `asdict`, which would copy the tensors.
         items = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
     tensors = dict[str, Tensor]()
     for inner, part in items:
@@ -59,7 +62,7 @@ def logits_name(tensors: Mapping[str, Tensor]) -> str | None:
     """
     if "y/logits" in tensors:
         return "y/logits"
-    first = next(iter(tensors), None)
+    first = next(iter(tensors), None)  # None without tensors
     if len(tensors) == 1:
         return first
     like_logits = list[str]()
@@ -117,7 +120,7 @@ def tapped(value: object, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-_HOLE = object()
+_HOLE = object()  # stands for a tensor in a `mould`
 
 
 def mould(value: object) -> object:
@@ -235,6 +238,7 @@ def listening(
     handles = []
     try:
         for name, module in modules.items():
+            # `name=name` binds the name of this module, and not that of the last one.
             handles.append(
                 module.register_forward_hook(lambda _m, _x, output, name=name: heard(name, output))
             )

@@ -76,7 +76,8 @@ def segment_call(network: Network, name: str) -> Callable[[State], State]:
         that it shares with other arms.
     """
     node = network.topology.node(name)
-    member = next(member for member in network.members if member.name == name)
+    members = {member.name: member for member in network.members}
+    member = members[name]
     model = network.model_of(member)
     preprocess = network.preprocess_of(member)
     names = network.topology.written_by(name)
@@ -120,7 +121,8 @@ def _tensor(name: str, output: object) -> Tensor:
 
 
 def _first_input(state: State) -> Tensor:
-    return next(value for name, value in state.items() if is_input(name))
+    first = next(filter(is_input, state))
+    return state[first]
 
 
 class ReferencePath(nn.Module):
@@ -381,17 +383,18 @@ class _Bucketed:
             return groups[0]
         rows = torch.cat([numbers for numbers, _, _ in groups])  # [n]
         order = rows.argsort()
-        states = [state for _, state, _ in groups]
         merged: State = {}
-        for name in states[0]:
-            if not all(name in state for state in states):
-                continue  # only some of the arms have this tensor
+        for name in groups[0][1]:
             parts = list[Tensor]()
             for _, state, weight in groups:
+                if name not in state:
+                    continue
                 value = state[name]
                 if weight is not None and name == node.source:
                     value = _scaled(value, weight)
                 parts.append(value)
+            if len(parts) < len(groups):
+                continue  # only some of the arms have this tensor
             _require_one_shape(parts, node)
             merged[name] = torch.cat(parts)[order]
         return rows[order], merged, None
