@@ -57,7 +57,7 @@ def to_numpy(value: object, what: str) -> Array:
     else:
         tensor: Any = value
         try:
-            array = tensor.detach().cpu().numpy()
+            array = tensor.detach().cpu().numpy()  # fails for bfloat16 and for sparse tensors
         except (TypeError, RuntimeError) as problem:
             raise BadData(
                 f"{what} is a {tensor.dtype} tensor that numpy cannot hold ({brief(problem)}); "
@@ -118,12 +118,15 @@ def parted(value: object, labels: object, what: str) -> tuple[object, object]:
     names = [name for name in value if is_label(name)]
     if not names:
         return value, labels
-    inputs = {name: part for name, part in value.items() if name not in names}
+    inputs = dict(value)
+    for name in names:
+        del inputs[name]
     if not inputs:
         raise BadData(
             f"{what} holds {', '.join(names)} and no input. {', '.join(names)} is taken as the "
             f"label."
         )
+    # The same labels may be there twice, for example in a mapping and next to it.
     for name in names:
         inner = value[name]
         if labels is not None and inner is not None and not _equal(labels, inner):
@@ -226,19 +229,27 @@ def join(parts: Sequence[X]) -> X:
     """Concatenate parts of equal layout along their rows."""
     if len(parts) == 1:
         return parts[0]
-    named = [part for part in parts if isinstance(part, dict)]
-    if named:
-        joined = dict[str, Array]()
-        for name in named[0]:
-            joined[name] = np.concatenate([part[name] for part in named])
-        return joined
-    return np.concatenate([part for part in parts if not isinstance(part, dict)])
+    # All parts have the same layout: either all are dicts of arrays, or all are arrays.
+    by_name = dict[str, list[Array]]()
+    plain = list[Array]()
+    for part in parts:
+        if not isinstance(part, dict):
+            plain.append(part)
+            continue
+        for name, array in part.items():
+            by_name.setdefault(name, []).append(array)
+    if plain:
+        return np.concatenate(plain)
+    return {name: np.concatenate(arrays) for name, arrays in by_name.items()}
 
 
 def layout(x: X) -> Layout:
     """The type and the shape of one row of each array, by name; a plain array has the name ''."""
     fields = x if isinstance(x, dict) else {"": x}
-    return {name: (str(part.dtype), part.shape[1:]) for name, part in sorted(fields.items())}
+    result = Layout()
+    for name, part in sorted(fields.items()):
+        result[name] = (str(part.dtype), part.shape[1:])
+    return result
 
 
 def same_layout(expected: Layout, got: Layout, where: str) -> None:
@@ -277,6 +288,7 @@ def reading(path: str | Path, expected: str) -> Iterator[None]:
     Raises:
         BadFile: the file is missing, damaged or of another kind.
     """
+    # A path that does not exist, or is not valid, gets its message below.
     with contextlib.suppress(OSError, ValueError):
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

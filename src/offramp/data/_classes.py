@@ -69,8 +69,8 @@ def names_of(
 
 def say_absent(names: Names, labels: Ints, where: str | Path) -> None:
     """Give a notice of the classes without rows; they keep their numbers."""
-    counts = np.bincount(labels, minlength=len(names))  # [C]
-    absent = [name for name, count in zip(names, counts, strict=False) if not count]
+    present = set(np.unique(labels).tolist())
+    absent = [name for number, name in enumerate(names) if number not in present]
     if absent:
         say(
             f"{where} has no rows of the {_classes(absent)}; classes are numbered as all "
@@ -84,19 +84,22 @@ def _reference(
     """The split that decides which classes there are, and their names in order."""
     if given:
         return "", given
-    training = [split for split in held if split.lower() in TRAINING]
-    if training:
-        return training[0], tuple(sorted(held[training[0]]))
+    # A network is trained on the training split, so its numbers are those of this split.
+    for split, names in held.items():
+        if split.lower() in TRAINING:
+            return split, tuple(sorted(names))
+    # Otherwise one split must have the names of all others, preferably the chosen one.
     everything = set().union(*held.values())
-    complete = [split for split in (chosen, *held) if held[split] == everything]
-    if not complete:
-        differing = "; ".join(f"{split}: {_some(sorted(names))}" for split, names in held.items())
-        raise BadData(
-            f"the splits of {path} hold different classes ({differing}), and none of them holds "
-            f"all; expected a "
-            "training split, or all names as ?classes=A,B,C"
-        )
-    return complete[0], tuple(sorted(everything))
+    for split in (chosen, *held):
+        if held[split] == everything:
+            return split, tuple(sorted(everything))
+    differing = list[str]()
+    for split, names in held.items():
+        differing.append(f"{split}: {_some(sorted(names))}")
+    raise BadData(
+        f"the splits of {path} hold different classes ({'; '.join(differing)}), and none of them "
+        f"holds all; expected a training split, or all names as ?classes=A,B,C"
+    )
 
 
 def numbered(labels: Array, names: Names, what: str) -> Ints:
@@ -143,6 +146,7 @@ def given_names(text: str) -> Names:
     if not text:
         return ()
     path = Path(text).expanduser()
+    # A text with commas is a list of names, also if a file is called so.
     if "," not in text and path.is_file():
         try:
             names = path.read_text(encoding="utf-8").splitlines()
@@ -152,13 +156,16 @@ def given_names(text: str) -> Names:
             ) from problem
     else:
         names = text.split(",")
-    plain = tuple(same(name.strip()) for name in names if name.strip())
+    plain = list[str]()
+    for name in names:
+        if name.strip():  # not an empty line
+            plain.append(same(name.strip()))
     if len(plain) < 2 or len(set(plain)) < len(plain):
         raise BadData(
             f"got classes={text}; expected at least two different names, A,B,C or a file with one "
             f"a line"
         )
-    return plain
+    return tuple(plain)
 
 
 def renumbering(own: Names, wanted: Names, what: str) -> Ints | None:
@@ -202,7 +209,7 @@ def _classes(names: Sequence[str]) -> str:
 
 def _some(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:SHOWN])
+    shown = ", ".join(map(repr, names[:SHOWN]))
     if len(names) <= SHOWN:
         return shown
     return f"{shown} and {len(names) - SHOWN} more"

@@ -37,8 +37,8 @@ ENDINGS = (
     ".pgm",
     ".gif",
 )
-MOST_PIXELS = 64_000_000
-MOST_SIDE = 8192
+MOST_PIXELS = 64_000_000  # of an image; a small file can claim to be far larger
+MOST_SIDE = 8192  # pixels to resize or crop to
 ORIENTATION = 0x0112  # the EXIF tag
 SWAPPED = (5, 6, 7, 8)  # orientations that exchange height and width
 Size = tuple[int, int]  # height, width
@@ -106,6 +106,7 @@ class Resizing:
         """Resize and crop a PIL image to the size that `shape` gives."""
         own = (image.height, image.width)
         shape = self.shape(own, where)
+        # First stretch it, or resize its shorter side.
         resized = self.size or self._resized(own)
         if resized != own:
             kind = getattr(pillow().Resampling, self.interpolation.upper())
@@ -302,6 +303,7 @@ def _turned(image: Any, orientation: int) -> Any:
 
 
 def _mode(image: Any) -> str:
+    """Grey ("L") for the modes without colours, with or without alpha; "RGB" for all others."""
     return "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
 
 

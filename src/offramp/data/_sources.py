@@ -139,17 +139,20 @@ class Items:
 
 def _stack(items: list[object], rows: list[int]) -> Chunk:
     """Items of a Dataset as one chunk. Raises BadData for a row that differs from the first."""
-    chunks = [_one(item, row) for item, row in zip(items, rows, strict=True)]
-    first_x, first_y = chunks[0]
-    expected = layout(first_x)
-    for (x, y), row in zip(chunks, rows, strict=True):
-        same_layout(expected, layout(x), f"row {row}")
-        same_labels(first_y is None, y is None, f"row {row}")
-    x = join([x for x, _ in chunks])
-    labels = [y for _, y in chunks if y is not None]
-    if not labels:
-        return x, None
-    return x, np.concatenate(labels)
+    inputs = list[X]()  # each [1, ...]
+    labels = list[Ints | None]()  # each [1]
+    for item, row in zip(items, rows, strict=True):
+        x, y = _one(item, row)
+        inputs.append(x)
+        labels.append(y)
+    # Every row must be like the first one.
+    for x, y, row in zip(inputs, labels, rows, strict=True):
+        same_layout(layout(inputs[0]), layout(x), f"row {row}")
+        same_labels(labels[0] is None, y is None, f"row {row}")
+    known = [y for y in labels if y is not None]
+    if not known:
+        return join(inputs), None
+    return join(inputs), np.concatenate(known)
 
 
 def _one(item: object, row: int) -> Chunk:
@@ -172,6 +175,7 @@ def _one(item: object, row: int) -> Chunk:
 
 def _row(value: object, what: str) -> Array:
     """A value of one row as an array [1, ...]."""
+    # If Pillow is not loaded, then the value is not one of its images.
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(value, pillow.Image):
         return from_pil(value, what)[None]
@@ -234,6 +238,7 @@ class Stream:
                 "only: hand over a list "
                 "of batches, a Dataset or arrays, or make the iterator anew"
             )
+        # Here and not in a generator, so that the second pass fails at once.
         self.walked = True
         return self._chunks()
 
@@ -343,6 +348,7 @@ def from_torch(data: Any) -> Indexed | Stream | None:
     Raises:
         BadData: the DataLoader does not keep the order of its data set.
     """
+    # If torch is not loaded, then the data is not one of its classes.
     if "torch" not in sys.modules:
         return None
     from torch.utils.data import DataLoader, Dataset, IterableDataset

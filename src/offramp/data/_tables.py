@@ -92,8 +92,11 @@ class ColumnTable:
         self._groups: list[RowGroup] = []
         schema = open_file(files[0]).schema_arrow
         self.column, self.label, self.is_image = columns_of(schema, files[0], x, label)
-        used = (self.column, self.label)
-        self.others = tuple(name for name in schema.names if name not in used)
+        others = list[str]()  # columns that are not read
+        for name in schema.names:
+            if name not in (self.column, self.label):
+                others.append(name)
+        self.others = tuple(others)
         for file in files:
             self._add(file)
         self.length = self._rows_so_far()
@@ -105,6 +108,7 @@ class ColumnTable:
         self.texts: Array | None = None  # labels that are texts, for the caller to number
         if self.label is not None:
             values = self._read_labels(files, self.label)
+            # Arrow gives texts as objects. `to_labels` refuses other objects, such as nulls.
             if values.dtype.kind in "OU" and all(isinstance(value, str) for value in values):
                 self.texts = values
             else:
@@ -222,6 +226,7 @@ class ColumnTable:
             opened = open_file(group.file)
             self._require_room(opened.metadata.row_group(group.number), group.file)
             column = opened.read_row_group(group.number, columns=[self.column]).column(self.column)
+            # Hugging Face stores an image as a struct of its bytes and its path.
             if self.is_image and arrow.types.is_struct(column.type):
                 column = arrow.compute.struct_field(column, "bytes")
             values = arrow.concat_arrays(column.chunks)
@@ -319,7 +324,9 @@ def _known(names: Sequence[str], words: Sequence[str]) -> list[str]:
     """The names that are among some words, the first word first; capitals do not count."""
     known = list[str]()
     for word in words:
-        known.extend(name for name in names if name.lower() == word)
+        for name in names:
+            if name.lower() == word:
+                known.append(name)
     return known
 
 
@@ -401,7 +408,7 @@ def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
         return None
     if not isinstance(names, list) or not names:
         return None
-    return tuple(str(name) for name in names)
+    return tuple(map(str, names))
 
 
 def files_of(path: Path, split: str) -> list[Path]:

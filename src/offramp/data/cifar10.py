@@ -18,7 +18,13 @@ from offramp.errors import BadData, BadFile
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BINARY = {
     "test": ["test_batch.bin"],
-    "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
+    "train": [
+        "data_batch_1.bin",
+        "data_batch_2.bin",
+        "data_batch_3.bin",
+        "data_batch_4.bin",
+        "data_batch_5.bin",
+    ],
 }
 RECORD = 3073  # one byte of label, then 3 x 32 x 32 pixels
 
@@ -78,7 +84,7 @@ class Records:
     def __init__(self, files: list[Path]) -> None:
         self._files = [_mapped(path) for path in files]
         # The number of the first row of each file, and after them the number of all rows.
-        self._starts = np.cumsum([0] + [len(file) for file in self._files])
+        self._starts = np.cumsum([0, *map(len, self._files)])
         self.length = int(self._starts[-1])
         labels = np.concatenate([file[:, 0] for file in self._files])  # uint8 [n]
         self.labels: Ints | None = labels.astype(np.int64)

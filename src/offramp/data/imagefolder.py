@@ -80,10 +80,12 @@ def load(
         root = splits[chosen]
         folders = _class_folders(root)
         listed = {folder: _files(folder) for folder in folders}
+        # The classes of all splits, so that each of them has the same numbers.
         names_by_split = dict[str, list[str]]()
         for split_name, split_root in splits.items():
             names_by_split[split_name] = [folder.name for folder in _class_folders(split_root)]
 
+    # The rows: sorted by class, then by folder and name.
     files = list[Path]()
     class_of_file = list[str]()
     for folder in folders:
@@ -192,7 +194,7 @@ def _nothing_there(root: Path) -> str:
             f"{root} does not exist; {expected} (the folders there are: {there}): check the split"
         )
     loose = _loose_files(root)
-    images = [path for path in loose if _is_image(path)]
+    images = list(filter(_is_image, loose))
     if images:
         return (
             f"{root} holds {len(images)} images and no class folders with images; {expected}: "
@@ -210,12 +212,16 @@ def _nothing_there(root: Path) -> str:
 
 def _loose_files(root: Path) -> list[Path]:
     """The files next to the class folders, without hidden ones."""
-    return [path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")]
+    files = list[Path]()
+    for path in root.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            files.append(path)
+    return files
 
 
 def _say_left_out(root: Path, folders: list[Path], listed: Mapping[Path, list[Path]]) -> None:
     """Give a notice of files that were not read, and of classes that are made of deeper folders."""
-    loose_images = [path for path in _loose_files(root) if _is_image(path)]
+    loose_images = list(filter(_is_image, _loose_files(root)))
     others = list[Path]()  # in class folders, but not images
     all_deeper = True
     for files in listed.values():

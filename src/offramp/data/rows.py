@@ -57,8 +57,8 @@ __all__ = [
 ]
 
 EngineStage: TypeAlias = tuple[X, Ints | None, Ints]
-ENDLESS = sys.maxsize
-EVERY = slice(0, None, 1)
+ENDLESS = sys.maxsize  # the end of a stream whose length is not known
+EVERY = slice(0, None, 1)  # every batch
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Rows:
                 raise BadData(
                     f"{self.name} can be walked only once and was not yet; walk it, then ask again"
                 )
-            for _ in self.batches(1024):
+            for _ in self.batches(1024):  # the last batch sets the fingerprint
                 pass
         assert self._fingerprint is not None
         return self._fingerprint
@@ -283,6 +283,7 @@ class Rows:
             digest = digests_of(x)
             digests.append(digest)
             yield Batch(x, y, row, digest)
+        # A pass that skipped batches has not seen all rows.
         if turn == EVERY:
             self._fingerprint = fingerprint_of(np.concatenate(digests))
 
@@ -380,6 +381,7 @@ def rows(data: object, labels: object = None) -> Rows:
             f"only: stack the rows "
             "to one array first"
         )
+    # Rows and specs, then arrays, then torch's own classes, then any batches.
     if isinstance(data, Rows):
         return data
     if isinstance(data, str):
@@ -456,7 +458,10 @@ def _is_pair(x: object, y: object) -> bool:
         return True
     if not isinstance(y, list):
         return False
-    return not any(isinstance(item, (list, tuple, Mapping)) for item in y)
+    for item in y:
+        if isinstance(item, (list, tuple, Mapping)):
+            return False
+    return True
 
 
 def _of_spec(text: str) -> Rows:

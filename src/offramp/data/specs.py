@@ -93,6 +93,7 @@ def parse(text: str) -> Spec:
         for key in ("name", "split"):
             if part[key] and "?" in part[key]:
                 part[key], _, early = part[key].partition("?")
+    # The size of images: name@224x224.
     size: tuple[int, int] | None = None
     if part["h"] is not None:
         height = int(part["h"])
@@ -102,12 +103,14 @@ def parse(text: str) -> Spec:
                 f"{text!r} asks for images of {height}x{width}; expected 1 to 8192 each way"
             )
         size = (height, width)
+    # The text without the brackets of the selection.
     if part["selection"] is None:
         whole = text.strip()
     else:
         whole = text.strip()[: -len(part["selection"]) - 2]
-    written = [options for options in (early, part["options"]) if options]
-    options = _options("&".join(written), text)
+    late = part["options"] or ""
+    separator = "&" if early and late else ""
+    options = _options(f"{early}{separator}{late}", text)
     return Spec(
         whole,
         part["name"],
@@ -154,6 +157,7 @@ def load(spec: Spec) -> object:
     source: Any = importlib.import_module(f"offramp.data.{spec.name}").load
     path = str(Path(spec.path).expanduser()) if spec.path else ""
     takes = inspect.signature(source).parameters
+    # All further arguments of `load` are its options.
     known = [name for name in takes if name not in ("location", "split", "size")]
     for name in spec.options.keys() - known:
         if not known:
@@ -229,7 +233,10 @@ def tell(chosen: slice) -> str:
     parts = [chosen.start, chosen.stop]
     if chosen.step is not None:
         parts.append(chosen.step)
-    return ":".join("" if part is None else str(part) for part in parts)
+    texts = list[str]()
+    for part in parts:
+        texts.append("" if part is None else str(part))
+    return ":".join(texts)
 
 
 def chosen(keep: range, selection: slice, text: str, name: str, length: int | None) -> range:

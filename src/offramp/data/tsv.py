@@ -83,6 +83,7 @@ def load(
         BadFile: there is no such file, or it is not UTF-8 text.
         MissingExtra: the library tokenizers is not installed.
     """
+    # Options and columns are checked before the tokenizer is opened, which takes longer.
     how = Reading(text, label, _yes_no("quoted", quoted), _yes_no("header", header))
     file = _file(location, split)
     table = _table(file, how)
@@ -205,7 +206,8 @@ class Texts:
 
     def take(self, index: Ints) -> tuple[X, Ints | None]:
         """See Indexed."""
-        x = self.tokenizer([self.texts[int(row)] for row in index])
+        texts = [self.texts[int(row)] for row in index]
+        x = self.tokenizer(texts)  # each [k, length]
         if self.labels is None:
             return x, None
         return x, self.labels[index]
@@ -232,9 +234,10 @@ def _file(folder: str, split: str) -> Path:
 def _lines(path: Path, quoted: bool | None) -> list[list[str]]:
     """The lines of a file, each as a list of fields."""
     with reading(path, EXPECTED):
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")  # without a byte order mark
     if "\0" in text:
         raise BadData(f"{path} holds zero bytes; expected text in UTF-8: write it again")
+    # Not `splitlines`, which also splits at characters that occur in texts, such as U+2028.
     lines = [line.removesuffix("\r").split("\t") for line in text.split("\n")]
     while lines and lines[-1] == [""]:
         lines.pop()
@@ -258,9 +261,11 @@ def _require_tabs(lines: list[list[str]], path: Path) -> None:
     have equally many columns with integers in the first or the last, or if it is called .csv.
     """
     first_lines = lines[:LOOKED_AT]
-    if any(len(line) > 1 for line in first_lines):
-        return
-    plain = [line[0] for line in first_lines]
+    plain = list[str]()
+    for line in first_lines:
+        if len(line) > 1:  # it has tabs
+            return
+        plain.append(line[0])
     for comma, name in ((",", "commas"), (";", "semicolons")):
         try:
             counts = [len(row) for row in csv.reader(plain, delimiter=comma) if row]
@@ -290,15 +295,21 @@ def _has_integers(lines: list[str], comma: str) -> bool:
     """Whether the first fields of all lines are integers, or the last fields are."""
     if not lines:
         return False
-    first = [line.partition(comma)[0] for line in lines]
-    last = [line.rpartition(comma)[2] for line in lines]
-    return all(map(_is_integer, first)) or all(map(_is_integer, last))
+    first_are = True
+    last_are = True
+    for line in lines:
+        first, _, _ = line.partition(comma)
+        _, _, last = line.rpartition(comma)
+        first_are = first_are and _is_integer(first)
+        last_are = last_are and _is_integer(last)
+    return first_are or last_are
 
 
 def _is_quoted(lines: list[list[str]], path: Path) -> bool:
     """Whether fields are in quotation marks as CSV writes them. Raises BadData if it is unclear."""
-    if all(QUOTED.fullmatch(field) for field in lines[0]):
+    if all(map(QUOTED.fullmatch, lines[0])):
         return True
+    # A doubled mark inside of marks is how CSV writes a mark. A text could contain it too.
     for number, line in enumerate(lines, 1):
         for field in line:
             if QUOTED.fullmatch(field) and '""' in field[1:-1]:
@@ -332,8 +343,11 @@ def _columns(lines: list[list[str]], how: Reading, file: Path) -> TsvColumns:
     names = [name.strip().lower() for name in first]
     text_at = _asked(how.text, names, file)
     label_at = _asked(how.label, names, file)
-    asked = [word for word in (how.text, how.label) if word]
-    by_name = not all(word.isdigit() for word in asked)
+    # A name, unlike a number, can only come from a header.
+    by_name = False
+    for word in (how.text, how.label):
+        if word and not word.isdigit():
+            by_name = True
 
     # By a usual name, unless the user states that there is no header.
     if how.header is not False:
@@ -349,7 +363,9 @@ def _columns(lines: list[list[str]], how: Reading, file: Path) -> TsvColumns:
     if label_at is None and len(first) == 2 and len(integers) == 1 and text_at != integers[0]:
         label_at = integers[0]
     if text_at is None:
-        rest = [index for index in range(len(first)) if index != label_at]
+        rest = list(range(len(first)))
+        if label_at is not None:
+            rest.remove(label_at)
         if len(rest) != 1:
             raise BadData(
                 f"{file} begins with the columns {names}, and which holds the text is not clear; "
