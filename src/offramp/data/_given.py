@@ -47,6 +47,7 @@ def of_frame(value: object, what: str) -> Array:
                 f"{what} is a DataFrame with the column {name!r}; expected inputs alone: hand over "
                 f"(df.drop(columns={name!r}), df[{name!r}])"
             )
+    # Two columns of one name can only be taken together.
     if len(set(names)) < len(names):
         return np.asarray(frame.to_numpy())
     # Column by column, because pandas makes objects of a frame with booleans and numbers.

@@ -208,6 +208,7 @@ def decode(
 
 def shape_of(data: bytes, where: str) -> tuple[str, Size]:
     """The mode ("L" or "RGB") and the height and width of an encoded image, from its header."""
+    # The header has the size before it is turned upright.
     with _opened(data, where) as image:
         if image.format == "TIFF":  # which Pillow turns by itself, when it has read the pixels
             with reading(where, "an image"):
@@ -274,8 +275,9 @@ def from_pil(
             f"RGB"
         )
     with reading(where, "an image"):
+        # Pillow converts a palette with alpha to RGB only through RGBA.
         if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # a palette with alpha goes to RGB by this way only
+            image = image.convert("RGBA")
         upright = _turned(image.convert(mode or own), orientation)
     with reading(where, "an image"):
         pixels: Array = np.asarray(as_asked.apply(upright, where), dtype=np.uint8)
@@ -290,6 +292,7 @@ def _turned(image: Any, orientation: int) -> Any:
     if orientation == 1:
         return image
     way = pillow().Transpose
+    # The operation that undoes each orientation.
     undone = {
         2: way.FLIP_LEFT_RIGHT,
         3: way.ROTATE_180,

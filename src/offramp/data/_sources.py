@@ -245,6 +245,7 @@ class Stream:
     def _chunks(self) -> Iterator[Chunk]:
         start = 0
         number = 0
+        # `next` in its own try, so that only errors of the user's iterator are caught.
         batches = self.make()
         while True:
             try:
@@ -310,6 +311,7 @@ def batches_of(data: Iterable[object]) -> Stream:
             x, _ = chunk(item, 0, number)
             length += count(x)
         return Stream(lambda: iter(data), length=length)
+    # The iterator of a generator is the generator itself; other iterables make a new one each time.
     iterator = iter(data)
     if iterator is data:  # such as a generator
         return Stream(lambda: iterator, once=True)
@@ -366,6 +368,7 @@ def _loader(loader: Any) -> Stream:
     """The batches of a DataLoader. Raises BadData unless it keeps the order of its data set."""
     from torch.utils.data import BatchSampler, IterableDataset, SequentialSampler
 
+    # It has no sampler, and the order is its own.
     if isinstance(loader.dataset, IterableDataset):
         return Stream(lambda: iter(loader))
     batches = loader.batch_sampler

@@ -18,9 +18,9 @@ from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
 
 PREFIX = {"test": "t10k", "train": "train"}
-IMAGES = 2051
-LABELS = 2049
-MOST_ROWS = 1_000_000
+IMAGES = 2051  # the first number in a file of images
+LABELS = 2049  # the first number in a file of labels
+MOST_ROWS = 1_000_000  # a header with more is damaged
 
 
 def load(location: str, split: str) -> Rows:

@@ -58,12 +58,14 @@ def load(location: str, split: str, *, x: str = "", y: str = "", classes: str = 
         reading(location or "no place", "an .npz file of arrays without pickles"),
         open(location, "rb") as file,
     ):
+        # np.load gives a bare array for this format, and no names.
         if file.read(6) == b"\x93NUMPY":
             raise BadFile(
                 f"{location} is a single array (.npy); expected an .npz of x and y: "
                 f"np.savez(file, x=np.load('x.npy'), "
                 "y=np.load('y.npy'))"
             )
+        # The sizes of all arrays are in the file's directory, so nothing is unpacked yet.
         file.seek(0)
         sizes = npz_sizes(file)
         with np.load(file, allow_pickle=False) as loaded:
@@ -110,6 +112,7 @@ def _names(
         if several:
             return several, y or _first(files, LABELS, "")
 
+    # x and y of the split; without a split those without one in their names, or else of test.
     for part in [split] if split else ["", "test"]:
         stored = x or _first(files, INPUTS, part)
         if stored is not None:
@@ -192,6 +195,7 @@ def _say_what_is_left(
     files: Sequence[str], used: Sequence[str], path: str, labels: str | None
 ) -> None:
     """Give a notice where there are no labels, but arrays that could be labels."""
+    # Arrays that belong to another split have a known name and are not labels of this one.
     words = set[str | None]()
     for part in ("", *SPLITS):
         words.add(_first(files, INPUTS, part))

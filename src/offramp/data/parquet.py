@@ -55,6 +55,7 @@ def load(
     """
     if not location:
         raise BadData("parquet got no place; expected parquet:PATH")
+    # Check the options before a file is opened.
     as_asked = resizing(size, resize, crop, interpolation)
     files = files_of(Path(location), split)
     spec = f"parquet{'/' if split else ''}{split}:{location}"
@@ -62,6 +63,7 @@ def load(
     if as_asked != AS_THEY_ARE and not table.is_image:
         raise BadData(f"{location} holds numbers, which cannot be resized; leave the size out")
     names = given_names(classes)
+    # Labels that are texts are numbered over all splits, so that each split has the same numbers.
     if table.texts is not None and table.label is not None:
         chosen, splits = splits_beside(files)
         column = table.label
@@ -73,6 +75,7 @@ def load(
         names = names_of(held, chosen, location, names)
         table.labels = numbered(table.texts, names, f"the label column {column!r}")
         say_absent(names, table.labels, location)
+    # Labels under a name that is not known here are easily missed.
     if table.label is None and table.others:
         say(
             f"{location}: no labels found, its other columns are {', '.join(table.others)}; name "

@@ -35,6 +35,7 @@ SHAPE = re.compile(
     r"(:(?P<place>.*?)(\?(?P<options>[a-z_]+=[^\[\]]*))?)?(\[(?P<selection>[^\[\]]*)\])?",
     re.DOTALL,
 )
+# Public files of this folder that are not sources.
 NOT_SOURCES = ("rows", "specs")
 
 
@@ -155,7 +156,7 @@ def load(spec: Spec) -> object:
             return _made_by(spec)
         raise find.unknown(spec.name, names(), "data source")
     source: Any = importlib.import_module(f"offramp.data.{spec.name}").load
-    path = str(Path(spec.path).expanduser()) if spec.path else ""
+    path = str(Path(spec.path).expanduser()) if spec.path else ""  # ~ is the home folder
     takes = inspect.signature(source).parameters
     # All further arguments of `load` are its options.
     known = [name for name in takes if name not in ("location", "split", "size")]
@@ -177,7 +178,7 @@ def load(spec: Spec) -> object:
 
 def _is_module(name: str) -> bool:
     """Whether a name is dotted, or is a module that can be found. Nothing is imported."""
-    if "." in name:
+    if "." in name:  # the names of sources have no dot
         return True
     try:
         return importlib.util.find_spec(name) is not None
@@ -260,6 +261,7 @@ def chosen(keep: range, selection: slice, text: str, name: str, length: int | No
             raise _bad(name, text, length)
     if selection.step == 0:
         raise _bad(name, text, length)
+    # Unlike Python's slices, a selection beyond the end is refused: its rows would be missing.
     start = selection.start or 0
     stop = selection.stop
     if stop is not None and (start >= stop or (length is not None and stop > length)):

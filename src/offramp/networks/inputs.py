@@ -157,6 +157,7 @@ def remedy(inputs: State, problem: BaseException, otherwise: str) -> str:
                 channels_last = True
     if channels_last and not of_types:
         return "these images have their channels last; give [B, C, H, W], x.transpose(0, 3, 1, 2)"
+    # The most frequent causes, by the types of the inputs.
     if torch.uint8 in kinds and of_types:
         return PREPROCESS
     if torch.float64 in kinds and of_types:

@@ -42,6 +42,7 @@ def require_name(name: object) -> None:
         raise InvalidArgument(
             f"a member is called {name!r}, which has a meaning of its own here; name it otherwise"
         )
+    # The models of a ladder are in an `nn.ModuleDict`, which refuses such names.
     if hasattr(nn.ModuleDict, name):
         raise InvalidArgument(
             f"a member is called {name!r}, which is a method of every torch module; name it "
@@ -203,7 +204,7 @@ def values_of(
             raise BadNetwork(
                 f"module {cut!r} gives no tensor, expected one [B, ...]; cut elsewhere"
             )
-        values[member.node(cut)] = leaves[0].clone()
+        values[member.node(cut)] = leaves[0].clone()  # [B, ...]
 
     modules = {cut: model.get_submodule(cut) for cut in member.cuts}
     with listening(modules, keep), plain_attention():

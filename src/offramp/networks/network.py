@@ -401,8 +401,8 @@ class Network(nn.Module):
                 if node.has_exit:
                     yield label, seen
             return
-        logits = dict[str, Tensor]()
-        handed = dict[str, Tensor]()
+        logits = dict[str, Tensor]()  # by node, [B, C] each
+        handed = dict[str, Tensor]()  # by node, what exits hand to later exits
         for member in self.members:
             model = self.model_of(member)
             values = values_of(model, self.preprocess_of(member), member, inputs)

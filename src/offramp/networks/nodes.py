@@ -127,7 +127,7 @@ class Scorer(Gate):
 
     def score(self, seen: Seen) -> Tensor:
         """The function of this exit's own logits."""
-        assert seen.own is not None
+        assert seen.own is not None  # a scorer is only hung where there is an exit
         return self.function(seen.own)
 
     def config(self) -> dict[str, Any]:
@@ -185,6 +185,7 @@ def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
             "Wrap the model so that it returns its logits alone, or in a dict under the key "
             "'logits'."
         )
+        # A list of tensors suggests a network that already has exits.
         if isinstance(logits, (list, tuple)):
             way += (
                 " If these are its own exits, docs/how-to/my-network-already-has-exits.md "
@@ -231,6 +232,7 @@ def grade(gate: Gate, seen: Seen, own: Tensor | None, routes: int = 1) -> Tensor
     """
     score = gate.score(Seen(seen.features, seen.logits, own, seen.inputs)).float()
     count = (seen.features if own is None else own).shape[0]
+    # [B] for one route, [B, routes] for several.
     if score.shape != ((count,) if routes == 1 else (count, routes)):
         expected = f"[{count}], one per row" if routes == 1 else f"[{count}, {routes}]"
         raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected {expected}")

@@ -256,6 +256,7 @@ def plain(value: object) -> Any:
         return [plain(part) for part in value]
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
+    # A function or class is identified by where it is defined.
     if hasattr(value, "__qualname__"):
         text = f"{value.__module__}:{value.__qualname__}"
     else:
@@ -283,6 +284,7 @@ def poolable(network: Network) -> tuple[str, ...]:
     They pool, and all earlier exits that they read do as well.
     """
     names: list[str] = []
+    # In order, so that the exits that an exit reads are known before it.
     for name in network.topology.exits:
         exit_ = network.exit_of(name)
         if isinstance(exit_, Pools) and exits_read(exit_) <= set(names):

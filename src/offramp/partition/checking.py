@@ -143,7 +143,9 @@ def _eager(
     with listening(marks, copy_tap), plain_attention():
         output = model(*positional, **keywords)
     tensors.update(tensors_of(output, "y"))
-    return {name: tensor for name, tensor in tensors.items() if name in known}
+    for name in tensors.keys() - known:
+        del tensors[name]
+    return tensors
 
 
 def _compared(partition: Partition, expected: State, rows: State, *, drop: bool = False) -> float:
@@ -259,7 +261,7 @@ def _rows(inputs: Mapping[str, Tensor], *, rolled: bool = True) -> State:
     state = State()
     for name, tensor in inputs.items():
         count = len(tensor)
-        repeated = [row % count for row in range(ROWS)]
+        repeated = torch.arange(ROWS) % count  # 0, 1, ..., B - 1, 0, 1, ...
         rows = tensor.detach()[repeated].clone()  # [B, ...] -> [8, ...]
         all_equal = bool((rows == rows[:1]).all())
         first_missing = 1 if all_equal else count

@@ -175,7 +175,7 @@ def _read(
     inline_regions(graph)
     plainer(graph.graph)
     nodes = list(graph.graph.nodes)
-    placeholders = [node for node in nodes if node.op == "placeholder"]
+    placeholders = list(graph.graph.find_nodes(op="placeholder"))
     inputs = dict(zip(names, placeholders, strict=True))
 
     # `_Marked` returns the outputs of the model first, then the marked tensors.
@@ -226,7 +226,9 @@ def _without_guards(graph: fx.GraphModule) -> tuple[nn.Module, ...]:
 
 def _taps(notes: _Notes, marks: Sequence[fx.Node], order: Mapping[fx.Node, int]) -> dict[str, Tap]:
     """The taps by module, in the order in which the modules first ran."""
-    leaves: dict[str, list[tuple[str, fx.Node]]] = {name: [] for name in notes.calls}
+    leaves: dict[str, list[tuple[str, fx.Node]]] = {}
+    for name in notes.calls:  # also of a module that gives no tensor
+        leaves[name] = []
     last = dict.fromkeys(leaves, -1)
     for (name, leaf), mark in zip(notes.marks, marks, strict=True):
         tensor = mark.args[0]  # `mark` is the alias behind it
@@ -250,8 +252,10 @@ def _lost(source: ExportedGraph) -> str:
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or source.obstacle(node) is None:
             continue
-        if any(source.obstacle(input_node) is None for input_node in node.all_input_nodes):
-            return f"{described(node)} gives shape {source.shape_text(value)}, and "
+        # This one has no rows. Did one of its inputs still have them?
+        for input_node in node.all_input_nodes:
+            if source.obstacle(input_node) is None:
+                return f"{described(node)} gives shape {source.shape_text(value)}, and "
     return ""
 
 

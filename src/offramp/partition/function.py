@@ -109,7 +109,9 @@ def _text(value: object, names: Mapping[fx.Node, str], known: dict[str, Any]) ->
     # fx has its own lists and dicts; plain ones are faster. A comma after every item also makes a
     # tuple of one item.
     if isinstance(value, (list, tuple)):
-        items = "".join(f"{_text(item, names, known)}, " for item in value)
+        items = ""
+        for item in value:
+            items += f"{_text(item, names, known)}, "
         return f"({items})" if isinstance(value, tuple) else f"[{items}]"
     if isinstance(value, dict):
         items = ""

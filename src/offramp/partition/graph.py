@@ -99,7 +99,7 @@ class ExportedGraph:
 
         A tensor depends on an input also if something that depends on the input is written to it.
         """
-        written = set[fx.Node]()
+        written = set[fx.Node]()  # tensors that something of the inputs is written to
         for writer in self.writers:
             written.update(_written(writer))
 
@@ -118,6 +118,7 @@ class ExportedGraph:
     @cached_property
     def fillers(self) -> dict[fx.Node, list[fx.Node]]:
         """For every constant, the in-place operations that fill it."""
+        # Such as `mask = zeros(T, T); mask.fill_(1)`: a piece that makes the mask must fill it too.
         fillers: dict[fx.Node, list[fx.Node]] = {}
         for writer in self.constant:
             if not _in_place(writer):
@@ -176,6 +177,7 @@ class ExportedGraph:
         if node in self.constant or self.size(node) is not None:
             return True
         # Floats and booleans that are computed from sizes only, such as sqrt(T).
+        # (`sym_size` itself reads a size from a tensor, which may be before the cut.)
         sources = node.all_input_nodes
         if not _is_size(node) or node.target is _SIZE or not sources:
             return False

@@ -91,8 +91,7 @@ def cut_points(
         ) from problem
 
     ran = sorted(source.taps, key=lambda name: source.taps[name].end)
-    never_ran = [name for name in marks if name not in source.taps]
-    names = ran + never_ran
+    names = list(dict.fromkeys([*ran, *marks]))  # those that ran come first
     return [_point(source, name, shares) for name in names]
 
 

@@ -288,7 +288,7 @@ def _named(
     called `<cut>/+<node>`.
     """
     outlines = list[_PieceOutline]()
-    names = {node: name for name, node in source.inputs.items()}
+    names = dict(zip(source.inputs.values(), source.inputs, strict=True))  # node -> name
     for cut, need in zip([*cuts, ""], needs, strict=True):
         reads = list[tuple[str, fx.Node]]()
         for node in sorted(need.given, key=source.order.__getitem__):
