@@ -11,9 +11,8 @@ and cascade:
     reward      recipe d2nn: Q-heads, epsilon-greedy (on the rare class also with F-scores of
                 mini-bags)
     gradient    recipe gumbel: straight-through choices, the cost in the loss
-    confidence  no gate is trained: the answer of an exit at the fork (high-low) or at each stage
-    (cascade) says by its
-                margin which rows are sure; arms and exits are trained along random ways
+    confidence  no gate is trained: the margin of an exit at the fork (high-low) or at each stage
+                (cascade) says which rows are sure; arms and exits are trained along random ways
 
 Every network is recorded; plans within budgets are chosen on half of the held-out rows and measured
 on the other half. Costs are shares of the dearest path's MACs. Networks that are done are kept in

@@ -69,6 +69,8 @@ def trained(options: argparse.Namespace, seed: int) -> off.Network:
         first=options.first,
         epochs=options.epochs,
         rate=options.rate,
+        second_rate=options.second_rate,
+        gate_rate=options.gate_rate,
         keep=options.keep,
         budget=0.5,
         eta=0.5,
@@ -199,6 +201,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=3, help="epochs of all resolutions together")
     parser.add_argument("--epochs", type=int, default=3, help="epochs with the predictor")
     parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--second-rate", type=float, default=0.001)
+    parser.add_argument("--gate-rate", type=float, default=0.01)
     parser.add_argument(
         "--keep",
         type=float,

@@ -279,6 +279,7 @@ def test_doctor(as_json):
     assert {"margin", "max_prob", "neg_entropy"} <= set(found["shelves"]["gates"])
     assert {"hinge", "joint"} <= set(found["shelves"]["recipes"])
     assert {"linear", "sdn"} <= set(found["shelves"]["exits"])
+    assert {"ghost", "keep", "low_rank"} <= set(found["shelves"]["layers"])
     for names in found["shelves"].values():  # what can be typed, and no classes beside it
         assert not [name for name in names if name[:1].isupper() or name == "offramp:preprocess"]
     assert found["versions"]["torch"]

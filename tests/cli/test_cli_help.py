@@ -5,6 +5,7 @@ says.
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -64,6 +65,10 @@ def test_every_page_has_a_paragraph_and_an_example(name):
     head, example = said.split("Example:\n", 1)
     assert len(head.split("\n\n")) >= 3
     assert example.lstrip().startswith(f"offramp {name}")
+    if name == "compare":  # a file is shown below the command
+        return
+    for command in example.replace("\\\n", " ").split("\n\n")[0].strip().splitlines():
+        assert shlex.split(command)[0] == "offramp", command
 
 
 def test_no_command_is_help():

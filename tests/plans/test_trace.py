@@ -104,7 +104,7 @@ def test_a_plan_of_another_network_is_refused(trace):
             trace.replay(Plan(thresholds={}, origin=other))
     with pytest.raises(UnknownName):
         trace.replay(Plan.by_hand({"smal": 1.0}))
-    with pytest.raises(InvalidArgument, match="2 thresholds"):
+    with pytest.raises(InvalidArgument, match="one per score, got 2"):
         trace.replay(Plan.by_hand({"small": (1.0, 2.0)}))
 
 

@@ -69,11 +69,10 @@ def convert(
 ) -> None:
     r"""Put cheaper layers in the place of some of a model's.
 
-    Methods: adaptive_depth, binary, g_ghost, ghost, keep, low_rank, packed, pad, pruned, ternary,
-    tucker, and my.module:Mine; see docs/how-to/make-parts-cheaper.md. What is written is a network
-    of one model: `offramp fit --recipe recover` brings its accuracy back, and cut and ladder take
-    it as network:FOLDER. With --example the costs of all replaced layers are printed, before and
-    after.
+    `offramp doctor` lists the methods, as layers; or name my.module:Mine. See
+    docs/how-to/make-parts-cheaper.md. What is written is a network of one model:
+    `offramp fit --recipe recover` brings its accuracy back, and cut and ladder take it as
+    network:FOLDER. With --example the costs of all replaced layers are printed, before and after.
 
     Example:
       offramp convert offramp:resnet20 --weights r20.safetensors --layer 'layer3.*=ghost?ratio=2' \

@@ -131,8 +131,8 @@ def cut(
       offramp cut offramp:resnet20 --weights r20.safetensors --at layer1,layer2 \
         --example 'cifar10:data[0:8]' -o network/
       offramp cut hf:bert-sst2/ --at bert.encoder.layer.3 --exit linear_masked \
-        --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' -o
-        network/
+        --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' \
+        -o network/
     """
     from offramp.building.cutting import cut_and_placement as made
     from offramp.building.saving import FOLDER, save

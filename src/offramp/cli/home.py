@@ -99,7 +99,8 @@ def _next(story: Story) -> list[str]:
 def doctor(as_json: AsJson = False) -> None:
     """What this machine has, and what to install.
 
-    Versions, processor, extras, and what can be named at the command line: models, gates, data.
+    Versions, processor, extras, and what can be named at the command line: models, gates, layers,
+    data.
 
     Example:
       offramp doctor
@@ -185,6 +186,7 @@ def _extras() -> dict[str, list[str]]:
 def _shelves() -> dict[str, list[str]]:
     """What can be named at the command line."""
     from offramp._support.find import files, find, names
+    from offramp.building.converting import methods
     from offramp.data import specs
 
     def functions(shelf: str) -> list[str]:
@@ -198,6 +200,7 @@ def _shelves() -> dict[str, list[str]]:
         "hubs": [f"{name}:NAME" for name in files("hubs")],
         "gates": functions("gates"),
         "exits": functions("exits"),
+        "layers": methods(),
         "recipes": files("recipes"),
         "augments": names("augments"),
         "engines": files("engines"),

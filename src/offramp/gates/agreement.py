@@ -19,9 +19,8 @@ class Agreement(Gate):
 
     Large only where both are sure of one class; a graded form of patience 1 (arXiv 2006.04152), and
     of the distance between an exit and another that Shallow-Deep Networks calls confusion (arXiv
-    1810.07052). The product is our
-    choice: by a distance alone two exits that know nothing would agree. Without a neighbour, at the
-    first exit, it is that of the exit with itself.
+    1810.07052). The product is our choice: by a distance alone two exits that know nothing would
+    agree. Without a neighbour, at the first exit, it is that of the exit with itself.
     """
 
     def __init__(self, before: str | None = None) -> None:

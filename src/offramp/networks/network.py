@@ -24,6 +24,7 @@ from offramp.networks.compiled import compiled_of
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.members import BACKBONE, ModelSpec, Modules, digest, held, values_of
 from offramp.networks.nodes import Exit, Gate, Seen, answers, grade
+from offramp.networks.printing import chain_table
 from offramp.networks.trained import rows_behind
 from offramp.networks.walking import HANDED as HANDED
 from offramp.networks.walking import ReferencePath, every_path
@@ -318,17 +319,21 @@ class Network(nn.Module):
         return network
 
     def __str__(self) -> str:
-        """A network with forks as a tree; a chain as torch prints modules."""
-        if self.topology.is_chain:
-            return super().__repr__()
-        return f"{self._size()}\n{tree(self.topology, self._label)}"
+        """The nodes in order, with exit, gate and cost; a network with forks as a tree."""
+        if not self.topology.is_chain:
+            return f"{self._size()}\n{tree(self.topology, self._label)}"
+        # The costs come from a run on made-up rows, which a network in training mode would notice.
+        rows = {} if self.backbone.training else trial_rows(self)
+        return "\n".join([self._size(), *chain_table(self, rows)])
 
     def _size(self) -> str:
         """The numbers of segments, gates and exits in words."""
-        segments = 0
-        for member in self.members:
-            if type(self.model_of(member)) is not nn.Identity:
-                segments += 1
+        segments = len(self.topology.nodes)
+        if not self.topology.is_chain:
+            segments = 0
+            for member in self.members:
+                if type(self.model_of(member)) is not nn.Identity:  # an empty arm computes nothing
+                    segments += 1
         gates = _counted(len(self.topology.gates), "gate")
         exits = _counted(len(self.topology.exits), "exit")
         return f"Network of {_counted(segments, 'segment')}, {gates} and {exits}"

@@ -501,7 +501,7 @@ class _Cached(Generic[Made]):
 def _once(kept: Compiled, key: Key, engine_stage: EngineStage, make: Callable[[], Made]) -> Made:
     """What is kept under this key, or made now if nothing is kept or the modules have changed."""
 
-    def make_and_watch() -> _Cached[Made]:
+    def make_cached() -> _Cached[Made]:
         # The detector comes first, so that a change while `make` runs is noticed.
         detector = ChangeDetector(engine_stage.modules, deep=False)
         return _Cached(make(), detector, tuple(map(ref, engine_stage.modules)))
@@ -509,7 +509,7 @@ def _once(kept: Compiled, key: Key, engine_stage: EngineStage, make: Callable[[]
     def fits(cached: _Cached[Made]) -> bool:
         return cached.fits(engine_stage.modules)
 
-    return kept.once(key, make_and_watch, fits).made
+    return kept.once(key, make_cached, fits).made
 
 
 def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Compiled) -> Graph:

@@ -1,9 +1,8 @@
 """A schedule lowered to one graph: its stages, gates, compaction and order inside, one call a
 batch.
 
-    first stage -> score >= threshold? -> If(some rows stay): gather them, the rest of the network,
-    scatter
-                                          otherwise: nothing else runs
+    first stage -> score >= threshold? -> If some rows stay: gather them, run the rest, scatter
+                                          If none stays: nothing else runs
 
 The graph gives `logits` [B, C] and `code` [B]: how many gates a row has passed, and above that
 `NAN_CODE` for each gate whose score was NaN. Which exit answered and why follows from the number.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -141,6 +141,23 @@ class Unpacked(Outputs):
 
 def _where(rows: RowNumbers) -> Any:
     return slice(None) if rows is None else rows
+
+
+class Answers(Protocol):
+    """What takes the answers of rows while stages run: an OutputBuffer, or a server's requests."""
+
+    def put(self, rows: RowNumbers, logits: Tensor, index: int, why: int) -> None:
+        """Take the answers [n, C] of rows; None stands for all of them.
+
+        Args:
+            rows: their numbers [n], in rising order.
+            logits: [n, C].
+            index: the exit that gave them, an index into `exits`.
+            why: an index into trace.WHY.
+        """
+
+    def flag(self, rows: RowNumbers, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        """Take note of whether the scores of rows [n] were NaN."""
 
 
 class OutputBuffer:

@@ -29,7 +29,7 @@ from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
 from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan, choose
 from offramp.plans.schedule import Edge, Stage
-from offramp.plans.signature import INPUT
+from offramp.plans.signature import INPUT, is_input
 from offramp.plans.topology import LEAVE
 from offramp.plans.trace import WHY
 from offramp.runtime.code_marks import code_marks, code_reads
@@ -37,7 +37,15 @@ from offramp.runtime.lean import CompiledPiece, LeanChain, Wanted, inputs_of, le
 from offramp.runtime.measuring import Percentile
 from offramp.runtime.merging import Group, Index, Latest, carried, merged
 from offramp.runtime.one_graph import OneGraph
-from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, OutputBuffer, Outputs, RowNumbers
+from offramp.runtime.outputs import (
+    DEADLINE,
+    END,
+    UNAVAILABLE,
+    Answers,
+    OutputBuffer,
+    Outputs,
+    RowNumbers,
+)
 from offramp.runtime.staleness import ChangeDetector, Rounds, SettingsDetector
 
 Waiting = dict[str, list[Group]]  # the rows that wait for each stage, by the stage's name
@@ -133,7 +141,7 @@ class Runner:
         on_arrays = own_threads and self.device.type == "cpu"
         self._gather = _by_numpy if on_arrays else _by_torch
 
-        self._watch_for_changes(network, own_threads)
+        self._detect_changes(network, own_threads)
         self._expect_inputs(network)
 
         # The quick ways, which leave everything unusual to `_walk`.
@@ -144,7 +152,7 @@ class Runner:
         if self._lean is not None and one_graph is not None:
             self._quick = one_graph
 
-    def _watch_for_changes(self, network: Network, own_threads: bool) -> None:
+    def _detect_changes(self, network: Network, own_threads: bool) -> None:
         """Remember what the network is now, so that changes are noticed."""
         self._network = ref(network)
         self._settings = None if own_threads else ambient.settings()
@@ -294,6 +302,56 @@ class Runner:
         for detector in self._detectors.values():
             detector.check()
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What runs, in order; an engine may have joined stages of the plan's schedule."""
+        return tuple(engine_stage.stage for engine_stage in self._engine_stages)
+
+    def enter(self, x: Any, first: int = 0) -> Group:
+        """A batch as a group of rows that wait for the first of `stages`, for use with `advance`.
+
+        Args:
+            x: [B, ...], as for a call.
+            first: the number of its first row. Groups that may meet need different numbers.
+
+        Raises:
+            BadData: rows of another shape or type than those that were recorded.
+            StaleRunner: the network has changed since it was opened.
+        """
+        if self._rounds is None:
+            self._containers.check()
+        batch = self._batch(x)
+        count = count_of(batch)
+        state = with_defaults(self.topology, batch)
+        return Group(np.arange(first, first + count), dict(state), count, None)
+
+    def advance(
+        self, name: str, groups: Sequence[Group], answers: Answers, waiting: Waiting
+    ) -> None:
+        """Run one stage on the rows that wait for it: a step of what a call does for all stages.
+
+        For whoever keeps the queues: a server that runs rows of many requests together, or a
+        network whose stages run on two machines. Deadlines and members that do not answer belong to
+        a call; here MemberUnavailable is raised.
+
+        Args:
+            name: of one of `stages`.
+            groups: rows from `enter` or an earlier `advance`, at least one. They run as one batch.
+            answers: takes the rows that leave.
+            waiting: takes the rows that go on, by the name of the stage that they wait for.
+
+        Raises:
+            StaleRunner: the network has changed since it was opened.
+        """
+        (engine_stage,) = (one for one in self._engine_stages if one.name == name)
+        with ambient.autocast_off(self.device.type), self._mode():
+            group = merged(groups, self._gather)
+            group = group._replace(state=dict(group.state))  # the caller's groups stay as they are
+            self._call(engine_stage, group.state)
+            inputs = [name for name in group.state if is_input(name)]
+            self._divide(answers, waiting, engine_stage.stage, group, inputs)
+        self._spot_check()
+
     def anytime(self, x: Any) -> Iterator[Outputs]:
         """The Outputs of each exit for all rows, from the first to the last. Stop iterating to stop
         the work.
@@ -375,10 +433,7 @@ class Runner:
             if (until is not None or self._may_fail) and stage.exit:
                 indices = np.full(group.size, self._exit_indices[stage.name])
                 group = group._replace(latest=Latest(indices, group.state[stage.name + LOGITS]))
-            if not stage.gate:
-                self._send(result, waiting, stage, stage.edges[0], group, inputs)
-                continue
-            if seen is not None:
+            if seen is not None and stage.gate:
                 scores = group.state[stage.name + SCORE]
                 seen.scored(scores, self._thresholds[stage.name], group.rows)
             self._divide(result, waiting, stage, group, inputs)
@@ -386,13 +441,16 @@ class Runner:
 
     def _divide(
         self,
-        result: OutputBuffer,
+        result: Answers,
         waiting: Waiting,
         stage: Stage,
         group: Group,
         inputs: Sequence[str],
     ) -> None:
-        """Send each row along the edge that the gate chooses for it."""
+        """Send each row along the edge that the gate chooses for it, or along the only one."""
+        if not stage.gate:
+            self._send(result, waiting, stage, stage.edges[0], group, inputs)
+            return
         successor, not_first = self._chosen(result, stage, group)
         if not len(not_first):  # the common cases of small batches first
             self._send(result, waiting, stage, stage.edges[0], group, inputs)
@@ -413,7 +471,7 @@ class Runner:
             if len(chosen):
                 self._send(result, waiting, stage, edge, group, inputs, chosen)
 
-    def _chosen(self, result: OutputBuffer, stage: Stage, group: Group) -> tuple[Index, Index]:
+    def _chosen(self, result: Answers, stage: Stage, group: Group) -> tuple[Index, Index]:
         """The edge [n] that each row takes, and the positions of rows that do not take the first.
 
         This is decided on the host. Bringing the scores there is the one synchronisation of the
@@ -434,7 +492,7 @@ class Runner:
 
     def _send(
         self,
-        result: OutputBuffer,
+        result: Answers,
         waiting: Waiting,
         stage: Stage,
         edge: Edge,
