@@ -21,7 +21,7 @@ REFUSED = {
     r"tensor",
     "odd:weight_shared_loop": r"module 'two' runs more than once",
     "odd:memory": r"operation aten\.add_\.Tensor writes to the buffer 'calls' in every call",
-    "odd:batch_folded": r"'folded' is no cut: it gives .* of shape \[2\*B, 6\]",
+    "odd:batch_folded": r"'folded' is not a cut: it gives .* of shape \[2\*B, 6\]",
 }
 FEW = ["hf:DistilBert", "timm:resnet18", "torchvision:squeezenet1_1"]
 

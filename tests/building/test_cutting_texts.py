@@ -198,18 +198,18 @@ def test_texts_that_do_not_fit_are_refused(free, net):
     def run(network, x):
         return off.run(network, Plan.never_leave(network.topology), x)
 
-    with pytest.raises(BadData, match=r"have length T = 33, expected T <= 32"):
+    with pytest.raises(BadData, match=r"must satisfy T <= 32 .*, got T = 33"):
         run(free, texts(3, 33))
-    with pytest.raises(BadData, match=r"have length T = 2, expected T >= 3"):
+    with pytest.raises(BadData, match=r"must satisfy T >= 3 .*, got T = 2"):
         run(free, texts(3, 2))
-    with pytest.raises(BadData, match=r"have lengths \[8, 9\], expected one"):
+    with pytest.raises(BadData, match=r"must have the same length, got \[8, 9\]"):
         run(free, {**texts(3, 9), "attention_mask": texts(3, 8)["attention_mask"]})
     with pytest.raises(
-        BadData, match=r"rows of 'x/input_ids' have shape \(8,\), expected \(9,\).*length="
+        BadData, match=r"rows of 'x/input_ids' must have shape \(9,\), got \(8,\).*length="
     ):
         run(net, texts(3, 8))
     with pytest.raises(
-        InvalidArgument, match=r"length='mask', expected inputs \[B, T, ...\] of .*'x/mask' is none"
+        InvalidArgument, match=r"length must name inputs \[B, T, ...\] of .*, got 'mask'; 'x/mask'"
     ):
         off.cut(encoder(), texts(6, 9), at=AT, length="mask")
 

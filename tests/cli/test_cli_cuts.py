@@ -174,7 +174,7 @@ def test_images_that_do_not_fit_the_model(workdir):
         (("--at", "15"), "'15' ends where"),
         ((), "exactly one"),
         (("--at", "2", "--parts", "2"), "exactly one"),
-        (("--parts", "40"), "parts=40"),
+        (("--parts", "40"), "got 40"),
         (("--at", "2", "--exit", "linaer"), "linear"),
         (("--at", "2", "--gate", "margn"), "margin"),
         (("--at", "2", "--preprocess", "x"), "imagenet"),
@@ -184,7 +184,7 @@ def test_images_that_do_not_fit_the_model(workdir):
         (("--parts", "2", "--exit-of", "5=linear"), "a module of --at"),
         (("--at", "2", "--exit-of", "2"), "NAME=VALUE"),
         (("--at", "2", "--exit-of", "2=linaer"), "linear"),
-        (("--at", "2", "--length", "words"), "expected inputs"),
+        (("--at", "2", "--length", "words"), "length must name inputs"),
         (("--at", "auto"), "--labelled must be given with --at auto"),
         (("--at", "2", "--labelled", "digits[0:50]"), "with --at auto only"),
         (

@@ -93,7 +93,10 @@ CASES = {
                       f"n.npz", "row 3 has 11"),
     "empty data": lambda: (f"record network {npz('a.npz', shape=(0, 1, 8, 8))} -o n.npz", "0 rows"),
     "images of the wrong "
-    "size": lambda: (f"record network {npz('a.npz', shape=(5, 1, 9, 9))} -o n.npz", "images must be 8x8"),
+    "size": lambda: (
+        f"record network {npz('a.npz', shape=(5, 1, 9, 9))} -o n.npz",
+        "images must be 8x8",
+    ),
     "images of the wrong size, "
     "run": lambda: (f"run network plan.json {npz('a.npz', shape=(5, 1, 9, 9))}", "(1, 9, 9)"),
     "NaN rows": lambda: (

@@ -156,7 +156,7 @@ def test_even_cuts_are_outer_modules_near_equal_shares() -> None:
     assert evenly(points, 2) == ("b.one",)
     assert evenly(points, 6) == ("a.one", "a", "b.one", "b.two", "c")
     with pytest.raises(
-        InvalidArgument, match=r"parts=7, expected 2 to 6 parts.*'d' carries 'h' of shape \[9\]"
+        InvalidArgument, match=r"parts must be between 2 and 6 .*'d' carries 'h' of shape \[9\]"
     ):
         evenly(points, 7)
 
@@ -368,7 +368,7 @@ def test_explicit_stages() -> None:
     biased[4] = 2.0  # alone its sum is positive, among the others it is not
     with pytest.raises(BadNetwork, match="the stage that ends at '0' mixes rows"):
         self_check(model, parts, (biased,))
-    with pytest.raises(BadNetwork, match="a name per stage but the last"):
+    with pytest.raises(BadNetwork, match="a different name for each of the"):
         staged(model, (x,), names=["0"])
 
 

@@ -312,6 +312,16 @@ class Branching(nn.Module):
         return self.linear(x) if x.sum() < 1e9 else x
 
 
+def test_explicit_stages_may_share_a_layer():
+    """One ReLU at two places: each stage has the layers between its cuts all the same."""
+    relu = nn.ReLU()
+    layers = [seeded(Branching, 0), relu, nn.Linear(4, 4), relu, nn.Linear(4, 3)]
+    model = nn.Sequential(*layers).eval()
+    net = off.cut(model, rows_of(4), at=["2"], exits="linear")
+    answers = off.run(net, off.Plan.by_hand({"2": 1e9}), rows_of(4))
+    torch.testing.assert_close(answers.logits, model(rows_of(4)).detach())
+
+
 def test_explicit_stages_are_the_way_out():
     model = nn.Sequential(seeded(Branching, 0), nn.ReLU(inplace=True), nn.Linear(4, 3)).eval()
     net = moved(cut(model, rows_of(4), at=["0", "1"], exits="linear"))

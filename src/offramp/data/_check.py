@@ -1,6 +1,7 @@
-"""What x and y may be, and what identifies a row.
+"""Checks the inputs x and the labels y of rows, and converts them to numpy arrays.
 
-n rows; x is one array [n, ...] or a dict of named arrays [n, ...]; y is int64 [n] or None.
+n is the number of rows. x is one array [n, ...] or a dict of named arrays [n, ...]. y is int64 [n]
+or None.
 """
 
 from __future__ import annotations
@@ -27,17 +28,22 @@ Layout: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def is_array(value: object) -> bool:
-    """A numpy array, a torch tensor (torch is asked only where it is loaded already), a DataFrame
-    or a Series.
-    """
+    """Whether a value is a numpy array, a torch tensor, a DataFrame or a Series."""
+    # If torch is not loaded, then the value is not a tensor.
     torch = sys.modules.get("torch")
     tensor = torch is not None and isinstance(value, torch.Tensor)
     return isinstance(value, np.ndarray) or tensor or is_frame(value)
 
 
 def to_numpy(value: object, what: str) -> Array:
-    """A numpy array or torch tensor as a numeric array in native byte order; BadData for anything
-    else.
+    """Convert an array, tensor or data frame to a numeric array in native byte order.
+
+    Args:
+        value: to convert.
+        what: its name in messages.
+
+    Raises:
+        BadData: it is something else, or does not hold numbers.
     """
     if not is_array(value):
         raise BadData(
@@ -51,7 +57,7 @@ def to_numpy(value: object, what: str) -> Array:
     else:
         tensor: Any = value
         try:
-            array = tensor.detach().cpu().numpy()
+            array = tensor.detach().cpu().numpy()  # fails for bfloat16 and for sparse tensors
         except (TypeError, RuntimeError) as problem:
             raise BadData(
                 f"{what} is a {tensor.dtype} tensor that numpy cannot hold ({brief(problem)}); "
@@ -65,8 +71,14 @@ def to_numpy(value: object, what: str) -> Array:
 
 
 def to_x(value: object, what: str) -> X:
-    """An array, tensor or dict of either as x; every array has the same number of rows, which are
-    not empty.
+    """Convert an array or tensor, or a dict of them, to x.
+
+    Args:
+        value: to convert.
+        what: its name in messages.
+
+    Raises:
+        BadData: an array has no rows or empty ones, or numbers of rows differ.
     """
     if not isinstance(value, Mapping):
         return _field(value, what)
@@ -86,44 +98,62 @@ def to_x(value: object, what: str) -> X:
 
 
 def parted(value: object, labels: object, what: str) -> tuple[object, object]:
-    """Inputs and labels of rows: `label` or `labels` in a mapping of inputs, in any case of
-    letters, is the label.
+    """Separate the inputs of rows from their labels.
 
-    Raises BadData where a mapping holds nothing else, and where labels come twice and differ.
+    `label` or `labels` in a mapping of inputs, in any case of letters, is the label.
+
+    Args:
+        value: the inputs, perhaps with labels among them.
+        labels: the labels, if they are separate; else None.
+        what: the name of the inputs in messages.
+
+    Returns:
+        The inputs without labels, and the labels.
+
+    Raises:
+        BadData: a mapping holds only labels, or there are labels twice and they differ.
     """
-    if isinstance(value, Mapping):
-        names = [name for name in value if is_label(name)]
-    else:
-        names = []
+    if not isinstance(value, Mapping):
+        return value, labels
+    names = [name for name in value if is_label(name)]
     if not names:
         return value, labels
-    assert isinstance(value, Mapping)
-    inputs = {name: part for name, part in value.items() if name not in names}
+    inputs = dict(value)
+    for name in names:
+        del inputs[name]
     if not inputs:
         raise BadData(
             f"{what} holds {', '.join(names)} and no input. {', '.join(names)} is taken as the "
             f"label."
         )
+    # The same labels may be there twice, for example in a mapping and next to it.
     for name in names:
-        given = value[name]
-        if labels is not None and given is not None and not _equal(labels, given):
+        inner = value[name]
+        if labels is not None and inner is not None and not _equal(labels, inner):
             raise BadData(
                 f"{what} has labels twice, and those under {name!r} differ from the others. Give "
                 f"them once."
             )
-        labels = given if labels is None else labels
+        if labels is None:
+            labels = inner
     return inputs, labels
 
 
 def _equal(one: object, other: object) -> bool:
     """Whether two labels, or arrays of them, hold the same values."""
-    mine, its = (
-        to_numpy(each, "a label") if is_array(each) else np.asarray(each) for each in (one, other)
-    )
-    return mine.shape == its.shape and bool((mine == its).all())
+    first = _label_array(one)
+    second = _label_array(other)
+    return first.shape == second.shape and bool((first == second).all())
+
+
+def _label_array(value: object) -> Array:
+    if is_array(value):
+        return to_numpy(value, "a label")
+    return np.asarray(value)
 
 
 def _field(value: object, what: str) -> Array:
+    """One array [n, ...] of x. Raises BadData if it has no rows or empty ones."""
     array = to_numpy(value, what)
     if array.ndim == 0 or 0 in array.shape[1:]:
         raise BadData(
@@ -134,12 +164,21 @@ def _field(value: object, what: str) -> Array:
 
 
 def to_labels(value: object, rows: Sequence[int] | Ints, what: str) -> Ints | None:
-    """Labels as int64 [n], n = len(rows); None stays None. BadData names the offending `rows`."""
+    """Convert labels to int64 [n].
+
+    Args:
+        value: labels [n] or [n, 1]; None stays None.
+        rows: numbers of the n rows, for messages.
+        what: their name in messages.
+
+    Raises:
+        BadData: there is not one integer of at least 0 for each row; the message names the rows.
+    """
     if value is None:
         return None
     y = to_numpy(listed(value, what), what)
     if y.shape == (len(rows), 1):
-        y = y[:, 0]
+        y = y[:, 0]  # [n, 1] -> [n]
     if y.shape != (len(rows),):
         expected = f"expected one class index per row, [{len(rows)}]"
         verb = "have" if what.endswith("labels") else "has"
@@ -147,30 +186,36 @@ def to_labels(value: object, rows: Sequence[int] | Ints, what: str) -> Ints | No
             f"{what} {verb} the shape {list(y.shape)}; {expected}: {labels_advice(y, len(rows))}"
         )
     if y.dtype.kind == "f":
-        whole = np.isfinite(y) & (np.floor(y) == y) & (np.abs(y) < 2**53)
+        # Above 2**53 a float no longer distinguishes neighbouring integers.
+        is_integer = np.isfinite(y) & (np.floor(y) == y) & (np.abs(y) < 2**53)
     elif y.dtype.kind == "u":
-        whole = y <= np.iinfo(np.int64).max
+        is_integer = y <= np.iinfo(np.int64).max
     else:
-        whole = np.ones(len(y), dtype=bool)
-    wrong = ~whole | (y < 0)
+        is_integer = np.ones(len(y), dtype=bool)
+    wrong = ~is_integer | (y < 0)
     if wrong.any():
         raise BadData(
             f"{what} holds {y[wrong][0]} at {name_rows(np.asarray(rows)[wrong])}; "
-            "expected integers of at least 0: mend or drop these rows"
+            "expected integers of at least 0: correct or drop these rows"
         )
     return y.astype(np.int64)
 
 
 def name_rows(rows: Array) -> str:
-    """`row 3`, or `rows 3, 5, 8 and 4 more`."""
+    """Rows in words: `row 3`, or `rows 3, 5, 8 and 4 more`."""
+    if len(rows) == 1:
+        return f"row {rows[0]}"
     shown = ", ".join(str(row) for row in rows[:3])
-    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+    if len(rows) <= 3:
+        return f"rows {shown}"
+    return f"rows {shown} and {len(rows) - 3} more"
 
 
 def count(x: X) -> int:
     """The number of rows of x."""
-    return len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
+    if isinstance(x, dict):
+        return len(next(iter(x.values())))
+    return len(x)
 
 
 def pick(x: X, index: Ints | slice) -> X:
@@ -181,36 +226,48 @@ def pick(x: X, index: Ints | slice) -> X:
 
 
 def join(parts: Sequence[X]) -> X:
-    """x of equal layout, one after the other."""
+    """Concatenate parts of equal layout along their rows."""
     if len(parts) == 1:
         return parts[0]
-    named = [part for part in parts if isinstance(part, dict)]
-    if named:
-        return {name: np.concatenate([part[name] for part in named]) for name in named[0]}
-    return np.concatenate([part for part in parts if not isinstance(part, dict)])
+    # All parts have the same layout: either all are dicts of arrays, or all are arrays.
+    by_name = dict[str, list[Array]]()
+    plain = list[Array]()
+    for part in parts:
+        if not isinstance(part, dict):
+            plain.append(part)
+            continue
+        for name, array in part.items():
+            by_name.setdefault(name, []).append(array)
+    if plain:
+        return np.concatenate(plain)
+    return {name: np.concatenate(arrays) for name, arrays in by_name.items()}
 
 
 def layout(x: X) -> Layout:
-    """Name -> (dtype, shape of one row); a plain array has the name ''."""
+    """The type and the shape of one row of each array, by name; a plain array has the name ''."""
     fields = x if isinstance(x, dict) else {"": x}
-    return {name: (str(part.dtype), part.shape[1:]) for name, part in sorted(fields.items())}
+    result = Layout()
+    for name, part in sorted(fields.items()):
+        result[name] = (str(part.dtype), part.shape[1:])
+    return result
 
 
 def same_layout(expected: Layout, got: Layout, where: str) -> None:
-    """Raise BadData when a row or batch differs in names, dtype or shape from those before it."""
+    """Raise BadData if a row or batch has other names, types or shapes than those before it."""
     if expected != got:
         raise BadData(
-            f"{where} is {_tell(got)}, the rows before are {_tell(expected)}; "
-            "every row must have one type and shape: resize, pad or cast them alike"
+            f"{where} is {_in_words(got)}, the rows before are {_in_words(expected)}; "
+            "every row must have one type and shape: resize, pad or cast them"
         )
 
 
-def _tell(fields: Layout) -> str:
-    told = [
-        f"{f'{name}: ' if name else ''}{dtype} {list(shape)}"
-        for name, (dtype, shape) in fields.items()
-    ]
-    return ", ".join(told)
+def _in_words(fields: Layout) -> str:
+    """A layout in words: `x: float32 [3, 8, 8], mask: int64 [8]`."""
+    texts = list[str]()
+    for name, (dtype, shape) in fields.items():
+        label = f"{name}: " if name else ""
+        texts.append(f"{label}{dtype} {list(shape)}")
+    return ", ".join(texts)
 
 
 def brief(problem: BaseException) -> str:
@@ -220,11 +277,18 @@ def brief(problem: BaseException) -> str:
 
 @contextlib.contextmanager
 def reading(path: str | Path, expected: str) -> Iterator[None]:
-    """Turn whatever goes wrong while reading `path` into BadFile; damaged files fail anywhere in a
-    decoder.
+    """While it is open, turn every error into BadFile: damaged files fail anywhere in a decoder.
 
-    A device, a pipe or a socket is refused before anything waits for it, or reads it for ever.
+    A device, a pipe or a socket is refused at once, because reading it could wait for ever.
+
+    Args:
+        path: of the file.
+        expected: what it should be, in messages.
+
+    Raises:
+        BadFile: the file is missing, damaged or of another kind.
     """
+    # A path that does not exist, or is not valid, gets its message below.
     with contextlib.suppress(OSError, ValueError):
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -239,7 +303,7 @@ def reading(path: str | Path, expected: str) -> Iterator[None]:
     except FileNotFoundError as problem:
         raise BadFile(f"{path} does not exist; expected {expected}: check the place") from problem
     except BaseException as problem:
-        # of Rust, no Exception
+        # A panic in a library written in Rust is not an Exception, but counts as one here.
         if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
             raise
         raise BadFile(

@@ -1,8 +1,8 @@
-"""Classes by name: which number a name has must not depend on what one split happens to hold.
+"""Numbers classes by name, so that the number of a name does not depend on what one split holds.
 
-The names of a data set are those of its training split where there is one, else those of the split
-that holds all others' names. A split with a name more is refused; one with fewer keeps the numbers,
-and a notice says so.
+The names of a data set are those of its training split if there is one. Otherwise they are those of
+the split that holds all names of the others. A split with an additional name is refused. A split
+with fewer names keeps the numbers, and a notice names the absent classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from offramp.errors import BadData, BadFile
 
 TRAINING = ("train", "training")
 SPLITS = (*TRAINING, "val", "valid", "validation", "dev", "development", "eval", "test", "testing")
-SHOWN = 5
+SHOWN = 5  # names in a message
 Names = tuple[str, ...]
 
 
@@ -30,29 +30,33 @@ def is_split(word: str) -> bool:
 
 
 def same(name: str) -> str:
-    """A name in the one form in which names are compared: systems write the same umlaut in two
-    ways.
-    """
+    """A name in its composed form. Systems encode the same umlaut in two ways."""
     return unicodedata.normalize("NFC", name)
 
 
 def names_of(
     splits: Mapping[str, Iterable[str]], chosen: str, path: str | Path, given: Names = ()
 ) -> Names:
-    """The class names of a data set, by whose order its classes are numbered from 0.
+    """Determine the class names of a data set, in the order of their numbers.
 
     Args:
         splits: the names that each split holds.
         chosen: the split that is read.
-        place: for the message.
+        path: of the data set, for messages.
         given: the names as the user states them; they need not be sorted.
 
+    Returns:
+        The name of class 0, class 1, ...
+
     Raises:
-        BadData: the split holds a name that the others lack; it is named.
+        BadData: the chosen split holds a name that is not among them.
     """
-    held = {split: {same(name) for name in names} for split, names in splits.items()}
+    held = dict[str, set[str]]()
+    for split, names_in_split in splits.items():
+        held[split] = {same(name) for name in names_in_split}
     reference, names = _reference(held, chosen, path, given)
-    if extra := sorted(held[chosen] - set(names)):
+    extra = sorted(held[chosen] - set(names))
+    if extra:
         where = f"the split {chosen!r} of {path}" if chosen else str(path)
         which = "given" if given else f"of the split {reference!r}"
         raise BadData(
@@ -64,9 +68,10 @@ def names_of(
 
 
 def say_absent(names: Names, labels: Ints, where: str | Path) -> None:
-    """Say which classes have no rows: their numbers are kept."""
-    counts = np.bincount(labels, minlength=len(names))
-    if absent := [name for name, count in zip(names, counts, strict=False) if not count]:
+    """Give a notice of the classes without rows; they keep their numbers."""
+    present = set(np.unique(labels).tolist())
+    absent = [name for number, name in enumerate(names) if number not in present]
+    if absent:
         say(
             f"{where} has no rows of the {_classes(absent)}; classes are numbered as all "
             f"{len(names)} are"
@@ -76,47 +81,72 @@ def say_absent(names: Names, labels: Ints, where: str | Path) -> None:
 def _reference(
     held: Mapping[str, set[str]], chosen: str, path: str | Path, given: Names
 ) -> tuple[str, Names]:
-    """The split that says which classes there are, and their names in order."""
+    """The split that decides which classes there are, and their names in order."""
     if given:
         return "", given
-    training = [split for split in held if split.lower() in TRAINING]
-    if training:
-        return training[0], tuple(sorted(held[training[0]]))
+    # A network is trained on the training split, so its numbers are those of this split.
+    for split, names in held.items():
+        if split.lower() in TRAINING:
+            return split, tuple(sorted(names))
+    # Otherwise one split must have the names of all others, preferably the chosen one.
     everything = set().union(*held.values())
-    complete = [split for split in (chosen, *held) if held[split] == everything]
-    if not complete:
-        differing = "; ".join(f"{split}: {_some(sorted(names))}" for split, names in held.items())
-        raise BadData(
-            f"the splits of {path} hold different classes ({differing}), and none of them holds "
-            f"all; expected a "
-            "training split, or all names as ?classes=A,B,C"
-        )
-    return complete[0], tuple(sorted(everything))
+    for split in (chosen, *held):
+        if held[split] == everything:
+            return split, tuple(sorted(everything))
+    differing = list[str]()
+    for split, names in held.items():
+        differing.append(f"{split}: {_some(sorted(names))}")
+    raise BadData(
+        f"the splits of {path} hold different classes ({'; '.join(differing)}), and none of them "
+        f"holds all; expected a training split, or all names as ?classes=A,B,C"
+    )
 
 
 def numbered(labels: Array, names: Names, what: str) -> Ints:
-    """Labels as text -> int64 [n], their places among the names. Raises BadData with the rows of
-    unknown ones.
+    """Number labels that are texts.
+
+    Args:
+        labels: texts [n].
+        names: the names of the classes in the order of their numbers.
+        what: the labels in messages.
+
+    Returns:
+        The number of each label, int64 [n].
+
+    Raises:
+        BadData: a label is not among the names; the message names the rows.
     """
     known = {name: number for number, name in enumerate(names)}
-    found = np.array([known.get(same(str(label)), -1) for label in labels], dtype=np.int64)
-    wrong = np.flatnonzero(found < 0)
+    numbers = np.full(len(labels), -1, dtype=np.int64)
+    for row, label in enumerate(labels):
+        numbers[row] = known.get(same(str(label)), -1)
+    wrong = np.flatnonzero(numbers < 0)
     if len(wrong):
         raise BadData(
             f"{what} holds {str(labels[wrong[0]])!r} at {name_rows(wrong)}; expected one of "
-            f"{_some(names)}: mend them, "
+            f"{_some(names)}: correct them, "
             "or give all names as ?classes=A,B,C"
         )
-    return found
+    return numbers
 
 
 def given_names(text: str) -> Names:
-    """The names of `classes=A,B,C`, or of a text file with a name in each line. Raises BadData,
-    BadFile.
+    """Read the option `classes=`.
+
+    Args:
+        text: A,B,C, or the path of a text file with one name a line; "" for none.
+
+    Returns:
+        The names; () for none.
+
+    Raises:
+        BadData: there are less than two different names.
+        BadFile: the file cannot be read.
     """
     if not text:
         return ()
     path = Path(text).expanduser()
+    # A text with commas is a list of names, also if a file is called so.
     if "," not in text and path.is_file():
         try:
             names = path.read_text(encoding="utf-8").splitlines()
@@ -126,26 +156,39 @@ def given_names(text: str) -> Names:
             ) from problem
     else:
         names = text.split(",")
-    plain = tuple(same(name.strip()) for name in names if name.strip())
+    plain = list[str]()
+    for name in names:
+        if name.strip():  # not an empty line
+            plain.append(same(name.strip()))
     if len(plain) < 2 or len(set(plain)) < len(plain):
         raise BadData(
             f"got classes={text}; expected at least two different names, A,B,C or a file with one "
             f"a line"
         )
-    return plain
+    return tuple(plain)
 
 
 def renumbering(own: Names, wanted: Names, what: str) -> Ints | None:
-    """For each class of some rows its number in a network, int64 [len(own)]; None where they are
-    equal.
+    """Translate the class numbers of some rows to those of a network.
 
-    Raises BadData where the rows have a class that the network does not know.
+    Args:
+        own: the class names of the rows, in the order of their numbers.
+        wanted: the class names of the network.
+        what: the rows in messages.
+
+    Returns:
+        For each class of the rows its number in the network, int64 [len(own)]; None where the names
+        are equal.
+
+    Raises:
+        BadData: the rows have a class that the network does not know.
     """
     ours = tuple(map(same, own))
     theirs = tuple(map(same, wanted))
     if ours == theirs:
         return None
-    if extra := [name for name in ours if name not in theirs]:
+    extra = [name for name in ours if name not in theirs]
+    if extra:
         raise BadData(
             f"{what} has the {_classes(extra)}, and the network was trained the {len(theirs)} "
             f"classes {_some(theirs)}; "
@@ -160,9 +203,13 @@ def renumbering(own: Names, wanted: Names, what: str) -> Ints | None:
 
 
 def _classes(names: Sequence[str]) -> str:
-    return f"class{'es' if len(names) > 1 else ''} {_some(names)}"
+    noun = "classes" if len(names) > 1 else "class"
+    return f"{noun} {_some(names)}"
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(repr, names[:SHOWN])) + more
+    """The first names, and how many more there are."""
+    shown = ", ".join(map(repr, names[:SHOWN]))
+    if len(names) <= SHOWN:
+        return shown
+    return f"{shown} and {len(names) - SHOWN} more"

@@ -1,7 +1,6 @@
-"""What people hand over as arrays: data frames, lists of labels; and advice for labels of another
-shape.
+"""Converts data frames and lists of labels to arrays, and advises on labels of a wrong shape.
 
-Data frames are known by their method `to_numpy` alone (pandas, polars): none of these libraries is
+A data frame is recognised by its method `to_numpy` (pandas, polars), so neither library is
 imported.
 """
 
@@ -15,15 +14,12 @@ import numpy as np
 from offramp._support.files import Array
 from offramp.errors import BadData
 
-LABEL_COLUMNS = (
-    "label",
-    "labels",
-    "target",
-)  # in a data frame of inputs they would give the answer away
+# Among the inputs, a column of this name would give the label away.
+LABEL_COLUMNS = ("label", "labels", "target")
 
 
 def is_frame(value: object) -> bool:
-    """A DataFrame or a Series, of whatever library."""
+    """Whether a value is a DataFrame or a Series, of any library."""
     return (
         callable(getattr(value, "to_numpy", None))
         and hasattr(value, "shape")
@@ -32,25 +28,36 @@ def is_frame(value: object) -> bool:
 
 
 def of_frame(value: object, what: str) -> Array:
-    """A Series as an array [n], a DataFrame as [n, columns]. Raises BadData for columns that are no
-    numbers.
+    """Convert a Series to an array [n], or a DataFrame to [n, columns].
+
+    Args:
+        value: the Series or DataFrame.
+        what: its name in messages.
+
+    Raises:
+        BadData: a column does not hold numbers, or is a label.
     """
     frame: Any = value
     if not hasattr(frame, "columns"):
         return _numbers(np.asarray(frame.to_numpy()), what)
     names = [str(name) for name in frame.columns]
-    if leaks := [name for name in names if name.lower() in LABEL_COLUMNS]:
-        raise BadData(
-            f"{what} is a DataFrame with the column {leaks[0]!r}; expected inputs alone: hand over "
-            f"(df.drop(columns={leaks[0]!r}), df[{leaks[0]!r}])"
-        )
+    for name in names:
+        if name.lower() in LABEL_COLUMNS:
+            raise BadData(
+                f"{what} is a DataFrame with the column {name!r}; expected inputs alone: hand over "
+                f"(df.drop(columns={name!r}), df[{name!r}])"
+            )
+    # Two columns of one name can only be taken together.
     if len(set(names)) < len(names):
         return np.asarray(frame.to_numpy())
-    # column by column: pandas makes objects of booleans beside numbers
-    columns = [np.asarray(frame[name].to_numpy()) for name in frame.columns]
-    wrong = [
-        name for name, column in zip(names, columns, strict=True) if column.dtype.kind not in "biuf"
-    ]
+    # Column by column, because pandas makes objects of a frame with booleans and numbers.
+    columns = list[Array]()
+    wrong = list[str]()
+    for name in frame.columns:
+        column = np.asarray(frame[name].to_numpy())
+        columns.append(column)
+        if column.dtype.kind not in "biuf":
+            wrong.append(str(name))
     if wrong:
         raise BadData(
             f"{what} is a DataFrame whose columns {wrong} are no numbers; encode them as numbers, "
@@ -58,14 +65,14 @@ def of_frame(value: object, what: str) -> Array:
         )
     if not columns:
         raise BadData(f"{what} is a DataFrame without columns; expected columns of numbers")
-    return np.column_stack(columns)
+    return np.column_stack(columns)  # [n, columns]
 
 
 def _numbers(array: Array, what: str) -> Array:
-    """The same; a nullable Series of numbers comes as objects."""
-    if array.dtype.kind != "O" or not all(
-        isinstance(one, (bool, int, float, np.number)) for one in array
-    ):
+    """An array of numbers. A nullable Series of numbers comes as an array of objects."""
+    if array.dtype.kind != "O":
+        return array
+    if not all(isinstance(value, (bool, int, float, np.number)) for value in array):
         return array
     try:
         return np.array(array.tolist())
@@ -74,14 +81,19 @@ def _numbers(array: Array, what: str) -> Array:
 
 
 def listed(value: object, what: str) -> object:
-    """Labels as they came; a list or tuple of numbers, or of tensors of one number, as an array.
+    """Convert a list or tuple of labels to an array; other labels stay as they are.
 
-    Raises BadData for strings, which nobody but the user can number.
+    Args:
+        value: the labels. Items of a list may be numbers, or tensors of one number.
+        what: their name in messages.
+
+    Raises:
+        BadData: the labels are texts, which only the user can number.
     """
-    found = value
+    labels: Any = value
     if isinstance(value, (list, tuple)):
-        found = _of_list(value, what)
-    array = np.asarray(found.to_numpy()) if is_frame(found) else found  # type: ignore[attr-defined]
+        labels = _of_list(value, what)
+    array = np.asarray(labels.to_numpy()) if is_frame(labels) else labels
     if isinstance(array, np.ndarray) and array.size and array.dtype.kind in "USOT":
         first = array.reshape(-1)[0]
         if isinstance(first, str):
@@ -91,11 +103,11 @@ def listed(value: object, what: str) -> object:
                 "them by one list of names for all your rows, [names.index(label) for label in "
                 "labels]"
             )
-    return found
+    return labels
 
 
 def _of_list(values: list[Any] | tuple[Any, ...], what: str) -> Array:
-    """Numbers and texts as they are, arrays and tensors of one number as that number."""
+    """The items as an array; arrays and tensors of one number become that number."""
     plain = []
     for number, value in enumerate(values):
         single = value
@@ -118,14 +130,22 @@ def _of_list(values: list[Any] | tuple[Any, ...], what: str) -> Array:
 
 
 def labels_advice(y: Array, rows: int) -> str:
-    """What to do about labels that are not [rows]."""
+    """Advise on labels that are not [rows].
+
+    Args:
+        y: the labels, of another shape.
+        rows: the number of rows.
+
+    Returns:
+        What to do, as the last part of a message.
+    """
     if y.shape == (1, rows):
         return "hand over y[0]"
     if y.ndim == 0 or len(y) != rows:
-        count = "one" if y.ndim == 0 else f"{len(y)}"
+        count = "one" if y.ndim == 0 else str(len(y))
         return f"there are {count} for {rows} rows: hand over those of the same rows"
-    columns = y.reshape(rows, -1)
-    marks = np.count_nonzero(columns, axis=1)
+    columns = y.reshape(rows, -1)  # [n, ...] -> [n, columns]
+    marks = np.count_nonzero(columns, axis=1)  # [n]
     if y.ndim == 2 and (marks == 1).all() and set(np.unique(columns).tolist()) <= {0, 1}:
         return "these are one-hot, take y.argmax(1)"
     if y.ndim == 2 and y.dtype.kind == "f" and np.allclose(columns.sum(1), 1):

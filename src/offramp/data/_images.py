@@ -1,10 +1,10 @@
-"""Images into uint8 [C, H, W]; Pillow is imported where used. Only raster formats that run nothing
-are opened.
+"""Decodes images to uint8 [C, H, W].
 
-What is done with an image, always in this order: it is turned as its EXIF orientation says,
-converted to grey or RGB (alpha is dropped, palettes and CMYK are converted by Pillow, a PNG of 16
-bits a channel keeps the high byte), then resized and cropped as asked. Of several frames the first
-is read.
+Only raster formats that run no code are opened. The steps are always the same, in this order. The
+image is turned as its EXIF orientation says. It is converted to grey or RGB: alpha is dropped,
+Pillow converts palettes and CMYK, and a PNG of 16 bits a channel keeps the high byte. Then it is
+resized and cropped as asked. Of several frames the first is read. Pillow is imported where it is
+used.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ ENDINGS = (
     ".pgm",
     ".gif",
 )
-MOST_PIXELS = 64_000_000
-MOST_SIDE = 8192
+MOST_PIXELS = 64_000_000  # of an image; a small file can claim to be far larger
+MOST_SIDE = 8192  # pixels to resize or crop to
 ORIENTATION = 0x0112  # the EXIF tag
 SWAPPED = (5, 6, 7, 8)  # orientations that exchange height and width
 Size = tuple[int, int]  # height, width
@@ -71,8 +71,14 @@ class Resizing:
         return self.crop or self.size
 
     def shape(self, own: Size, where: str) -> Size:
-        """The height and width that an image of its own height and width gets. Raises BadData for
-        one too small.
+        """The height and width of an image after resizing and cropping.
+
+        Args:
+            own: its height and width before.
+            where: the image in messages.
+
+        Raises:
+            BadData: it is smaller than the crop.
         """
         if self.size is not None:
             return self.size
@@ -90,20 +96,24 @@ class Resizing:
     def _resized(self, own: Size) -> Size:
         if self.short is None:
             return own
-        less, more = sorted(own)
-        longer = int(self.short * more / less)
-        return (self.short, longer) if own[0] <= own[1] else (longer, self.short)
+        height, width = own
+        longer = int(self.short * max(own) / min(own))
+        if height <= width:
+            return self.short, longer
+        return longer, self.short
 
     def apply(self, image: Any, where: str) -> Any:
-        """A PIL image in the size that `shape` says."""
+        """Resize and crop a PIL image to the size that `shape` gives."""
         own = (image.height, image.width)
         shape = self.shape(own, where)
+        # First stretch it, or resize its shorter side.
         resized = self.size or self._resized(own)
         if resized != own:
             kind = getattr(pillow().Resampling, self.interpolation.upper())
             image = image.resize((resized[1], resized[0]), kind)
         if shape == resized:
             return image
+        # As torchvision's CenterCrop rounds.
         top = round((resized[0] - shape[0]) / 2.0)
         left = round((resized[1] - shape[1]) / 2.0)
         return image.crop((left, top, left + shape[1], top + shape[0]))
@@ -113,16 +123,28 @@ AS_THEY_ARE = Resizing()
 
 
 def resizing(size: Size | None, resize: str, crop: str, interpolation: str) -> Resizing:
-    """What `@HxW` and the options `resize=256&crop=224&interpolation=bicubic` of a spec say. Raises
-    BadData.
+    """Read the size and the options `resize=256&crop=224&interpolation=bicubic` of a spec.
+
+    Args:
+        size: the height and width after `@`; None without.
+        resize: length of the shorter side, in pixels; "" without.
+        crop: N or HxW, in pixels; "" without.
+        interpolation: one of INTERPOLATIONS; "" for bilinear.
+
+    Raises:
+        BadData: an option is wrong, or they do not fit together.
     """
     if size is not None and (resize or crop):
         raise BadData(
             f"got @{told(size)} beside resize or crop; expected one of them: @HxW stretches, they "
             f"do not"
         )
-    short = None if not resize else _sides("resize", resize, pair=False)[0]
-    cut = None if not crop else _sides("crop", crop, pair=True)
+    short: int | None = None
+    cut: Size | None = None
+    if resize:
+        short, _ = _sides("resize", resize, pair=False)
+    if crop:
+        cut = _sides("crop", crop, pair=True)
     if short is not None and cut is not None and short < min(cut):
         raise BadData(
             f"got resize={resize} and crop={crop}; expected a crop within what was resized"
@@ -137,17 +159,15 @@ def resizing(size: Size | None, resize: str, crop: str, interpolation: str) -> R
 
 
 def _sides(name: str, text: str, *, pair: bool) -> Size:
+    """The height and width in N or, if `pair`, HxW. Raises BadData."""
     match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text)
-    height = int(match[1]) if match else 0
-    width = int(match[2]) if match and match[2] else height
-    both = f"{'N or HxW' if pair else 'N'}, each from 1 to {MOST_SIDE}"
-    if (
-        match is None
-        or (match[2] and not pair)
-        or not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE)
-    ):
-        raise BadData(f"got {name}={text}; expected pixels as {both}")
-    return height, width
+    if match is not None and (pair or match[2] is None):
+        height = int(match[1])
+        width = height if match[2] is None else int(match[2])
+        if 0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE:
+            return height, width
+    form = "N or HxW" if pair else "N"
+    raise BadData(f"got {name}={text}; expected pixels as {form}, each from 1 to {MOST_SIDE}")
 
 
 def told(size: Size) -> str:
@@ -167,27 +187,37 @@ def pillow() -> Any:
 def decode(
     data: bytes, where: str, mode: str | None = None, as_asked: Resizing = AS_THEY_ARE
 ) -> Array:
-    """An encoded image -> uint8 [C, H, W], turned as its EXIF orientation says; `where` names it in
-    errors.
+    """Decode an image to uint8 [C, H, W], upright as its EXIF orientation says.
 
-    See `from_pil` for mode and size.
+    Args:
+        data: the bytes of the file.
+        where: the image in messages.
+        mode: "L" or "RGB"; None for the image's own (see `from_pil`).
+        as_asked: resizing and cropping.
+
+    Raises:
+        BadFile: it cannot be decoded.
+        BadData: it is a colour image for mode "L", or too small for the crop.
     """
     with _opened(data, where) as image:
         with reading(where, "an image"):
-            # before EXIF is looked at: Pillow reads pixels for it, and their errors would be lost
+            # Before EXIF is read: Pillow reads pixels for it, and would hide their errors.
             image.load()
         return from_pil(image, where, mode, as_asked, _orientation(image))
 
 
 def shape_of(data: bytes, where: str) -> tuple[str, Size]:
     """The mode ("L" or "RGB") and the height and width of an encoded image, from its header."""
+    # The header has the size before it is turned upright.
     with _opened(data, where) as image:
         if image.format == "TIFF":  # which Pillow turns by itself, when it has read the pixels
             with reading(where, "an image"):
                 image.load()
         height = image.height
         width = image.width
-        return _mode(image), (width, height) if _orientation(image) in SWAPPED else (height, width)
+        if _orientation(image) in SWAPPED:
+            return _mode(image), (width, height)
+        return _mode(image), (height, width)
 
 
 def _opened(data: bytes, where: str) -> Any:
@@ -202,14 +232,14 @@ def _opened(data: bytes, where: str) -> Any:
 
 
 def _orientation(image: Any) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where there is none. Broken EXIF data spoils no
-    image.
-    """
+    """The EXIF orientation, 1 to 8; 1 (upright) where there is none, or where it is damaged."""
     try:
-        found = image.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # a damaged block can fail anywhere
         return 1
-    return found if found in range(1, 9) else 1
+    if orientation not in range(1, 9):
+        return 1
+    return int(orientation)
 
 
 def from_pil(
@@ -219,16 +249,19 @@ def from_pil(
     as_asked: Resizing = AS_THEY_ARE,
     orientation: int = 1,
 ) -> Array:
-    """A PIL image -> uint8 [C, H, W], C = 1 for greyscale and 3 for anything else (alpha is
-    dropped).
+    """Convert a PIL image to uint8 [C, H, W]; C is 1 for greyscale and 3 for anything else.
 
     Args:
         image: as Pillow opened it, or as a user's own Dataset gives it (which decides about EXIF
             itself).
-        where: names it in errors.
-        mode: "L" or "RGB" fixes C. A colour image is never made grey: BadData.
+        where: the image in messages.
+        mode: "L" or "RGB" fixes C. A colour image is never made grey.
         as_asked: resizing and cropping.
         orientation: an EXIF orientation to undo, 1 to 8.
+
+    Raises:
+        BadData: it is a colour image for mode "L", has more than 8 bits, or is too small.
+        BadFile: it cannot be decoded.
     """
     own = _mode(image)
     if image.mode.startswith(("I", "F")):
@@ -242,13 +275,15 @@ def from_pil(
             f"RGB"
         )
     with reading(where, "an image"):
+        # Pillow converts a palette with alpha to RGB only through RGBA.
         if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # a palette with alpha goes to RGB by this way only
+            image = image.convert("RGBA")
         upright = _turned(image.convert(mode or own), orientation)
     with reading(where, "an image"):
         pixels: Array = np.asarray(as_asked.apply(upright, where), dtype=np.uint8)
     if pixels.ndim == 2:
-        return pixels[None]
+        return pixels[None]  # [H, W] -> [1, H, W]
+    # [H, W, 3] -> [3, H, W]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -257,6 +292,7 @@ def _turned(image: Any, orientation: int) -> Any:
     if orientation == 1:
         return image
     way = pillow().Transpose
+    # The operation that undoes each orientation.
     undone = {
         2: way.FLIP_LEFT_RIGHT,
         3: way.ROTATE_180,
@@ -270,6 +306,7 @@ def _turned(image: Any, orientation: int) -> Any:
 
 
 def _mode(image: Any) -> str:
+    """Grey ("L") for the modes without colours, with or without alpha; "RGB" for all others."""
     return "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
 
 
@@ -277,7 +314,7 @@ class OtherSize(BadData):
     """Images of several sizes in one data set.
 
     Attributes:
-        found: which image has which size, and which one the first has.
+        found: the sentence that compares an image with the first one.
         spec: the spec that was read, without options and selection.
     """
 
@@ -302,33 +339,42 @@ USUAL = "resize=256&crop=224"  # the evaluation transform of ImageNet
 
 
 def _with(spec: str, option: str) -> str:
-    """A spec with options behind it, or with `@HxW` behind its name."""
+    """A spec with further options, or with `@HxW` after its name."""
     if not option.startswith("@"):
-        return f"{spec}{'&' if '?' in spec else '?'}{option}"
-    name, colon, index = spec.partition(":")
-    return f"{name}{option}{colon}{index}"
+        separator = "&" if "?" in spec else "?"
+        return f"{spec}{separator}{option}"
+    name, colon, path = spec.partition(":")
+    return f"{name}{option}{colon}{path}"
 
 
 @contextlib.contextmanager
 def proposing(preprocessing: Iterable[object]) -> Iterator[None]:
-    """While rows are read for a network, images of several sizes are answered with the sizes that
-    it knows.
+    """While it is open, the error for images of several sizes proposes the network's own size.
 
     Args:
-        preprocessing: what stands before the network's models; some of it has a size.
+        preprocessing: the preprocessing modules of the network's models; some of them have a size.
+
+    Raises:
+        OtherSize: the same error, with the options that resize to the network's size.
     """
     try:
         yield
     except OtherSize as problem:
-        options = [option for option in map(option_of, preprocessing) if option is not None]
-        if not options:
-            raise
-        raise OtherSize(problem.found, problem.spec, options[0]) from problem
+        for module in preprocessing:
+            option = option_of(module)
+            if option is not None:
+                raise OtherSize(problem.found, problem.spec, option) from problem
+        raise
 
 
 def option_of(preprocess: object) -> str | None:
-    """The options of a spec that make images of the size that a preprocessing module makes or
-    expects.
+    """The options of a spec that resize images as a preprocessing module does.
+
+    Args:
+        preprocess: a module; it may have attributes size, short, expects and interpolation.
+
+    Returns:
+        Such as "resize=256&crop=224" or "@224x224"; None where it has no size.
     """
     short = getattr(preprocess, "short", None)
     size = getattr(preprocess, "size", None)
@@ -337,10 +383,10 @@ def option_of(preprocess: object) -> str | None:
         return None
     height, width = sides
     kind = getattr(preprocess, "interpolation", "bilinear")
-    more = "" if kind == "bilinear" else f"&interpolation={kind}"
-    if size is not None and short is None:
-        if not more:
+    suffix = "" if kind == "bilinear" else f"&interpolation={kind}"
+    if size is not None and short is None:  # it stretches
+        if not suffix:
             return f"@{height}x{width}"
-        return f"resize={max(size)}&crop={height}x{width}{more}"
+        return f"resize={max(size)}&crop={height}x{width}{suffix}"
     crop = f"{height}" if height == width else f"{height}x{width}"
-    return f"resize={short or max(height, width)}&crop={crop}{more}"
+    return f"resize={short or max(height, width)}&crop={crop}{suffix}"

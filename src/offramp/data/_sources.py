@@ -1,7 +1,7 @@
-"""Where rows are read from: something indexed by row number, or a stream of batches.
+"""The sources of rows: something indexed by row number, or a stream of batches.
 
-An Indexed gives any rows, a Stream gives all of them in order. Torch classes are met here, and only
-those handed in.
+An Indexed gives any rows, a Stream gives all of them in order. torch is only imported where the
+user passes its classes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Chunk: TypeAlias = tuple[X, Ints | None]
 
 
 class Indexed(Protocol):
-    """Rows by number. `labels` are all labels where they are known without a pass."""
+    """A source of rows by number."""
 
     @property
     def length(self) -> int:
@@ -43,7 +43,7 @@ class Indexed(Protocol):
 
     @property
     def labels(self) -> Ints | None:
-        """int64 [length], or None when unknown or absent."""
+        """All labels, int64 [length]; None where there are none, or only a full pass shows them."""
 
     def take(self, index: Ints) -> Chunk:
         """The rows of these numbers, in the order asked for: x [k, ...], y int64 [k] or None."""
@@ -60,7 +60,9 @@ class Arrays:
 
     def take(self, index: Ints) -> Chunk:
         """See Indexed."""
-        return pick(self.x, index), None if self.labels is None else self.labels[index]
+        if self.labels is None:
+            return pick(self.x, index), None
+        return pick(self.x, index), self.labels[index]
 
 
 @final
@@ -75,17 +77,30 @@ class Renumbered:
     @property
     def labels(self) -> Ints | None:
         """See Indexed."""
-        own = self.source.labels
-        return None if own is None else self.numbers[own]
+        labels = self.source.labels
+        if labels is None:
+            return None
+        return self.numbers[labels]
 
     def take(self, index: Ints) -> Chunk:
         """See Indexed."""
         x, y = self.source.take(index)
-        return x, None if y is None else self.numbers[y]
+        if y is None:
+            return x, None
+        return x, self.numbers[y]
 
 
 def arrays(x: object, y: object, what: str = "x") -> Arrays:
-    """Arrays or tensors, checked; a label among named inputs is y."""
+    """Make a source of arrays or tensors.
+
+    Args:
+        x: inputs [n, ...], or a dict of them; a label among them is y.
+        y: labels [n], or None.
+        what: the inputs in messages.
+
+    Raises:
+        BadData: they are not arrays of numbers, or their numbers of rows differ.
+    """
     x, y = parted(x, y, what)
     fields = to_x(x, what)
     return Arrays(fields, to_labels(y, range(count(fields)), "the labels"))
@@ -93,7 +108,7 @@ def arrays(x: object, y: object, what: str = "x") -> Arrays:
 
 @final
 class Items:
-    """A torch map-style Dataset, one item a row."""
+    """A torch Dataset with `__getitem__`; each item is a row."""
 
     labels = None
 
@@ -110,31 +125,40 @@ class Items:
 
     def take(self, index: Ints) -> Chunk:
         """See Indexed."""
-        return _stack([(self._item(int(row)), int(row)) for row in index])
+        numbers = [int(row) for row in index]
+        return _stack([self._item(number) for number in numbers], numbers)
 
     def _item(self, row: int) -> object:
         try:
             return self.dataset[row]
         except Exception as problem:
             raise BadData(
-                f"row {row} of the Dataset failed ({brief(problem)}); mend or drop this row"
+                f"row {row} of the Dataset failed ({brief(problem)}); correct or drop this row"
             ) from problem
 
 
-def _stack(items: list[tuple[object, int]]) -> Chunk:
-    """Items (value, row) of a Dataset -> one chunk; BadData names the row that differs."""
-    chunks = [_one(item, row) for item, row in items]
-    first = layout(chunks[0][0])
-    for (x, y), (_, row) in zip(chunks, items, strict=True):
-        same_layout(first, layout(x), f"row {row}")
-        same_labels(chunks[0][1] is None, y is None, f"row {row}")
-    labels = [y for _, y in chunks if y is not None]
-    return join([x for x, _ in chunks]), np.concatenate(labels) if labels else None
+def _stack(items: list[object], rows: list[int]) -> Chunk:
+    """Items of a Dataset as one chunk. Raises BadData for a row that differs from the first."""
+    inputs = list[X]()  # each [1, ...]
+    labels = list[Ints | None]()  # each [1]
+    for item, row in zip(items, rows, strict=True):
+        x, y = _one(item, row)
+        inputs.append(x)
+        labels.append(y)
+    # Every row must be like the first one.
+    for x, y, row in zip(inputs, labels, rows, strict=True):
+        same_layout(layout(inputs[0]), layout(x), f"row {row}")
+        same_labels(labels[0] is None, y is None, f"row {row}")
+    known = [y for y in labels if y is not None]
+    if not known:
+        return join(inputs), None
+    return join(inputs), np.concatenate(known)
 
 
 def _one(item: object, row: int) -> Chunk:
-    """An item (x or (x, y)) as a chunk of one row."""
-    x, y = parted(*_pair(item, f"row {row}"), f"row {row}")
+    """An item x or (x, y) as a chunk of one row."""
+    inputs, label = _pair(item, f"row {row}")
+    x, y = parted(inputs, label, f"row {row}")
     if isinstance(x, Mapping):
         fields: X = {name: _row(part, f"row {row}") for name, part in x.items()}
     else:
@@ -145,11 +169,13 @@ def _one(item: object, row: int) -> Chunk:
             f"number the classes by one "
             "list of names for all your rows"
         )
-    label = None if y is None else _row(y, f"row {row}'s label")
-    return to_x(fields, f"row {row}"), to_labels(label, [row], "the label")
+    labels = None if y is None else _row(y, f"row {row}'s label")
+    return to_x(fields, f"row {row}"), to_labels(labels, [row], "the label")
 
 
 def _row(value: object, what: str) -> Array:
+    """A value of one row as an array [1, ...]."""
+    # If Pillow is not loaded, then the value is not one of its images.
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(value, pillow.Image):
         return from_pil(value, what)[None]
@@ -159,31 +185,42 @@ def _row(value: object, what: str) -> Array:
 
 
 def _pair(item: object, what: str) -> tuple[object, object]:
-    """X, (x,) or (x, y) -> (x, y or None)."""
+    """The inputs and the label of x, (x,) or (x, y); the label is None without."""
     if not isinstance(item, (tuple, list)):
         return item, None
     if len(item) not in (1, 2):
-        numbers = all(isinstance(one, (bool, int, float, list, tuple)) for one in item)
-        if numbers:
+        if all(isinstance(part, (bool, int, float, list, tuple)) for part in item):
             way = (
                 "these are plain lists: make arrays of them, np.asarray(rows), and hand over (x, y)"
             )
         else:
             way = "put several inputs into a dict for x"
         raise BadData(f"{what} has {len(item)} parts; expected x or (x, y): {way}")
-    return item[0], item[1] if len(item) == 2 else None
+    if len(item) == 1:
+        return item[0], None
+    return item[0], item[1]
 
 
 def same_labels(first_without: bool, without: bool, where: str) -> None:
-    """Raise BadData when some rows have labels and others none."""
-    if first_without != without:
-        has, had = ("no labels", "labels") if without else ("labels", "no labels")
-        raise BadData(f"{where} has {has}, the rows before have {had}; label every row or none")
+    """Raise BadData if some rows have labels and others do not.
+
+    Args:
+        first_without: whether the rows before have no labels.
+        without: whether these rows have no labels.
+        where: these rows in messages.
+    """
+    if first_without == without:
+        return
+    if without:
+        difference = "has no labels, the rows before have labels"
+    else:
+        difference = "has labels, the rows before have no labels"
+    raise BadData(f"{where} {difference}; label every row or none")
 
 
 @final
 class Stream:
-    """Batches in order, from something that can only be walked. A generator can be walked once."""
+    """Batches in order, from something that can only be iterated; a generator only once."""
 
     def __init__(
         self, make: Callable[[], Iterator[object]], *, once: bool = False, length: int | None = None
@@ -194,19 +231,21 @@ class Stream:
         self.walked = False
 
     def chunks(self) -> Iterator[Chunk]:
-        """Checked chunks (x, y); refuses a second walk over what can be walked once."""
+        """Checked chunks (x, y). Raises BadData for a second pass over a generator."""
         if self.once and self.walked:
             raise BadData(
                 "these rows come from an iterator that was walked already; expected one pass "
                 "only: hand over a list "
                 "of batches, a Dataset or arrays, or make the iterator anew"
             )
+        # Here and not in a generator, so that the second pass fails at once.
         self.walked = True
         return self._chunks()
 
     def _chunks(self) -> Iterator[Chunk]:
         start = 0
         number = 0
+        # `next` in its own try, so that only errors of the user's iterator are caught.
         batches = self.make()
         while True:
             try:
@@ -215,28 +254,41 @@ class Stream:
                 return
             except Exception as problem:
                 raise BadData(
-                    f"batch {number} could not be made ({brief(problem)}); mend what makes it"
+                    f"batch {number} could not be made ({brief(problem)}); correct what makes it"
                 ) from problem
             x, y = chunk(item, start, number)
             yield x, y
-            start = start + count(x)
-            number = number + 1
+            start += count(x)
+            number += 1
 
 
 def chunk(item: object, start: int, number: int) -> Chunk:
-    """A batch (x, y) or x as it came, its first row being row `start`."""
-    given, labels = parted(*_pair(item, f"batch {number}"), f"batch {number}")
-    x = to_x(given, f"batch {number}")
-    return x, to_labels(labels, range(start, start + count(x)), f"batch {number}'s labels")
+    """Check a batch.
+
+    Args:
+        item: x or (x, y).
+        start: the number of its first row, for messages.
+        number: of the batch, for messages.
+
+    Raises:
+        BadData: it is not a batch of arrays of numbers.
+    """
+    what = f"batch {number}"
+    inputs, labels = _pair(item, what)
+    inputs, labels = parted(inputs, labels, what)
+    x = to_x(inputs, what)
+    rows = range(start, start + count(x))
+    return x, to_labels(labels, rows, f"{what}'s labels")
 
 
 def require_batches(data: list[object]) -> None:
-    """Raise BadData for [x, y]: a list is batches, and these two are no batches of one kind."""
-    if len(data) != 2 or not all(is_array(one) for one in data):
+    """Raise BadData for a list [x, y]: a list is read as batches, and these are not two batches."""
+    if len(data) != 2 or not is_array(data[0]) or not is_array(data[1]):
         return
-    x, y = (to_numpy(one, f"batch {number}") for number, one in enumerate(data))
-    labels = y.ndim <= 2 and y.size == len(y) and y.dtype.kind in "iu"
-    if labels and x.ndim > 1 and len(x) == len(y) and layout(x) != layout(y):
+    x = to_numpy(data[0], "batch 0")
+    y = to_numpy(data[1], "batch 1")
+    looks_like_labels = y.ndim <= 2 and y.size == len(y) and y.dtype.kind in "iu"
+    if looks_like_labels and x.ndim > 1 and len(x) == len(y) and layout(x) != layout(y):
         raise BadData(
             f"got a list of two arrays, {list(x.shape)} and {list(y.shape)}; a list is batches: "
             f"hand over x and labels "
@@ -245,34 +297,60 @@ def require_batches(data: list[object]) -> None:
 
 
 def batches_of(data: Iterable[object]) -> Stream:
-    """An iterable of batches x or (x, y); its length is known where it is a list or tuple."""
+    """Make a stream of batches x or (x, y).
+
+    Args:
+        data: an iterable of batches. The number of rows of a list or tuple is known.
+
+    Raises:
+        BadData: an item of a list or tuple is not a batch.
+    """
     if isinstance(data, (list, tuple)):
-        return Stream(
-            lambda: iter(data),
-            length=sum(count(chunk(item, 0, i)[0]) for i, item in enumerate(data)),
-        )
-    walk = iter(data)
-    if walk is not data:
-        return Stream(lambda: iter(data), once=walk is data)
-    return Stream(lambda: walk, once=True)
+        length = 0
+        for number, item in enumerate(data):
+            x, _ = chunk(item, 0, number)
+            length += count(x)
+        return Stream(lambda: iter(data), length=length)
+    # The iterator of a generator is the generator itself; other iterables make a new one each time.
+    iterator = iter(data)
+    if iterator is data:  # such as a generator
+        return Stream(lambda: iterator, once=True)
+    return Stream(lambda: iter(data))
 
 
 def class_names_of(data: Any) -> tuple[str, ...] | None:
-    """The class names of torchvision's ImageFolder, which it numbers by what its folder holds; else
-    None.
+    """The class names of torchvision's ImageFolder, which it numbers by what its folder holds.
+
+    Args:
+        data: a Dataset or DataLoader.
+
+    Returns:
+        The names; None for other data sets.
     """
     inner = getattr(data, "dataset", data)  # of a DataLoader or a Subset
-    inner = getattr(inner, "dataset", inner)
+    inner = getattr(inner, "dataset", inner)  # of a DataLoader of a Subset
     names = getattr(inner, "classes", None)
-    if not (
-        hasattr(inner, "samples") and hasattr(inner, "class_to_idx") and isinstance(names, list)
-    ):
+    is_folder = hasattr(inner, "samples") and hasattr(inner, "class_to_idx")
+    if not is_folder or not isinstance(names, list):
         return None
-    return tuple(names) if all(isinstance(name, str) for name in names) else None
+    if not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
 
 
 def from_torch(data: Any) -> Indexed | Stream | None:
-    """A torch Dataset or DataLoader as a source; None for anything else."""
+    """Make a source of a torch Dataset or DataLoader.
+
+    Args:
+        data: anything.
+
+    Returns:
+        The source; None if `data` is something else.
+
+    Raises:
+        BadData: the DataLoader does not keep the order of its data set.
+    """
+    # If torch is not loaded, then the data is not one of its classes.
     if "torch" not in sys.modules:
         return None
     from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -281,23 +359,25 @@ def from_torch(data: Any) -> Indexed | Stream | None:
         return _loader(data)
     if isinstance(data, IterableDataset):
         return Stream(lambda: (_one(item, row) for row, item in enumerate(data)))
-    return Items(data) if isinstance(data, Dataset) else None
+    if isinstance(data, Dataset):
+        return Items(data)
+    return None
 
 
 def _loader(loader: Any) -> Stream:
-    """A DataLoader that keeps the order of its data set."""
+    """The batches of a DataLoader. Raises BadData unless it keeps the order of its data set."""
     from torch.utils.data import BatchSampler, IterableDataset, SequentialSampler
 
+    # It has no sampler, and the order is its own.
     if isinstance(loader.dataset, IterableDataset):
         return Stream(lambda: iter(loader))
     batches = loader.batch_sampler
-    order = (
-        loader.sampler
-        if batches is None
-        else batches.sampler
-        if type(batches) is BatchSampler
-        else batches
-    )
+    if batches is None:  # batch_size=None: the data set gives batches itself
+        order = loader.sampler
+    elif type(batches) is BatchSampler:
+        order = batches.sampler
+    else:  # the user's own class, whose order is not known
+        order = batches
     if not isinstance(order, SequentialSampler):
         raise BadData(
             f"the DataLoader draws its rows with a {type(order).__name__}; expected the order of "
@@ -306,7 +386,7 @@ def _loader(loader: Any) -> Stream:
         )
     if batches is None:
         return Stream(lambda: iter(loader))
-    rows = len(loader.dataset)
-    return Stream(
-        lambda: iter(loader), length=rows - rows % batches.batch_size if batches.drop_last else rows
-    )
+    length = len(loader.dataset)
+    if batches.drop_last:
+        length -= length % batches.batch_size
+    return Stream(lambda: iter(loader), length=length)

@@ -1,5 +1,6 @@
-"""Rows out of Parquet files, one row group at a time: encoded images or lists of numbers, and
-labels by name.
+"""Reads rows from Parquet files, one row group at a time.
+
+Inputs are encoded images or lists of numbers; labels are found by name.
 """
 
 from __future__ import annotations
@@ -19,26 +20,29 @@ from offramp.data._images import AS_THEY_ARE, OtherSize, Resizing, Size, decode,
 from offramp.errors import BadData, BadFile, MissingExtra
 
 LABELS = (
-    *(
-        "label",
-        "labels",
-        "target",
-        "targets",
-        "y",
-        "fine_label",
-        "class",
-        "cls",
-        "category",
-        "class_label",
-    ),
-    *("label_id", "class_id", "category_id", "label_idx", "class_idx", "classes"),
+    "label",
+    "labels",
+    "target",
+    "targets",
+    "y",
+    "fine_label",
+    "class",
+    "cls",
+    "category",
+    "class_label",
+    "label_id",
+    "class_id",
+    "category_id",
+    "label_idx",
+    "class_idx",
+    "classes",
 )
 INPUTS = ("image", "img", "images", "x", "features", "pixel_values", "data", "inputs")
-CACHED_BYTES = 64_000_000
+CACHED_BYTES = 64_000_000  # of row groups that are held in memory
 
 
 class RowGroup(NamedTuple):
-    """A row group: `number` in `file`, holding rows from `start` on."""
+    """A row group: number `number` in `file`, with `rows` rows from row `start` on."""
 
     file: Path
     number: int
@@ -59,7 +63,19 @@ def pyarrow() -> Any:
 
 @final
 class ColumnTable:
-    """The rows of Parquet files in the order given; images are decoded when they are taken."""
+    """The rows of Parquet files, in the order of the files. Images are decoded when they are taken.
+
+    Args:
+        files: with the same columns.
+        as_asked: resizing and cropping of images.
+        x: name of the column of inputs; "" for a known name, or the only possible column.
+        label: name of the column of labels; "" for a known name.
+        spec: that is read, for messages.
+
+    Raises:
+        BadData: there are no rows, or the columns are not clear.
+        BadFile: a file cannot be read, or is of another kind than the first.
+    """
 
     def __init__(
         self,
@@ -76,45 +92,55 @@ class ColumnTable:
         self._groups: list[RowGroup] = []
         schema = open_file(files[0]).schema_arrow
         self.column, self.label, self.is_image = columns_of(schema, files[0], x, label)
-        self.others = tuple(name for name in schema.names if name not in (self.column, self.label))
+        others = list[str]()  # columns that are not read
+        for name in schema.names:
+            if name not in (self.column, self.label):
+                others.append(name)
+        self.others = tuple(others)
         for file in files:
             self._add(file)
-        last = self._groups[-1] if self._groups else RowGroup(files[0], 0, 0, 0)
-        self.length = last.start + last.rows
+        self.length = self._rows_so_far()
         if self.length == 0:
             raise BadData(f"{files[0]} holds no rows; expected at least one: give another file")
         self._starts = np.array([group.start for group in self._groups], dtype=np.int64)
         self.class_names = _class_names(schema, self.label)
         self.labels: Ints | None = None
-        self.texts: Array | None = None  # labels as text, which their reader numbers
+        self.texts: Array | None = None  # labels that are texts, for the caller to number
         if self.label is not None:
             values = self._read_labels(files, self.label)
-            if values.dtype.kind in "OU" and all(isinstance(one, str) for one in values):
+            # Arrow gives texts as objects. `to_labels` refuses other objects, such as nulls.
+            if values.dtype.kind in "OU" and all(isinstance(value, str) for value in values):
                 self.texts = values
             else:
                 self.labels = to_labels(
                     values, range(self.length), f"the label column {self.label!r}"
                 )
-        self._mode, self._shape = self._first_image() if self.is_image else ("", (0, 0))
+        # Mode and size of the first image, which all others must have too.
+        self._mode = ""
+        self._shape: Size = (0, 0)
+        if self.is_image:
+            self._mode, self._shape = self._first_image()
+
+    def _rows_so_far(self) -> int:
+        if not self._groups:
+            return 0
+        last = self._groups[-1]
+        return last.start + last.rows
 
     def _add(self, file: Path) -> None:
         """Note the row groups of a file from its footer."""
         with reading(file, "a Parquet file"):
             opened = open_file(file)
-            for name in filter(None, (self.column, self.label)):
-                if name not in opened.schema_arrow.names:
+            for name in (self.column, self.label):
+                if name and name not in opened.schema_arrow.names:
                     raise BadFile(
                         f"{file} has no column {name!r}, the first file has; expected files of "
                         f"one kind"
                     )
             for number in range(opened.metadata.num_row_groups):
                 rows = opened.metadata.row_group(number).num_rows
-                if self._groups:
-                    start = self._groups[-1].start + self._groups[-1].rows
-                else:
-                    start = 0
                 if rows > 0:
-                    self._groups.append(RowGroup(file, number, start, rows))
+                    self._groups.append(RowGroup(file, number, self._rows_so_far(), rows))
 
     def _read_labels(self, files: Sequence[Path], label: str) -> Array:
         y = np.concatenate([label_column(file, label) for file in files])
@@ -128,32 +154,38 @@ class ColumnTable:
     def _first_image(self) -> tuple[str, Size]:
         (data,) = self._group(0).slice(0, 1).to_pylist()
         mode, shape = shape_of(self._bytes(data, 0), self._where(0))
-        return mode, self.as_asked.fixes or self.as_asked.shape(shape, self._where(0))
+        if self.as_asked.fixes is not None:
+            return mode, self.as_asked.fixes
+        return mode, self.as_asked.shape(shape, self._where(0))
 
     def take(self, index: Ints) -> tuple[X, Ints | None]:
         """See Indexed; x is uint8 [k, C, H, W] or numbers [k, ...]."""
-        groups = np.searchsorted(self._starts, index, side="right") - 1
+        # The row group of each row is the last one that starts at it or before it.
+        groups = np.searchsorted(self._starts, index, side="right") - 1  # [k]
         out: Array | None = None
+        # Each group is read once, and its rows are put where they were asked for.
         for number in np.unique(groups):
-            places = np.flatnonzero(groups == number)
-            part = self._values(int(number), index[places])
+            at = np.flatnonzero(groups == number)
+            part = self._values(int(number), index[at])
             if out is None:
                 out = np.empty((len(index), *part.shape[1:]), dtype=part.dtype)
             elif out.shape[1:] != part.shape[1:]:
-                raise BadData(self._odd(int(index[places[0]]), part.shape[1:], out.shape[1:]))
-            out[places] = part
+                raise BadData(self._odd(int(index[at[0]]), part.shape[1:], out.shape[1:]))
+            out[at] = part
         assert out is not None
-        return out, None if self.labels is None else self.labels[index]
+        if self.labels is None:
+            return out, None
+        return out, self.labels[index]
 
     def _values(self, number: int, rows: Ints) -> Array:
-        """Decoded rows that lie in one group, [k, ...]."""
+        """Decoded rows of one group, [k, ...]."""
         column = self._group(number).take(pyarrow().array(rows - self._groups[number].start))
         if not self.is_image:
             with reading(self._groups[number].file, f"numbers in the column {self.column!r}"):
                 return dense(column, rows)
-        images = [
-            self._image(data, int(row)) for data, row in zip(column.to_pylist(), rows, strict=True)
-        ]
+        images = list[Array]()  # each [C, H, W]
+        for data, row in zip(column.to_pylist(), rows, strict=True):
+            images.append(self._image(data, int(row)))
         return np.stack(images)
 
     def _image(self, data: bytes | None, row: int) -> Array:
@@ -184,7 +216,7 @@ class ColumnTable:
         return f"row {row} ({group.file.name})"
 
     def _group(self, number: int) -> Any:
-        """The x column of a row group as one Arrow array; a few are kept."""
+        """The x column of a row group as one Arrow array. The last ones are held in memory."""
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
@@ -194,6 +226,7 @@ class ColumnTable:
             opened = open_file(group.file)
             self._require_room(opened.metadata.row_group(group.number), group.file)
             column = opened.read_row_group(group.number, columns=[self.column]).column(self.column)
+            # Hugging Face stores an image as a struct of its bytes and its path.
             if self.is_image and arrow.types.is_struct(column.type):
                 column = arrow.compute.struct_field(column, "bytes")
             values = arrow.concat_arrays(column.chunks)
@@ -203,21 +236,21 @@ class ColumnTable:
                     f"make it again"
                 )
         self._cache[number] = values
-        while (
-            len(self._cache) > 1
-            and sum(part.nbytes for part in self._cache.values()) > CACHED_BYTES
-        ):
-            self._cache.popitem(last=False)
+        # Drop those that were not used for the longest time.
+        held = sum(part.nbytes for part in self._cache.values())
+        while len(self._cache) > 1 and held > CACHED_BYTES:
+            _, dropped = self._cache.popitem(last=False)
+            held -= dropped.nbytes
         return values
 
     def _require_room(self, group: Any, file: Path) -> None:
-        """Raise BadFile for a row group whose x would fill the memory, by what its footer says."""
+        """Raise BadFile if the footer shows that the x of a row group would fill the memory."""
         unpacked = 0
         for number in range(group.num_columns):
             chunk = group.column(number)
             if chunk.path_in_schema.split(".")[0] == self.column:
-                # numbers may be stored as runs of equal ones, far below the 8 bytes that they need
-                # here
+                # Runs of equal numbers can be stored in far less than the 8 bytes per number that
+                # they need in memory.
                 values = 0 if self.is_image else chunk.num_values * 8
                 unpacked += max(chunk.total_uncompressed_size, values)
         require_memory(file, file.stat().st_size, unpacked)
@@ -232,39 +265,69 @@ def open_file(file: Path) -> Any:
 
 
 def columns_of(schema: Any, file: Path, x: str, label: str) -> tuple[str, str | None, bool]:
-    """The names of the x and the label column (None without), and whether x holds encoded images.
+    """Find the columns of inputs and labels.
 
     Args:
         schema: of the file.
         file: for messages.
-        x, label: as the user names them; "" for a name that is known, in capitals or not.
+        x: the user's name for the column of inputs; "" for a known name, in capitals or not.
+        label: the user's name for the column of labels; "" in the same way.
+
+    Returns:
+        The name of the inputs, the name of the labels (None without), and whether the inputs are
+        encoded images.
+
+    Raises:
+        BadData: a column does not exist, or it is not clear which one has the inputs.
     """
-    for asked in filter(None, (x, label)):
-        if asked not in schema.names:
+    for asked in (x, label):
+        if asked and asked not in schema.names:
             raise BadData(f"{file} has no column {asked!r}; expected one of {schema.names}")
-    found = label or next((name for name in _known(schema.names, LABELS) if name != x), None)
-    kinds = {field.name: _kind(field.type) for field in schema if field.name != found}
-    able = [name for name, kind in kinds.items() if kind is not None]
-    named = [x] if x in able else [] if x else _known(able, INPUTS)
-    if not able or (len(able) > 1 and not named) or (x and not named):
-        if able:
-            which = f"columns {able} that could be x"
-        else:
-            which = f"columns {schema.names}, none of which could be x"
-        if not able and not x and any(pyarrow().types.is_floating(field.type) for field in schema):
-            which += " (single numbers are no rows: hand over data frames, (df[names], df[label]))"
-        raise BadData(
-            f"{file} has {which}; expected one column of images (bytes) or of number lists: name "
-            f"it 'image' or 'x', or "
-            "say which with ?x=NAME"
-        )
-    name = named[0] if named else able[0]
-    return name, found, kinds[name] == "image"
+    label_name: str | None = label or None
+    if label_name is None:
+        for name in _known(schema.names, LABELS):
+            if name != x:
+                label_name = name
+                break
+
+    # All other columns that could be inputs, by what they hold.
+    kinds = dict[str, str]()
+    for field in schema:
+        kind = _kind(field.type)
+        if field.name != label_name and kind is not None:
+            kinds[field.name] = kind
+
+    # The one that the user names, or one with a known name, or the only one.
+    if x in kinds:
+        return x, label_name, kinds[x] == "image"
+    if not x:
+        named = _known(list(kinds), INPUTS)
+        if not named and len(kinds) == 1:
+            named = list(kinds)
+        if named:
+            return named[0], label_name, kinds[named[0]] == "image"
+
+    if kinds:
+        which = f"columns {list(kinds)} that could be x"
+    else:
+        which = f"columns {schema.names}, none of which could be x"
+    if not kinds and not x and any(pyarrow().types.is_floating(field.type) for field in schema):
+        which += " (single numbers are no rows: hand over data frames, (df[names], df[label]))"
+    raise BadData(
+        f"{file} has {which}; expected one column of images (bytes) or of number lists: name "
+        f"it 'image' or 'x', or "
+        "say which with ?x=NAME"
+    )
 
 
 def _known(names: Sequence[str], words: Sequence[str]) -> list[str]:
     """The names that are among some words, the first word first; capitals do not count."""
-    return [name for word in words for name in names if name.lower() == word]
+    known = list[str]()
+    for word in words:
+        for name in names:
+            if name.lower() == word:
+                known.append(name)
+    return known
 
 
 def label_column(file: Path, label: str) -> Array:
@@ -280,36 +343,46 @@ def label_column(file: Path, label: str) -> Array:
 
 
 def _kind(kind: Any) -> str | None:
-    """Say "image" for bytes or a struct with bytes, "numbers" for lists of numbers, None for the
-    rest.
+    """What a column of an Arrow type can be.
+
+    "image" for bytes or a struct with bytes, "numbers" for lists of numbers, None for the rest.
     """
     types = pyarrow().types
     if types.is_struct(kind):
-        return next(
-            ("image" for field in kind if field.name == "bytes" and _kind(field.type) == "image"),
-            None,
-        )
+        for field in kind:
+            if field.name == "bytes" and _kind(field.type) == "image":
+                return "image"
+        return None
     if types.is_binary(kind) or types.is_large_binary(kind):
         return "image"
-    inner = kind
+    inner = kind  # the type inside nested lists
     while types.is_list(inner) or types.is_large_list(inner) or types.is_fixed_size_list(inner):
         inner = inner.value_type
-    plain = types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner)
-    return "numbers" if inner is not kind and plain else None
+    is_number = types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner)
+    if inner is not kind and is_number:
+        return "numbers"
+    return None
 
 
 def dense(column: Any, rows: Ints) -> Array:
-    """An Arrow list array of n equally long (nested) lists -> [n, ...]; BadData names the odd
-    rows.
+    """Convert an Arrow array of equally long lists, which may be nested, to numbers [n, ...].
+
+    Args:
+        column: the lists.
+        rows: numbers of the n rows, for messages.
+
+    Raises:
+        BadData: lists are empty, null or of different lengths; the message names the rows.
     """
     if column.null_count:
         raise BadData(
             f"{name_rows(rows[column.is_null().to_numpy(False)])} is null; fill or drop it"
         )
+    # Each level of lists gives a dimension: [n], [n, a], [n, a, b], ...
     shape = [len(column)]
     while hasattr(column.type, "value_type"):
         lengths = pyarrow().compute.list_value_length(column).to_numpy(False)
-        per_row = len(lengths) // shape[0]
+        per_row = len(lengths) // shape[0]  # lists of this level in each row
         odd = np.flatnonzero(lengths != lengths[0]) // per_row
         if len(odd):
             raise BadData(
@@ -327,20 +400,27 @@ def dense(column: Any, rows: Ints) -> Array:
 
 
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
-    """Class names from the metadata that Hugging Face `datasets` writes; None where there are
-    none.
-    """
+    """Class names from the metadata that Hugging Face `datasets` writes; None without."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
-        return tuple(map(str, names)) if isinstance(names, list) and names else None
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
+    if not isinstance(names, list) or not names:
+        return None
+    return tuple(map(str, names))
 
 
 def files_of(path: Path, split: str) -> list[Path]:
-    """The Parquet files at a place, by name: itself, or those of a split of a folder (see
-    parquet.load).
+    """Find the Parquet files of a split, sorted by name.
+
+    Args:
+        path: a file, or a folder of splits.
+        split: "" for test, or for all files of a folder without test files.
+
+    Raises:
+        BadData: a single file has no splits.
+        BadFile: there are no such files.
     """
     if path.is_file():
         if split:
@@ -350,7 +430,9 @@ def files_of(path: Path, split: str) -> list[Path]:
         if not path.is_dir():
             raise FileNotFoundError(path)
         wanted = split or "test"
-        chosen = files_in(path, wanted) or ([] if split else sorted(path.glob("*.parquet")))
+        chosen = files_in(path, wanted)
+        if not chosen and not split:
+            chosen = sorted(path.glob("*.parquet"))
     if not chosen:
         raise BadFile(
             f"{path} has no Parquet files of the split {wanted!r}; expected {wanted}-*.parquet or "
@@ -360,28 +442,37 @@ def files_of(path: Path, split: str) -> list[Path]:
 
 
 def files_in(folder: Path, split: str) -> list[Path]:
-    """The files of a split: `split-*.parquet`, `split.parquet`, else `split/*.parquet`."""
-    found = [
-        file
-        for file in folder.glob("*.parquet")
-        if file.stem == split or file.name.startswith(f"{split}-")
-    ]
-    return sorted(found) or sorted((folder / split).glob("*.parquet"))
+    """The files of a split: `split-*.parquet` and `split.parquet`, or else `split/*.parquet`."""
+    files = list[Path]()
+    for file in folder.glob("*.parquet"):
+        if file.stem == split or file.name.startswith(f"{split}-"):
+            files.append(file)
+    if files:
+        return sorted(files)
+    return sorted((folder / split).glob("*.parquet"))
 
 
 def splits_beside(files: Sequence[Path]) -> tuple[str, dict[str, list[Path]]]:
-    """The split that some files are by name ("" for none), and the files of all splits beside them
-    by split.
+    """Find the split that some files belong to, and the other splits of the same data set.
+
+    Args:
+        files: of one split.
+
+    Returns:
+        The name of their split ("" where they have none), and the files of all splits by name.
     """
     first = files[0].absolute()
-    for folder, word in (
-        (first.parent, first.stem.split("-")[0]),
-        (first.parent.parent, first.parent.name),
-    ):
-        if is_split(word):
-            found = {split: files_in(folder, split) for split in SPLITS}
-            return word, {
-                **{split: some for split, some in found.items() if some},
-                word: list(files),
-            }
+    # Either DIR/<split>-0.parquet, or DIR/<split>/0.parquet.
+    by_file = (first.parent, first.stem.split("-")[0])
+    by_folder = (first.parent.parent, first.parent.name)
+    for folder, word in (by_file, by_folder):
+        if not is_split(word):
+            continue
+        splits = dict[str, list[Path]]()
+        for split in SPLITS:
+            in_split = files_in(folder, split)
+            if in_split:
+                splits[split] = in_split
+        splits[word] = list(files)
+        return word, splits
     return "", {"": list(files)}

@@ -1,4 +1,4 @@
-"""CIFAR-10, as Parquet files of PNGs (Hugging Face layout) or as its authors' binary files.
+"""Reads CIFAR-10, as Parquet files of PNGs (Hugging Face layout) or as its authors' binary files.
 
 A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
@@ -18,16 +18,28 @@ from offramp.errors import BadData, BadFile
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BINARY = {
     "test": ["test_batch.bin"],
-    "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
+    "train": [
+        "data_batch_1.bin",
+        "data_batch_2.bin",
+        "data_batch_3.bin",
+        "data_batch_4.bin",
+        "data_batch_5.bin",
+    ],
 }
 RECORD = 3073  # one byte of label, then 3 x 32 x 32 pixels
 
 
 def load(location: str, split: str) -> Rows:
-    """uint8 [3, 32, 32], labels 0 to 9, from DIR or DIR/cifar10; split test (10,000 rows) or train
-    (50,000).
+    """Read CIFAR-10 as uint8 [3, 32, 32], with labels 0 to 9.
 
-    Looks for `SPLIT-*.parquet`, then for the binary files, also in `cifar-10-batches-bin/`.
+    Args:
+        location: DIR. It and DIR/cifar10 are searched, first for `SPLIT-*.parquet`, then for the
+            binary files, also in `cifar-10-batches-bin/`.
+        split: test (10,000 rows, the default) or train (50,000 rows).
+
+    Raises:
+        BadData: there is no such split.
+        BadFile: the files are missing or damaged.
     """
     split = split or "test"
     if split not in BINARY:
@@ -38,11 +50,11 @@ def load(location: str, split: str) -> Rows:
         files = sorted(folder.glob(f"{split}-*.parquet")) if folder.is_dir() else []
         if files:
             return Rows(_table(files), name=name, class_names=CLASSES)
-    for folder in [inner for outer in folders for inner in (outer, outer / "cifar-10-batches-bin")]:
-        if (folder / BINARY[split][0]).is_file():
-            return Rows(
-                Records([folder / file for file in BINARY[split]]), name=name, class_names=CLASSES
-            )
+    for outer in folders:
+        for folder in (outer, outer / "cifar-10-batches-bin"):
+            if (folder / BINARY[split][0]).is_file():
+                records = Records([folder / file for file in BINARY[split]])
+                return Rows(records, name=name, class_names=CLASSES)
     raise BadFile(
         f"{location or 'the current folder'} has no {split}-*.parquet and no "
         f"cifar-10-batches-bin/{BINARY[split][0]}; "
@@ -51,6 +63,7 @@ def load(location: str, split: str) -> Rows:
 
 
 def _table(files: list[Path]) -> ColumnTable:
+    """The Parquet files. Raises BadData unless they have images and labels from 0 to 9."""
     table = ColumnTable(files)
     if not table.is_image or table.labels is None:
         raise BadData(
@@ -66,15 +79,15 @@ def _table(files: list[Path]) -> ColumnTable:
 
 @final
 class Records:
-    """The authors' binary files, mapped and not read."""
+    """The authors' binary files, mapped into memory and read where rows are taken."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = [_mapped(path) for path in files]
-        self._starts = np.cumsum([0] + [len(file) for file in self._files])
+        # The number of the first row of each file, and after them the number of all rows.
+        self._starts = np.cumsum([0, *map(len, self._files)])
         self.length = int(self._starts[-1])
-        self.labels: Ints | None = np.concatenate([file[:, 0] for file in self._files]).astype(
-            np.int64
-        )
+        labels = np.concatenate([file[:, 0] for file in self._files])  # uint8 [n]
+        self.labels: Ints | None = labels.astype(np.int64)
         if self.labels.max() > 9:
             row = int(self.labels.argmax())
             raise BadFile(
@@ -87,8 +100,10 @@ class Records:
         x = np.empty((len(index), 3, 32, 32), dtype=np.uint8)
         for start, file in zip(self._starts, self._files, strict=False):
             inside = (index >= start) & (index < start + len(file))
-            x[inside] = file[index[inside] - start, 1:].reshape(-1, 3, 32, 32)
-        return x, None if self.labels is None else self.labels[index]
+            pixels = file[index[inside] - start, 1:]  # [k, 3072]
+            x[inside] = pixels.reshape(-1, 3, 32, 32)
+        assert self.labels is not None
+        return x, self.labels[index]
 
 
 def _mapped(path: Path) -> np.memmap[tuple[int, int], np.dtype[np.uint8]]:

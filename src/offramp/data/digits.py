@@ -1,6 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits, which come with it: uint8 [1, 8, 8] with values 0 to
-16.
-"""
+"""Reads scikit-learn's 1,797 handwritten digits: uint8 [1, 8, 8] with values 0 to 16."""
 
 from __future__ import annotations
 
@@ -12,7 +10,16 @@ from offramp.errors import BadData, MissingExtra
 
 
 def load(path: str, split: str) -> Rows:
-    """The one set there is: no place, no split. The values stay 0 to 16 as they are."""
+    """Read the digits, which have neither a place nor a split.
+
+    Args:
+        path: must be "".
+        split: must be "".
+
+    Raises:
+        BadData: there is a place or a split.
+        MissingExtra: scikit-learn is not installed.
+    """
     if path or split:
         raise BadData(
             f"digits got {path or split!r}; expected no place and no split: write digits or "
@@ -23,5 +30,5 @@ def load(path: str, split: str) -> Rows:
     except ImportError as problem:
         raise MissingExtra("scikit-learn", "demo", "the digits") from problem
     bunch = load_digits()
-    images = bunch.images.astype(np.uint8)[:, None]
+    images = bunch.images.astype(np.uint8)[:, None]  # [n, 8, 8] -> [n, 1, 8, 8]
     return Rows(arrays(images, bunch.target), name="digits", class_names=tuple("0123456789"))

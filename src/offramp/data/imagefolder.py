@@ -1,9 +1,8 @@
-"""Images in one folder per class: `DIR/<class>/*.jpg`, and `DIR/<split>/<class>/*.jpg` with splits
-between.
+"""Reads images from one folder per class: `DIR/<class>/*.jpg`, or `DIR/<split>/<class>/*.jpg`.
 
-    imagefolder:photos/test
-    imagefolder/validation:photos
-    imagefolder/test:photos?resize=256&crop=224
+imagefolder:photos/test
+imagefolder/validation:photos
+imagefolder/test:photos?resize=256&crop=224
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
 
 KINDS = "PNG, JPEG, BMP, WebP, TIFF, PPM or GIF images"
-NOT_DATA = ("thumbs.db", "desktop.ini")  # written by systems; hidden files are not looked at either
+NOT_DATA = ("thumbs.db", "desktop.ini")  # written by operating systems; hidden files do not count
 NO_CLASSES = ("__MACOSX", "__pycache__")
 
 
@@ -48,27 +47,30 @@ def load(
     interpolation: str = "",
     classes: str = "",
 ) -> Rows:
-    """uint8 RGB [3, H, W]; rows are sorted by class, then by folder and file name, as torchvision
-    sorts them.
+    """Read the images of a split as uint8 RGB [3, H, W].
+
+    Rows are sorted by class, then by folder and file name, as torchvision sorts them. Classes are
+    numbered by name, in sorted order. If there is a training split (DIR/train next to this split),
+    its classes count, so a split that lacks a class has the same numbers. Images in deeper folders
+    belong to the class folder above them. Files that are not images are counted in a notice.
 
     Args:
-        place: the folder DIR of class folders, or of splits of them.
-        split: a folder between, `DIR/<split>/<class>`; without one `DIR/test` where that holds
-            classes, else DIR.
+        location: the folder DIR of class folders, or of splits.
+        split: reads `DIR/<split>/<class>`. Without a split, `DIR/test` is read if it has classes,
+            otherwise DIR.
         size: H and W to which images are stretched: `imagefolder@224x224:DIR`.
-        resize: the length that the shorter side gets, the aspect ratio kept.
-        crop: N or HxW, cut out of the middle.
+        resize: length of the shorter side after resizing, in pixels; the aspect ratio stays.
+        crop: N or HxW, in pixels, cut out of the middle.
         interpolation: bilinear (default), bicubic or nearest.
-        classes: the class names in the order of the network's answers, A,B,C or a file with one a
-            line.
+        classes: names of the classes in the order of the network's outputs, as A,B,C or as a file
+            with one name a line.
 
-    Classes are numbered by name, in sorted order, over the training split (DIR/train beside this
-    split) where there is one: a split that lacks a class has the same numbers. Images in deeper
-    folders belong to the class folder above them; files that are no images are counted in a notice.
+    Returns:
+        The rows. An image is decoded when it is taken.
 
     Raises:
-        BadData: images of several sizes, a class that the training split lacks.
-        BadFile: a place without class folders, an image that cannot be decoded.
+        BadData: images have several sizes, or the training split lacks a class.
+        BadFile: there are no class folders, or an image cannot be decoded.
     """
     as_asked = resizing(size, resize, crop, interpolation)
     with reading(location or "no place", "a folder of class folders"):
@@ -78,65 +80,86 @@ def load(
         root = splits[chosen]
         folders = _class_folders(root)
         listed = {folder: _files(folder) for folder in folders}
-        held = {
-            name: [folder.name for folder in _class_folders(one)] for name, one in splits.items()
-        }
-    found = [
-        (path, same(folder.name))
-        for folder in folders
-        for path in listed[folder]
-        if _is_image(path)
-    ]
-    if not found:
+        # The classes of all splits, so that each of them has the same numbers.
+        names_by_split = dict[str, list[str]]()
+        for split_name, split_root in splits.items():
+            names_by_split[split_name] = [folder.name for folder in _class_folders(split_root)]
+
+    # The rows: sorted by class, then by folder and name.
+    files = list[Path]()
+    class_of_file = list[str]()
+    for folder in folders:
+        for path in listed[folder]:
+            if _is_image(path):
+                files.append(path)
+                class_of_file.append(same(folder.name))
+    if not files:
         raise BadFile(_nothing_there(root))
     _require_one_spelling(folders)
-    names = names_of(held, chosen, location, given_names(classes))
+
+    names = names_of(names_by_split, chosen, location, given_names(classes))
     number = {name: index for index, name in enumerate(names)}
-    labels = np.array([number[name] for _, name in found], dtype=np.int64)
+    labels = np.array([number[name] for name in class_of_file], dtype=np.int64)
     say_absent(names, labels, root)
     _say_left_out(root, folders, listed)
     spec = f"imagefolder{'/' if split else ''}{split}:{location}"
-    source = Images([path for path, _ in found], labels, as_asked, spec)
+    source = Images(files, labels, as_asked, spec)
     return Rows(source, name=f"imagefolder:{location}", class_names=names)
 
 
 def _splits(path: Path, split: str) -> tuple[str, dict[str, Path]]:
-    """Which split is read ("" for a folder without), and the folder of each split of the data set,
-    also of this one.
+    """Which split to read ("" for a folder without splits), and the folders of all splits.
 
-    Splits have the usual names (train, val, test, ...), but for one that the user named.
+    The splits of a data set are the folders with usual names (train, val, test, ...). If the user
+    names a split with another name, then all folders with classes count.
     """
-    roots = {folder.name: folder for folder in _class_folders(path) if _is_root(folder)}
-    usual = {name: folder for name, folder in roots.items() if is_split(name)}
+    roots = dict[str, Path]()
+    usual = dict[str, Path]()
+    for folder in _class_folders(path):
+        if _is_root(folder):
+            roots[folder.name] = folder
+            if is_split(folder.name):
+                usual[folder.name] = folder
     if split:
-        return split, {**(usual if is_split(split) else roots), split: path / split}
+        known = usual if is_split(split) else roots
+        return split, {**known, split: path / split}
     if "test" in usual:
         return "test", usual
     if usual:
         raise BadFile(
-            f"{path} has the splits {', '.join(usual)} and none called test; expected one to be "
-            f"named: say "
-            f"imagefolder/{next(iter(usual))}:{path}"
+            f"{path} has the splits {', '.join(usual)} and none called test. Name one of them, for "
+            f"example imagefolder/{next(iter(usual))}:{path}."
         )
+
+    # DIR may itself be a split. Then the splits next to it decide which classes there are.
     here = path.absolute()
-    if is_split(here.name) and _is_root(path):  # the splits beside it say which classes there are
-        beside = {
-            folder.name: folder for folder in _class_folders(here.parent) if is_split(folder.name)
-        }
-        return here.name, {name: folder for name, folder in beside.items() if _is_root(folder)}
+    if is_split(here.name) and _is_root(path):
+        neighbours = dict[str, Path]()
+        for folder in _class_folders(here.parent):
+            if is_split(folder.name) and _is_root(folder):
+                neighbours[folder.name] = folder
+        return here.name, neighbours
     return "", {"": path}
 
 
 def _is_root(folder: Path) -> bool:
     """Whether a folder holds class folders with images."""
-    return any(_is_image(path) for inner in _class_folders(folder) for path in _walk(inner))
+    for class_folder in _class_folders(folder):
+        for path in _walk(class_folder):
+            if _is_image(path):
+                return True
+    return False
 
 
 def _class_folders(root: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones and those of systems."""
     if not root.is_dir():
         return []
-    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted(path for path in folders if path.name not in NO_CLASSES)
+    folders = list[Path]()
+    for path in root.iterdir():
+        if path.is_dir() and not path.name.startswith(".") and path.name not in NO_CLASSES:
+            folders.append(path)
+    return sorted(folders)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -145,11 +168,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Every file below a folder, also behind links that do not lead back up; hidden ones are no
-    data.
-    """
+    """Every file below a folder, without hidden ones. Links are followed."""
     real = os.path.realpath(folder)
-    if real in above:
+    if real in above:  # a link leads back to a folder above it
         return
     for path in folder.iterdir():
         if path.name.startswith(".") or path.name in NO_CLASSES:
@@ -165,46 +186,62 @@ def _is_image(path: Path) -> bool:
 
 
 def _nothing_there(root: Path) -> str:
-    """The sentence for a place without images in class folders, with what there is."""
+    """The message for a place without images in class folders, with what is there instead."""
     expected = f"expected a folder for each class, with {KINDS}"
     if not root.is_dir():
         there = ", ".join(folder.name for folder in _class_folders(root.parent)) or "none"
         return (
             f"{root} does not exist; {expected} (the folders there are: {there}): check the split"
         )
-    beside = [path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")]
-    if images := [path for path in beside if _is_image(path)]:
+    loose = _loose_files(root)
+    images = list(filter(_is_image, loose))
+    if images:
         return (
             f"{root} holds {len(images)} images and no class folders with images; {expected}: "
             "sort them by class"
         )
-    others = [path for folder in _class_folders(root) for path in _files(folder)]
-    if beside or others:
-        there = f"holds {_kinds([*beside, *others])}"
+    others = list(loose)
+    for folder in _class_folders(root):
+        others.extend(_files(folder))
+    if others:
+        there = f"holds {_kinds(others)}"
     else:
         there = "holds no files"
     return f"{root} {there}; {expected}: check the place"
 
 
+def _loose_files(root: Path) -> list[Path]:
+    """The files next to the class folders, without hidden ones."""
+    files = list[Path]()
+    for path in root.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            files.append(path)
+    return files
+
+
 def _say_left_out(root: Path, folders: list[Path], listed: Mapping[Path, list[Path]]) -> None:
-    """Say how many files are no images that we read, and where deeper folders were taken for parts
-    of a class.
-    """
-    beside = [path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")]
-    images = [path for path in beside if _is_image(path)]
-    within = [path for files in listed.values() for path in files]
-    others = [path for path in within if not _is_image(path) and path.name.lower() not in NOT_DATA]
-    if images:
-        say(f"{root}: left out {_kinds(images)} beside the class folders, which have no class")
+    """Give a notice of files that were not read, and of classes that are made of deeper folders."""
+    loose_images = list(filter(_is_image, _loose_files(root)))
+    others = list[Path]()  # in class folders, but not images
+    all_deeper = True
+    for files in listed.values():
+        for path in files:
+            if _is_image(path):
+                all_deeper = all_deeper and path.parent not in listed
+            elif path.name.lower() not in NOT_DATA:
+                others.append(path)
+    if loose_images:
+        counts = _kinds(loose_images)
+        say(f"{root}: left out {counts} beside the class folders, which have no class")
     if others:
         say(f"{root}: left out {_kinds(others)} in class folders, expected {KINDS}")
-    if all(path.parent not in listed for path in within if _is_image(path)):
-        names = ", ".join(folder.name for folder in folders[:4]) + (
-            ", ..." if len(folders) > 4 else ""
-        )
+    if all_deeper:
+        names = [folder.name for folder in folders[:4]]
+        if len(folders) > 4:
+            names.append("...")
         say(
             f"{root}: all images are in deeper folders; the {len(folders)} classes are the "
-            f"folders {names}"
+            f"folders {', '.join(names)}"
         )
 
 
@@ -215,16 +252,17 @@ def _kinds(files: list[Path]) -> str:
 
 
 def _require_one_spelling(folders: list[Path]) -> None:
-    """Raise BadData for two folders of one class, whose names are the same text in two
-    encodings.
+    """Raise BadData for two folders of one class.
+
+    Their names are the same text in two encodings.
     """
-    spelled = Counter(same(folder.name) for folder in folders)
-    if twice := [name for name, count in spelled.items() if count > 1]:
-        raise BadData(
-            f"{folders[0].parent} has {spelled[twice[0]]} folders called {twice[0]!r}, written "
-            f"with other bytes "
-            "(composed and decomposed letters); expected one: move their files together"
-        )
+    counts = Counter(same(folder.name) for folder in folders)
+    for name, count in counts.items():
+        if count > 1:
+            raise BadData(
+                f"{folders[0].parent} has {count} folders called {name!r}, written with other "
+                f"bytes (composed and decomposed letters). Move their files into one folder."
+            )
 
 
 @final
@@ -237,13 +275,19 @@ class Images:
         self.spec = spec
         self.length = len(files)
         self.labels: Ints | None = labels
-        first = str(files[0])
-        self._shape = as_asked.fixes or as_asked.shape(shape_of(_read(files[0]), first)[1], first)
+        # The size of all images: as asked, or as the first image has it.
+        if as_asked.fixes is not None:
+            self._shape = as_asked.fixes
+        else:
+            first = str(files[0])
+            _, shape = shape_of(_read(files[0]), first)
+            self._shape = as_asked.shape(shape, first)
 
     def take(self, index: Ints) -> tuple[X, Ints | None]:
         """See Indexed."""
         assert self.labels is not None
-        return np.stack([self._image(int(row)) for row in index]), self.labels[index]
+        images = [self._image(int(row)) for row in index]  # each [3, H, W]
+        return np.stack(images), self.labels[index]
 
     def _image(self, row: int) -> Array:
         path = self.files[row]

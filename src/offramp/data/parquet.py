@@ -1,4 +1,4 @@
-"""Any Parquet file, or folder of them, with a column of images or of equally long number lists.
+"""Reads Parquet files with a column of images, or of equally long lists of numbers.
 
 parquet:rows.parquet
 parquet/test:FOLDER
@@ -30,28 +30,32 @@ def load(
     interpolation: str = "",
     classes: str = "",
 ) -> Rows:
-    """x by name (image, x, features, ...) or as the only fitting column; labels by name (label, y,
-    ...) or none.
+    """Read the inputs and, if there are any, the labels.
+
+    The inputs are the column with a known name (image, x, features, ...), or the only possible one.
+    The labels are the column with a known name (label, y, ...): integers of at least 0, or texts.
+    Texts are numbered by name, in sorted order, over the training split where there is one.
 
     Args:
-        place: a file, or a folder.
-        split: s means `s-*.parquet`, `s.parquet` or `s/*.parquet` in a folder; without one the
-            split test where there is one, else all files.
+        location: a file, or a folder.
+        split: s means `s-*.parquet`, `s.parquet` or `s/*.parquet` in a folder. Without a split it
+            is test where there is one, otherwise all files.
         size: H and W to which images are stretched: `parquet@HxW:PATH`.
-        x, label: the columns, where their names are not known here.
-        resize, crop, interpolation: of images, as in imagefolder.
-        classes: the names of the classes in the order of their numbers, A,B,C or a file with one a
-            line.
-
-    Labels are integers of at least 0, or texts. Texts are numbered by name, in sorted order, over
-    the training split where there is one.
+        x: name of the column of inputs, where it is another one.
+        label: name of the column of labels, where it is another one.
+        resize: length of the shorter side of images after resizing, in pixels.
+        crop: N or HxW, in pixels, cut out of the middle.
+        interpolation: bilinear (default), bicubic or nearest.
+        classes: names of the classes in the order of their numbers, as A,B,C or as a file with one
+            name a line.
 
     Raises:
-        BadData: no such column, labels that are none, images of several sizes.
-        BadFile: a file that cannot be read.
+        BadData: there is no such column, the labels are not labels, or images have several sizes.
+        BadFile: a file cannot be read.
     """
     if not location:
         raise BadData("parquet got no place; expected parquet:PATH")
+    # Check the options before a file is opened.
     as_asked = resizing(size, resize, crop, interpolation)
     files = files_of(Path(location), split)
     spec = f"parquet{'/' if split else ''}{split}:{location}"
@@ -59,16 +63,19 @@ def load(
     if as_asked != AS_THEY_ARE and not table.is_image:
         raise BadData(f"{location} holds numbers, which cannot be resized; leave the size out")
     names = given_names(classes)
+    # Labels that are texts are numbered over all splits, so that each split has the same numbers.
     if table.texts is not None and table.label is not None:
         chosen, splits = splits_beside(files)
         column = table.label
-        held = {
-            word: {str(one) for file in some for one in label_column(file, column)}
-            for word, some in splits.items()
-        }
+        held = dict[str, set[str]]()
+        for word, files_of_split in splits.items():
+            held[word] = set()
+            for file in files_of_split:
+                held[word].update(str(text) for text in label_column(file, column))
         names = names_of(held, chosen, location, names)
         table.labels = numbered(table.texts, names, f"the label column {column!r}")
         say_absent(names, table.labels, location)
+    # Labels under a name that is not known here are easily missed.
     if table.label is None and table.others:
         say(
             f"{location}: no labels found, its other columns are {', '.join(table.others)}; name "

@@ -1,5 +1,4 @@
-"""The one form in which the rest of the house sees data: numbered rows, in order, a batch at a
-time.
+"""Numbered rows, in order, a batch at a time: the one form in which the package sees data.
 
 rows("cifar10:data[1000:2000]")     a spec (see specs.py)
 rows(x), rows(x, y), rows((x, y))   numpy arrays, torch tensors or data frames; x may be a dict of
@@ -58,16 +57,19 @@ __all__ = [
 ]
 
 EngineStage: TypeAlias = tuple[X, Ints | None, Ints]
-ENDLESS = sys.maxsize
-EVERY = slice(0, None, 1)
+ENDLESS = sys.maxsize  # the end of a stream whose length is not known
+EVERY = slice(0, None, 1)  # every batch
 
 
 @dataclass(frozen=True)
 class Batch:
-    """b rows. x [b, ...] (or named arrays), y int64 [b] or None, row int64 [b], digest uint64 [b].
+    """Some rows; b is their number.
 
-    `row` counts in the source, before any selection; `digest` identifies the content of x (see
-    _digests.py).
+    Attributes:
+        x: inputs [b, ...], or named arrays of them.
+        y: labels, int64 [b]; None without.
+        row: the number of each row in the source, before any selection, int64 [b].
+        digest: identifies the content of each row of x, uint64 [b].
     """
 
     x: X
@@ -81,8 +83,16 @@ class Batch:
 
 @final
 class Rows:
-    """Numbered rows of one source, or a selection of them. `keep` holds the source's numbers of the
-    rows.
+    """Numbered rows of one source, or a selection of them.
+
+    Args:
+        source: where they are read from.
+        name: for messages and files.
+        class_names: in the order of the class numbers; None where they are not known.
+        keep: the source's numbers of the selected rows; None for all rows.
+
+    Raises:
+        BadData: there are no rows.
     """
 
     def __init__(
@@ -96,9 +106,9 @@ class Rows:
         self.source = source
         self.name = name
         self.class_names = class_names
-        self.keep = (
-            keep if keep is not None else range(ENDLESS if source.length is None else source.length)
-        )
+        if keep is None:
+            keep = range(ENDLESS if source.length is None else source.length)
+        self.keep = keep
         self._fingerprint: str | None = None
         if not self.keep:
             raise BadData(f"{name} holds 0 rows; expected at least one: hand over more")
@@ -106,7 +116,9 @@ class Rows:
     @property
     def length(self) -> int | None:
         """How many rows there are; None for a stream without a known end."""
-        return None if self.keep.stop >= ENDLESS else len(self.keep)
+        if self.keep.stop >= ENDLESS:
+            return None
+        return len(self.keep)
 
     @property
     def has_len(self) -> bool:
@@ -122,16 +134,18 @@ class Rows:
         return self.length
 
     def __repr__(self) -> str:
-        return (
-            f"<Rows: {'unknown' if self.length is None else f'{self.length:,}'} rows of "
-            f"{self.name}>"
-        )
+        count = "unknown" if self.length is None else f"{self.length:,}"
+        return f"<Rows: {count} rows of {self.name}>"
 
     @property
     def labels(self) -> Ints | None:
-        """All labels, int64 [n], where they are known without a pass; else None."""
-        known = None if isinstance(self.source, Stream) else self.source.labels
-        return None if known is None else known[self._numbers(self.keep)]
+        """All labels, int64 [n], where they are known without a full pass; otherwise None."""
+        if isinstance(self.source, Stream):
+            return None
+        labels = self.source.labels
+        if labels is None:
+            return None
+        return labels[self._numbers(self.keep)]
 
     @property
     def can_take(self) -> bool:
@@ -140,28 +154,34 @@ class Rows:
 
     @property
     def one_pass(self) -> bool:
-        """Whether these rows can be walked only once."""
+        """Whether these rows can be iterated only once."""
         return isinstance(self.source, Stream) and self.source.once
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all rows of x; makes a full pass unless there was one.
+        """Sixteen hex digits over all rows of x. It takes a full pass, unless there was one.
 
-        Raises BadData for what can be walked only once and was not yet.
+        Raises:
+            BadData: the rows can be iterated only once, and were not yet.
         """
         if self._fingerprint is None:
             if self.one_pass:
                 raise BadData(
                     f"{self.name} can be walked only once and was not yet; walk it, then ask again"
                 )
-            for _ in self.batches(1024):
+            for _ in self.batches(1024):  # the last batch sets the fingerprint
                 pass
         assert self._fingerprint is not None
         return self._fingerprint
 
     def select(self, selection: slice) -> Rows:
-        """Some of these rows, `slice(a, b, step)` with a < b of at least 0; they keep the source's
-        numbers.
+        """Select some of these rows, which keep their numbers in the source.
+
+        Args:
+            selection: `slice(a, b, step)`, with 0 <= a < b.
+
+        Raises:
+            BadData: the selection is empty, or goes beyond the last row.
         """
         text = specs.tell(selection)
         keep = specs.chosen(self.keep, selection, text, self.name, self.length)
@@ -170,19 +190,20 @@ class Rows:
         )
 
     def numbered_as(self, names: Sequence[str]) -> Rows:
-        """These rows with their classes numbered as a network knows them, where both have names of
-        their classes.
+        """Number the classes as a network does.
 
         Args:
-            names: the network's class names, in the order of its answers.
+            names: the network's class names, in the order of its outputs.
+
+        Returns:
+            The same rows with other labels. Rows without class names stay as they are.
 
         Raises:
             BadData: the rows have a class that is not among the names.
         """
         if self.class_names is None:
-            numbers = None
-        else:
-            numbers = renumbering(self.class_names, tuple(names), self.name)
+            return self
+        numbers = renumbering(self.class_names, tuple(names), self.name)
         if numbers is None:
             return self
         if isinstance(self.source, Stream):
@@ -198,12 +219,19 @@ class Rows:
         )
 
     def take(self, positions: Ints) -> Batch:
-        """The rows at these positions of the selection (0 .. len - 1), in the order asked for."""
+        """Read rows by their positions in the selection, in the order asked for.
+
+        Args:
+            positions: integers [b] from 0 to len - 1.
+
+        Raises:
+            BadData: the rows are a stream, or there is no row at a position.
+        """
         x, y, index = self._taken(positions)
         return Batch(x, y, index, digests_of(x))
 
     def take_x(self, positions: Ints) -> X:
-        """The x of `take` without the digests, which cost more than a small step of training."""
+        """The x of `take`, without digests: they cost more time than a small step of training."""
         return self._taken(positions)[0]
 
     def _taken(self, positions: Ints) -> EngineStage:
@@ -213,46 +241,49 @@ class Rows:
                 f"or a Dataset"
             )
         at = np.asarray(positions)
-        if (
-            at.ndim != 1
-            or at.dtype.kind not in "iu"
-            or len(at) == 0
-            or at.min() < 0
-            or at.max() >= len(self)
-        ):
+        is_list = at.ndim == 1 and at.dtype.kind in "iu" and len(at) > 0
+        if not is_list or at.min() < 0 or at.max() >= len(self):
             raise BadData(
-                f"positions must be a list of integers in 0 .. {len(self) - 1}, got {at!r:.80}; "
-                f"choose others"
+                f"positions must be a list of integers in 0 .. {len(self) - 1}, got {at!r:.80}"
             )
+        # Position p of the selection is row start + p * step of the source.
         index = self.keep.start + at.astype(np.int64) * self.keep.step
-        return *self.source.take(index), index
+        x, y = self.source.take(index)
+        return x, y, index
 
     def batches(self, size: int, turn: slice = EVERY) -> Iterator[Batch]:
-        """The rows in order, `size` at a time, the last batch smaller; damaged rows raise when they
-        come.
+        """Iterate over the rows in order.
 
-        turn: which of these batches, slice(first, None, step); the rows of the others are not read,
-        but in a stream.
+        Args:
+            size: rows per batch; the last batch may be smaller.
+            turn: which of the batches to give, slice(first, None, step). The rows of the others are
+                not read, except in a stream.
+
+        Raises:
+            BadData: a row is damaged; the error comes when it is reached.
         """
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise BadData(f"the batch size is {size!r}; expected an integer of at least 1")
         if isinstance(self.source, Stream):
-            chunks = _kept(self.source.chunks(), self.keep, self.name)
-            return self._pass(
-                islice(_rechunk(_checked(chunks), size), turn.start, None, turn.step), turn
-            )
+            selected = _selected(self.source.chunks(), self.keep, self.name)
+            resized = _rechunk(_checked(selected), size)
+            return self._pass(islice(resized, turn.start, None, turn.step), turn)
         return self._pass(_checked(self._steps(self.source, size, turn)), turn)
 
     def _steps(self, source: Indexed, size: int, turn: slice) -> Iterator[EngineStage]:
         for start in range(0, len(self.keep), size)[turn]:
             index = self._numbers(self.keep[start : start + size])
-            yield *source.take(index), index
+            x, y = source.take(index)
+            yield x, y, index
 
     def _pass(self, parts: Iterator[EngineStage], turn: slice) -> Iterator[Batch]:
+        """Parts as batches with digests. A full pass also gives the fingerprint."""
         digests = []
         for x, y, row in parts:
-            digests.append(digests_of(x))
-            yield Batch(x, y, row, digests[-1])
+            digest = digests_of(x)
+            digests.append(digest)
+            yield Batch(x, y, row, digest)
+        # A pass that skipped batches has not seen all rows.
         if turn == EVERY:
             self._fingerprint = fingerprint_of(np.concatenate(digests))
 
@@ -261,12 +292,13 @@ class Rows:
         return np.arange(keep.start, keep.stop, keep.step, dtype=np.int64)
 
 
-def _kept(chunks: Iterator[tuple[X, Ints | None]], keep: range, name: str) -> Iterator[EngineStage]:
-    """The kept rows of each chunk of a stream; BadData at its end when it was shorter than the
-    selection.
-    """
+def _selected(
+    chunks: Iterator[tuple[X, Ints | None]], keep: range, name: str
+) -> Iterator[EngineStage]:
+    """The selected rows of each chunk. Raises BadData at the end of a stream that is too short."""
     seen = 0
     for x, y in chunks:
+        # Which of the rows in this chunk are among start, start + step, ... before stop.
         row = np.arange(seen, seen + count(x), dtype=np.int64)
         seen += len(row)
         inside = (row >= keep.start) & (row < keep.stop) & ((row - keep.start) % keep.step == 0)
@@ -276,9 +308,9 @@ def _kept(chunks: Iterator[tuple[X, Ints | None]], keep: range, name: str) -> It
         if seen > keep[-1]:
             return
     if seen <= keep.start or keep.stop < ENDLESS:
-        wanted = f"row {keep.start if seen <= keep.start else keep[-1]}"
+        missing = keep.start if seen <= keep.start else keep[-1]
         raise BadData(
-            f"{name} ended after {seen} rows; expected {wanted} too: choose rows that there are"
+            f"{name} ended after {seen} rows; expected row {missing} too: choose rows that exist"
         )
 
 
@@ -295,35 +327,41 @@ def _checked(parts: Iterator[EngineStage]) -> Iterator[EngineStage]:
 
 def _rechunk(parts: Iterator[EngineStage], size: int) -> Iterator[EngineStage]:
     """The same rows, `size` at a time."""
-    held: list[EngineStage] = []
-    n = 0
+    held: list[EngineStage] = []  # parts that were not given yet
+    held_rows = 0
     for part in parts:
         held.append(part)
-        n += len(part[2])
-        if n >= size:
-            whole = _join(held)
-            rest = n % size
-            yield from (_cut(whole, start, start + size) for start in range(0, n - rest, size))
-            held = [_cut(whole, n - rest, n)] if rest else []
-            n = rest
+        held_rows += len(part[2])
+        if held_rows < size:
+            continue
+        # Give as many full batches as there are, and hold the rest.
+        joined = _join(held)
+        rest = held_rows % size
+        for start in range(0, held_rows - rest, size):
+            yield _cut(joined, start, start + size)
+        held = [_cut(joined, held_rows - rest, held_rows)] if rest else []
+        held_rows = rest
     if held:
         yield _join(held)
 
 
-def _join(held: list[EngineStage]) -> EngineStage:
-    x = join([each[0] for each in held])
-    row = np.concatenate([each[2] for each in held])
-    labels = [each[1] for each in held if each[1] is not None]
-    return x, np.concatenate(labels) if labels else None, row
+def _join(parts: list[EngineStage]) -> EngineStage:
+    x = join([x for x, _, _ in parts])
+    row = np.concatenate([row for _, _, row in parts])
+    labels = [y for _, y, _ in parts if y is not None]
+    if not labels:
+        return x, None, row
+    return x, np.concatenate(labels), row
 
 
 def _cut(part: EngineStage, start: int, stop: int) -> EngineStage:
     x, y, row = part
-    return pick(x, slice(start, stop)), None if y is None else y[start:stop], row[start:stop]
+    labels = None if y is None else y[start:stop]
+    return pick(x, slice(start, stop)), labels, row[start:stop]
 
 
 def rows(data: object, labels: object = None) -> Rows:
-    """Turn whatever holds data into numbered rows.
+    """Turn data of any kind into numbered rows.
 
     Args:
         data: Arrays, (x, y), a mapping of named arrays, a torch Dataset or DataLoader, an iterable
@@ -343,6 +381,7 @@ def rows(data: object, labels: object = None) -> Rows:
             f"only: stack the rows "
             "to one array first"
         )
+    # Rows and specs, then arrays, then torch's own classes, then any batches.
     if isinstance(data, Rows):
         return data
     if isinstance(data, str):
@@ -369,53 +408,69 @@ def rows(data: object, labels: object = None) -> Rows:
 
 
 def rows_for(network: object, data: object) -> Rows:
-    """Whatever holds data, with its classes numbered as the network knows them.
+    """Turn data of any kind into rows whose classes are numbered as in a network.
 
     Args:
-        network: its `class_names` are those of the rows that trained it. Where there are none, a
-            model of transformers names its classes itself (`config.id2label`), and counts if a name
-            is the same.
+        network: its `class_names` are those of the rows that trained it. If it has none, the names
+            in the configuration of a transformers model (`config.id2label`) are used, provided that
+            one of them is a class of the rows.
         data: see `rows`.
 
+    Returns:
+        The rows.
+
     Raises:
-        BadData: the rows have a class that the network was not trained.
+        BadData: the rows have a class that the network was not trained for.
     """
     source = rows(data)
     names = getattr(network, "class_names", None)
     if names is None:
-        own = set(source.class_names or ())
-        names = next((each for each in _names_in_models(network) if own & set(each)), None)
-    return source if names is None else source.numbered_as(names)
+        own_names = set(source.class_names or ())
+        for model_names in _names_in_models(network):
+            if not own_names.isdisjoint(model_names):
+                names = model_names
+                break
+    if names is None:
+        return source
+    return source.numbered_as(names)
 
 
 def _names_in_models(network: object) -> Iterator[tuple[str, ...]]:
-    """The class names in the configurations of a network's models, but those that stand for none
-    (LABEL_0).
-    """
+    """The class names in the configurations of a network's models, without made-up ones."""
     for module in getattr(network, "modules", tuple)():
-        found = getattr(getattr(module, "config", None), "id2label", None)
-        if isinstance(found, dict) and found:
-            names = [str(found.get(number, "LABEL_")) for number in range(len(found))]
-            if not any(name.startswith("LABEL_") for name in names):
-                yield tuple(names)
+        labels = getattr(getattr(module, "config", None), "id2label", None)
+        if not isinstance(labels, dict) or not labels:
+            continue
+        names = tuple(str(labels.get(number, "LABEL_")) for number in range(len(labels)))
+        # A model without names has LABEL_0, LABEL_1, ...
+        if not any(name.startswith("LABEL_") for name in names):
+            yield names
 
 
 def _is_pair(x: object, y: object) -> bool:
-    """Whether a tuple is (x, y), and not two batches: a batch is an array, a dict or a tuple
-    itself.
+    """Whether a tuple is (x, y), and not two batches.
+
+    y is an array, None, or a plain list of labels. A batch is an array, a dict or a tuple itself.
     """
     if not (is_array(x) or isinstance(x, Mapping)):
         return False
-    plain_list = isinstance(y, list) and not any(
-        isinstance(one, (list, tuple, Mapping)) for one in y
-    )
-    return is_array(y) or y is None or plain_list
+    if is_array(y) or y is None:
+        return True
+    if not isinstance(y, list):
+        return False
+    for item in y:
+        if isinstance(item, (list, tuple, Mapping)):
+            return False
+    return True
 
 
 def _of_spec(text: str) -> Rows:
+    """The rows of a spec."""
     spec = specs.parse(text)
-    made = rows(specs.load(spec))
-    whole = Rows(made.source, name=spec.whole, class_names=made.class_names, keep=made.keep)
+    loaded = rows(specs.load(spec))
+    everything = Rows(
+        loaded.source, name=spec.whole, class_names=loaded.class_names, keep=loaded.keep
+    )
     if spec.selection is None:
-        return whole
-    return whole.select(specs.selection(spec, whole.length))
+        return everything
+    return everything.select(specs.selection(spec, everything.length))

@@ -1,3 +1,1 @@
-"""The user's models with exits and gates under names: what stands where, and the tensors that go
-between.
-"""
+"""Networks: the user's models with exits and gates under names, and named tensors between them."""

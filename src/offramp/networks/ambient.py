@@ -1,16 +1,18 @@
-"""Settings of the process that change what a network computes: which are switched off, and which
-are written down.
+"""Handles settings of the process that change the results of a network.
 
-    autocast                    switched off around everything that is measured or served: an engine
-                                option asks for it
-    float32 matmul precision    written into the precision of a trace and a plan where it is not
+    autocast                    is switched off around everything that is measured or served; an
+                                engine option turns it on
+    float32 matmul precision    is noted in the precision of a trace and a plan if it is not
                                 "highest"
-    mkldnn's fp32_precision     likewise where convolutions or recurrences are in tf32 or bf16
-    default floating type       likewise where it is not float32: models that make tensors follow it
+    mkldnn's fp32_precision     is noted in the same way if convolutions or recurrences are in tf32
+                                or bf16
+    default floating type       is noted in the same way if it is not float32, because models that
+                                make tensors follow it
 
-cuDNN's convolutions are in TF32 by torch's own default: the comparison of batches allows for it
-(`probing`). What moves only the last bits (the number of threads, deterministic algorithms,
-denormal numbers, cuDNN's choice of an algorithm) is left alone: it stays within the float band.
+cuDNN's convolutions are in TF32 by torch's own default, and the comparison of batches allows for
+that (`probing`). Settings that only change the last bits are left alone, because their effect is
+within the float band: the number of threads, deterministic algorithms, denormal numbers, cuDNN's
+choice of an algorithm.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 import torch
 
-KINDS = ("cpu", "cuda")  # of devices for which autocast is looked at
+KINDS = ("cpu", "cuda")  # types of devices whose autocast is checked
 MIXED = "mixed"
 EXACT = ("none", "ieee")  # values of `fp32_precision` that leave float32 as it is
 NOTHING = contextlib.nullcontext()
@@ -29,10 +31,9 @@ NOTHING = contextlib.nullcontext()
 
 @contextlib.contextmanager
 def without_autocast(*kinds: str) -> Iterator[None]:
-    """Compute in the types of the weights and inputs, whatever `torch.autocast` stands around the
-    call.
+    """While it is open, compute in the types of the weights and inputs, without `torch.autocast`.
 
-    Also a decorator.
+    It also works as a decorator.
 
     Args:
         kinds: Types of devices, such as "cpu"; by default the CPU and CUDA.
@@ -44,8 +45,12 @@ def without_autocast(*kinds: str) -> Iterator[None]:
 
 
 def autocast_off(kind: str) -> contextlib.AbstractContextManager[object]:
-    """The same for one type of device, and cheap where nothing is to be switched off: a batch of
-    one waits for it.
+    """Make a context without autocast on one type of device.
+
+    It costs almost nothing if autocast is off already, because every batch waits for it.
+
+    Args:
+        kind: of device, such as "cpu".
     """
     if torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
@@ -53,17 +58,21 @@ def autocast_off(kind: str) -> contextlib.AbstractContextManager[object]:
 
 
 def settings() -> tuple[str, torch.dtype]:
-    """What a Runner compares at every call: the precision of matrix products, "mixed" where
-    backends have their own, and the default type.
+    """The settings that a Runner compares at every call.
+
+    Returns:
+        The precision of matrix products ("mixed" if backends differ), and the default type.
     """
     return _matmul(), torch.get_default_dtype()
 
 
 def told() -> str:
-    """The settings that are not torch's defaults, in words; empty where all are."""
+    """The settings that are not torch's defaults, in words; "" where all are defaults."""
     matmul, default = settings()
-    words = [] if matmul == "highest" else [f"float32 matmul precision {matmul}"]
-    mkldnn: Any = torch.backends.mkldnn  # torch's types do not tell what it has
+    words = list[str]()
+    if matmul != "highest":
+        words.append(f"float32 matmul precision {matmul}")
+    mkldnn: Any = torch.backends.mkldnn  # torch's type hints lack its attributes
     backends = {"mkldnn convolutions": mkldnn.conv, "mkldnn recurrences": mkldnn.rnn}
     if matmul == MIXED:
         backends |= {"cuda matmul": torch.backends.cuda.matmul, "mkldnn matmul": mkldnn.matmul}
@@ -78,5 +87,5 @@ def told() -> str:
 def _matmul() -> str:
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch refuses to sum up what was set for one backend alone
+    except RuntimeError:  # torch refuses if backends have different settings
         return MIXED

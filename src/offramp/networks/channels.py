@@ -1,7 +1,7 @@
-"""Which dimension of a tensor holds its channels, read from the operations that made it.
+"""Finds the dimension of a tensor that holds its channels, from the operations that made it.
 
 A convolution writes [B, C, T], a linear layer or a layer norm [B, T, C]. The shapes alone do not
-tell them apart, and an exit that averages over the wrong one throws away what it should look at.
+distinguish them, and an exit that averages over the wrong dimension loses its features.
 """
 
 from __future__ import annotations
@@ -16,13 +16,27 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 CHANNELS_FIRST = frozenset(
     {
-        *(f"conv{n}d" for n in (1, 2, 3)),
-        *(f"conv_transpose{n}d" for n in (1, 2, 3)),
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
         "batch_norm",
         "instance_norm",
         "group_norm",
-        *(f"{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
-        *(f"adaptive_{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
     }
 )
 CHANNELS_LAST = frozenset(
@@ -47,10 +61,9 @@ RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten"})
 
 
 class ChannelTracker(TorchFunctionMode):
-    """While it is active, it notes for every tensor that is made which dimension holds its
-    channels.
+    """While it is active, it notes the dimension of the channels of every new tensor.
 
-    What it does not know has no entry: it is a reading of the operations, not a proof.
+    It follows the operations, which is no proof. Tensors that it cannot judge have no entry.
     """
 
     def __init__(self) -> None:
@@ -69,7 +82,7 @@ class ChannelTracker(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation, then note what follows for its result."""
+        """Run the operation, then note the dimension of the channels of its result."""
         result = func(*args, **(kwargs or {}))
         first = result[0] if isinstance(result, tuple) and result else result
         if isinstance(first, Tensor) and first.dim() > 2:
@@ -85,14 +98,18 @@ class ChannelTracker(TorchFunctionMode):
     def _dim_after(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
     ) -> int | None:
+        """The dimension of the channels in the result of an operation; None where unknown."""
         if name in CHANNELS_FIRST:
             return 1
         if name in CHANNELS_LAST:
             return result.dim() - 1
-        known = [tensor for tensor in _tensors_in(args) if tensor in self._dims]
-        if not known:
+        source: Tensor | None = None
+        for tensor in _tensors_in(args):
+            if tensor in self._dims:
+                source = tensor
+                break
+        if source is None:
             return None
-        source = known[0]
         dim: int = self._dims[source]
         if name in MOVES:
             return _moved(source, dim, name, args, kwargs, result)
@@ -101,36 +118,41 @@ class ChannelTracker(TorchFunctionMode):
         # Anything else that keeps the rank and the number of channels (an activation, a sum, a
         # slice of positions) keeps the order of dimensions too.
         same = source.dim() == result.dim() and source.shape[dim] == result.shape[dim]
-        return dim if same else None
+        if not same:
+            return None
+        return dim
 
 
 def layouts_of(
     values: Mapping[str, object], tracker: ChannelTracker, *, free: bool = False
 ) -> dict[str, str | None]:
-    """The layout of features by node: "channels_first", "channels_last" or "both".
-
-    "both" stands where the channels are not known and either of two dimensions may hold them. A
-    text whose length is free has its words in front, so there it is "channels_last". None: features
-    of one dimension.
+    """Find the layout of features by node.
 
     Args:
         values: the features [B, ...] by node, made while the tracker was active.
-        tracker: what it noted.
+        tracker: with its notes.
         free: whether the length of a text is free.
+
+    Returns:
+        "channels_first" or "channels_last". "both" means that the channels are not known and that
+        either of two dimensions may hold them; a text whose length is free has its words first, so
+        it is "channels_last" instead. None for features [B, F].
     """
     unknown = "channels_last" if free else "both"
     layouts: dict[str, str | None] = {}
     for node, value in values.items():
-        rank = value.dim() if isinstance(value, Tensor) else 0
-        dim = tracker.dim_of(value) if isinstance(value, Tensor) else None
-        if rank < 3:
+        if not isinstance(value, Tensor) or value.dim() < 3:
             layouts[node] = None
-        elif dim == 1:
+            continue
+        dim = tracker.dim_of(value)
+        if dim == 1:
             layouts[node] = "channels_first"
-        elif dim == rank - 1:
+        elif dim == value.dim() - 1:
             layouts[node] = "channels_last"
-        else:
-            layouts[node] = unknown if rank == 3 else "channels_first"
+        elif value.dim() == 3:
+            layouts[node] = unknown
+        else:  # images, by torch's convention
+            layouts[node] = "channels_first"
     return layouts
 
 
@@ -153,25 +175,29 @@ def _moved(
     kwargs: Mapping[str, Any],
     result: Tensor,
 ) -> int | None:
-    """Where a permutation puts a dimension, found by permuting a shape whose sizes name the
-    dimensions.
+    """Where a permutation puts a dimension; None where that is not known.
+
+    A tensor without data gets the sizes 1, 2, 3, ..., so that each size identifies its dimension,
+    and is permuted in the same way.
     """
-    marks = torch.empty(tuple(range(1, source.dim() + 1)), device="meta")
+    marks = torch.empty(tuple(range(1, source.dim() + 1)), device="meta")  # [1, 2, 3, ...]
     rest = [marks if value is source else value for value in args]
     try:
         with torch._C.DisableTorchFunction():
             moved = getattr(marks, name.rstrip("_"))(*rest[1:], **kwargs)
     except (TypeError, RuntimeError, IndexError, AttributeError):
         return None
-    at = list(moved.shape).index(dim + 1) if dim + 1 in moved.shape else None
-    return at if moved.dim() == result.dim() else None
+    if moved.dim() != result.dim() or dim + 1 not in moved.shape:
+        return None
+    return list(moved.shape).index(dim + 1)
 
 
 def _reshaped(source: Tensor, dim: int, result: Tensor) -> int | None:
     """Where a reshape leaves a dimension: unchanged from the left, or unchanged from the right."""
     if source.shape[: dim + 1] == result.shape[: dim + 1]:
         return dim
-    behind = source.dim() - dim
-    if behind <= result.dim() and source.shape[dim:] == result.shape[result.dim() - behind :]:
-        return result.dim() - behind
+    from_right = source.dim() - dim  # this dimension and all behind it
+    at = result.dim() - from_right
+    if at >= 0 and source.shape[dim:] == result.shape[at:]:
+        return at
     return None

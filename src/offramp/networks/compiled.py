@@ -1,7 +1,7 @@
-"""What is made of a network once and kept: its segments, graphs, compiled calls, the last Runner.
+"""Caches what is derived from a network: its segments, graphs, compiled calls, the last Runner.
 
-Every network has one `Compiled`, which goes when the network goes. What it keeps is made again when
-whoever asks finds that it no longer fits, such as after a module was replaced. Nothing is parked on
+Every network has one `Compiled`, which is freed with the network. A cached value is made again if
+its user finds that it no longer fits, for example after a module was replaced. Nothing is stored on
 the network or on its modules.
 """
 
@@ -17,15 +17,15 @@ from torch import nn
 
 Made = TypeVar("Made")
 
-_EXPORTING = threading.RLock()  # one for the process: torch.export is not made for two
+_EXPORTING = threading.RLock()  # one for the process: torch.export is not thread-safe
 _OWNERS = threading.Lock()
 _OF: WeakKeyDictionary[nn.Module, Compiled] = WeakKeyDictionary()
 
 
 class Compiled:
-    """What was made of one network, by keys that say what it is and for what it was made.
+    """The values derived from one network, by key.
 
-    It must hold no reference to the network, and so must nothing that it keeps: it would never go.
+    Neither this object nor its values may refer to the network, which would then never be freed.
     """
 
     def __init__(self) -> None:
@@ -34,19 +34,18 @@ class Compiled:
     def once(
         self, key: Hashable, make: Callable[[], Made], fits: Callable[[Made], bool] | None = None
     ) -> Made:
-        """What was made under this key; made now if there is nothing, or if it no longer fits.
+        """Return the value under a key, and make it if there is none or if it no longer fits.
 
-        Of threads that ask at the same time one makes it and the others wait. `make` may ask for
-        other keys of the same network. If it raises, what was there before is gone.
+        If several threads ask at the same time, one makes the value and the others wait. `make` may
+        ask for other keys of the same network. If it raises, the earlier value is gone.
 
         Args:
-            key: what it is.
-            make: makes it.
-            fits: whether what is there may still be used; None means for as long as the network
-                lives.
+            key: identifies the value and what it was made for.
+            make: makes the value.
+            fits: whether the earlier value may still be used; None means always.
 
         Returns:
-            What `make` gave, now or earlier.
+            The result of `make`, from now or earlier.
         """
         with undisturbed():
             if key in self._kept:
@@ -58,13 +57,11 @@ class Compiled:
             return made
 
     def found(self, key: Hashable) -> Any:
-        """What is there under this key, fitting or not, without waiting for threads that make
-        something; else None.
-        """
+        """The value under a key, whether it fits or not; None without. It waits for no thread."""
         return self._kept.get(key)
 
     def forget(self) -> None:
-        """Drop all of it: the network is another one now."""
+        """Drop all values, because the network has changed."""
         with undisturbed():
             self._kept.clear()
 
@@ -73,17 +70,16 @@ class Compiled:
 
 
 def compiled_of(network: nn.Module) -> Compiled:
-    """Where that which is made of a network is kept. Hold this, and not the network, to let the
-    network go.
-    """
+    """The cache of a network. Hold it instead of the network, so that the network can be freed."""
     with _OWNERS:
         return _OF.setdefault(network, Compiled())
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """While it lasts no other thread exports, or makes anything of a network: until export ends
-    parameters are fake.
+    """While it is open, no other thread exports a network or derives anything from one.
+
+    During an export the parameters are fake.
     """
     with _EXPORTING:
         yield

@@ -1,9 +1,9 @@
-"""Which inputs a network reads: those that its answers or scores depend on.
+"""Finds the inputs that a network reads: those that its logits or scores depend on.
 
-A row is known by what the network reads of it. An input that it does not read (`idx`, `ids`) would
-make every row look new, so it is refused. The network runs once on two rows while every operation
-of torch is watched: what an operation makes of an input depends on it, and so does whatever shares
-its memory.
+A row is recognised by its inputs. An input that the network does not read (`idx`, `ids`) would make
+every row look new, so it is refused. The network runs once on two rows while every operation of
+torch is watched. The result of an operation depends on everything that the operation reads, and so
+does every tensor that shares its memory.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ from offramp.networks.walking import every_path
 from offramp.plans.signature import INPUT, is_label
 
 ROWS = 2
-# What hands the values of a tensor to code that torch does not see, such as NumPy.
+# Methods that pass the values of a tensor to code outside torch, such as NumPy.
 ESCAPES = ("numpy", "tolist", "item", "__array__", "__dlpack__", "data_ptr")
 
 
 def require_read(network: Network, inputs: State, what: str) -> None:
-    """Raise BadData for named inputs that the network does not read.
+    """Check that the network reads all named inputs.
 
     Args:
-        network: a network in eval mode.
-        inputs: a batch of named tensors, on its device; a single input is read.
-        what: the data, for the sentence.
+        network: in eval mode.
+        inputs: a batch of named tensors, on its device. A single input counts as read.
+        what: the data in messages.
+
+    Raises:
+        BadData: it does not read one of them.
     """
     extra = extra_inputs(inputs, known_inputs(network))
     if not extra and len(inputs) > 1:
@@ -45,10 +48,15 @@ def require_read(network: Network, inputs: State, what: str) -> None:
 
 
 def unread_text(extra: Sequence[str], names: Sequence[str], what: str) -> str:
-    """The sentence for inputs that nothing reads. Names may begin with x/."""
-    shown = ", ".join(repr(name.removeprefix(INPUT + "/")) for name in extra)
-    rest = ", ".join(repr(name.removeprefix(INPUT + "/")) for name in names if name not in extra)
-    reads = rest or "other names, or none"
+    """Make the message for inputs that nothing reads.
+
+    Args:
+        extra: their names, with or without x/.
+        names: of all inputs, in the same way.
+        what: the data.
+    """
+    shown = _listed(extra)
+    reads = _listed([name for name in names if name not in extra]) or "other names, or none"
     return (
         f"{what} has the input {shown}, which the network does not read (it reads {reads}). Leave "
         f"it out of the data, "
@@ -57,58 +65,79 @@ def unread_text(extra: Sequence[str], names: Sequence[str], what: str) -> str:
     )
 
 
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name.removeprefix(INPUT + "/")) for name in names)
+
+
 def known_inputs(network: Network) -> frozenset[str] | None:
-    """The names of all inputs that the models take; None where one of them takes any."""
-    known = set()
+    """The names of all inputs that the models take; None where one of them takes any name."""
+    known = set[str]()
     for member in network.members:
         if member.cuts:
-            names = [
-                one.name
-                for one in member.inputs
-                if not is_label(one.name.removeprefix(INPUT + "/"))
-            ]
-        else:
-            keywords = _keywords(network.preprocess_of(member) or network.model_of(member))
-            if keywords is None:
-                return None
-            names = [f"{INPUT}/{name}" for name in keywords]
-        known.update(names)
+            for spec in member.inputs:
+                if not is_label(spec.name.removeprefix(INPUT + "/")):
+                    known.add(spec.name)
+            continue
+        keywords = _keywords(network.preprocess_of(member) or network.model_of(member))
+        if keywords is None:
+            return None
+        for name in keywords:
+            known.add(f"{INPUT}/{name}")
     return frozenset(known)
 
 
 def extra_inputs(inputs: Iterable[str], known: frozenset[str] | None) -> list[str]:
-    """Those of the inputs that are not among the known ones; positional ones (x, x/0) have no name
-    to ask for.
+    """Find inputs that are not known to the models.
+
+    Args:
+        inputs: names, such as x, x/0 or x/mask. Positional ones have no name that could be wrong.
+        known: see `known_inputs`; None for any name.
     """
     if known is None:
         return []
-    return [name for name in inputs if name not in known and "/" in name and not name[2:].isdigit()]
+    extra = list[str]()
+    for name in inputs:
+        is_keyword = "/" in name and not name.removeprefix(INPUT + "/").isdigit()
+        if is_keyword and name not in known:
+            extra.append(name)
+    return extra
 
 
 def _keywords(module: nn.Module) -> list[str] | None:
-    """The names of the arguments of a module; None for one that takes any, or does not tell."""
+    """The names of the arguments of a module; None if it takes any, or if they are not known."""
     try:
         parameters = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):
         return None
-    if any(one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) for one in parameters):
-        return None
-    return [one.name for one in parameters]
+    names = list[str]()
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            return None
+        names.append(parameter.name)
+    return names
 
 
 def unread(call: Callable[[State], Iterable[Tensor]], inputs: State) -> list[str]:
-    """The names of inputs on which nothing that `call` gives depends; none where `call` fails,
-    which is told later.
+    """Find the inputs that do not affect the results of a call.
+
+    Args:
+        call: from named tensors to results.
+        inputs: [B, ...] by name; two rows of them are used.
+
+    Returns:
+        The names of these inputs; none if `call` fails, because its caller reports the error later.
     """
-    some = {name: value[:ROWS].clone() for name, value in inputs.items()}
-    watched = _Dispatched(some)
+    few = {name: value[:ROWS].clone() for name, value in inputs.items()}  # [2, ...]
+    watched = _Dispatched(few)
     try:
         with torch.no_grad(), _Escapes(watched), watched:
-            outputs = list(call(some))
-    except Exception:  # whatever the user's model raises; the caller runs it again and tells
+            outputs = list(call(few))
+    except Exception:  # the user's model can raise anything
         return []
-    read = watched.asked.union(*(watched.behind(value) for value in outputs))
-    return [name for name in some if name not in read]
+    read = set(watched.asked)
+    for value in outputs:
+        read |= watched.behind(value)
+    return [name for name in few if name not in read]
 
 
 def _outputs(network: Network, inputs: State) -> list[Tensor]:
@@ -129,14 +158,14 @@ def _outputs(network: Network, inputs: State) -> list[Tensor]:
 
 
 class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes for every tensor the inputs behind it, by the memory that it lies in."""
+    """Notes for every tensor the inputs that it depends on, by the memory of the tensor."""
 
     def __init__(self, inputs: State) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # inputs whose values left torch: nobody knows what became of them
+        # Inputs whose values left torch. They may affect anything, so they count as read.
         self.asked: set[str] = set()
-        self._marks: dict[int, set[str]] = {}
-        self._held: list[object] = []  # while they are held, no other memory takes their place
+        self._marks: dict[int, set[str]] = {}  # the address of a memory -> names of inputs
+        self._held: list[object] = []  # the memories, so that no new one gets the same address
         for name, value in inputs.items():
             self._mark(value, {name})
 
@@ -150,17 +179,19 @@ class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._marks[storage._cdata] = self._marks.get(storage._cdata, set()) | names
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation; what it makes or changes depends on all that it was given."""
+        """Run an operation. What it makes or changes depends on everything that it reads."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        taken = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        names = set().union(*map(self.behind, taken))
+        arguments = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        names = set[str]()
+        for value in arguments:
+            names |= self.behind(value)
         if names:
-            made = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
-            if not made:  # a number, such as that of `if mask.all():`
+            results = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+            if not results:  # a number, such as that of `if mask.all():`
                 self.asked |= names
-            changed = taken if func._schema.is_mutable else []
-            for value in (*made, *changed):
+            changed = arguments if func._schema.is_mutable else []
+            for value in (*results, *changed):
                 self._mark(value, names)
         return result
 
@@ -173,7 +204,7 @@ class _Escapes(TorchFunctionMode):
         self._watched = watched
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function; values that it hands out of torch count as read."""
+        """Run a function. If it passes values out of torch, their inputs count as read."""
         if getattr(func, "__name__", "") in ESCAPES and args and isinstance(args[0], Tensor):
             self._watched.asked |= self._watched.behind(args[0])
         return func(*args, **(kwargs or {}))

@@ -1,5 +1,6 @@
-"""The user's models in a network: their names and cuts, what stands at their nodes, and the dict
-that holds modules.
+"""The user's models in a network: their names and cuts, and the features at their nodes.
+
+It also has the dict that holds modules under any name.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from offramp.networks.inputs import State, call_model, copies
 from offramp.networks.taps import listening, logits_in, plain_attention, tapped
 from offramp.plans.signature import INPUT, Input
 
-BACKBONE = "backbone"  # the only member of a model that was cut, and its last node
-RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `reference` may name
+BACKBONE = "backbone"  # the only member of a network that was cut, and the name of its last node
+RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and words that `reference` may name
 
 Modules = Mapping[str, nn.Module] | nn.ModuleDict
 
 
 def require_name(name: object) -> None:
-    """Raise InvalidArgument for a name that no model of a ladder can have.
+    """Check the name of a member of a ladder, from the user or from a file.
 
-    The same rule holds for names that are typed and for those that stand in a file.
+    Args:
+        name: to check.
+
+    Raises:
+        InvalidArgument: it has other characters than letters, digits, - and _, or another meaning.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
         raise InvalidArgument(
@@ -37,6 +42,7 @@ def require_name(name: object) -> None:
         raise InvalidArgument(
             f"a member is called {name!r}, which has a meaning of its own here; name it otherwise"
         )
+    # The models of a ladder are in an `nn.ModuleDict`, which refuses such names.
     if hasattr(nn.ModuleDict, name):
         raise InvalidArgument(
             f"a member is called {name!r}, which is a method of every torch module; name it "
@@ -46,14 +52,16 @@ def require_name(name: object) -> None:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model of the user's: a member of a ladder, or (under the name `backbone`) the one model
-    that was cut.
+    """A model of the user: a member of a ladder, or the one model that was cut.
 
-    spec: how to build it again (`offramp:resnet20`); None means by the user. cuts: modules after
-    which it is cut, in the order in which they run. inputs: what a cut model was tried on; empty
-    where nothing was cut. length: those of them [B, T, ...] whose T may be another one in every
-    batch. output: which of a model's outputs are its logits, named as `tensors_of(output, "y")` has
-    it; None where that is clear.
+    Attributes:
+        name: of the member; `backbone` for the one model that was cut.
+        spec: how to build it again, such as `offramp:resnet20`; None where only the user can.
+        cuts: modules after which it is cut, in the order in which they run.
+        inputs: that a cut model was tried on; empty where nothing was cut.
+        length: names of inputs [B, T, ...] whose T may differ from batch to batch.
+        output: which of its outputs are the logits, as `tensors_of(output, "y")` names them; None
+            where that is clear.
     """
 
     name: str
@@ -64,12 +72,19 @@ class ModelSpec:
     output: str | None = None
 
     def node(self, cut: str | None) -> str:
-        """The node after a cut (None: at the model's end): `layer1`, in a ladder `member/layer1`
-        and `member`.
+        """The name of the node after a cut.
+
+        Args:
+            cut: the name of a module; None for the end of the model.
+
+        Returns:
+            Such as `layer1` and `backbone`; in a ladder `member/layer1` and `member`.
         """
         if cut is None:
             return self.name
-        return cut if self.name == BACKBONE else f"{self.name}/{cut}"
+        if self.name == BACKBONE:
+            return cut
+        return f"{self.name}/{cut}"
 
     def nodes(self) -> tuple[str, ...]:
         """All nodes of this member, in order."""
@@ -77,14 +92,14 @@ class ModelSpec:
 
 
 class NamedModules(nn.ModuleDict):
-    """A ModuleDict under any names, such as `blocks.5`, or `half` (a method of every module), both
-    of which it refuses.
+    """A ModuleDict that takes any name.
 
-    The state-dict keys are the names all the same: `exits.blocks.5.weight`.
+    An `nn.ModuleDict` refuses names such as `blocks.5`, or `half` (a method of every module). The
+    state-dict keys have the names unchanged: `exits.blocks.5.weight`.
     """
 
     def hang(self, name: str, module: nn.Module) -> None:
-        """Put a module under any name, in the place of the one that is there."""
+        """Put a module under a name. It replaces the one that has this name."""
         self._modules[name] = module
 
     def _load_from_state_dict(
@@ -97,17 +112,23 @@ class NamedModules(nn.ModuleDict):
         unexpected: Any,
         _errors: Any,
     ) -> None:
-        """Torch's own would take every key below a name with a dot for unexpected."""
+        """Find unexpected keys. Torch's own method expects no dot in a name."""
         known = tuple(f"{prefix}{name}." for name in self._modules)
-        if strict:
-            unexpected += [
-                key for key in state_dict if key.startswith(prefix) and not key.startswith(known)
-            ]
+        if not strict:
+            return
+        for key in state_dict:
+            if key.startswith(prefix) and not key.startswith(known):
+                unexpected.append(key)
 
 
 def outside_torch(modules: Iterable[object]) -> str | None:
-    """What the first of these modules is that computes outside of torch; None where all of them are
-    torch's.
+    """Describe the first module that computes outside of torch.
+
+    Args:
+        modules: to search.
+
+    Returns:
+        Its attribute `outside_torch`; None where all of them are torch's.
     """
     for module in modules:
         kind = getattr(module, "outside_torch", None)
@@ -117,56 +138,81 @@ def outside_torch(modules: Iterable[object]) -> str | None:
 
 
 def held(modules: Modules) -> NamedModules:
-    """Modules in a ModuleDict that takes any names."""
-    found = NamedModules()
+    """Put modules into a ModuleDict that takes any name."""
+    named = NamedModules()
     for name, module in modules.items():
-        found.hang(name, module)
-    return found
+        named.hang(name, module)
+    return named
 
 
 def digest(module: nn.Module) -> str | None:
-    """Sixteen hex digits over a module's parameters; None when it has none, and so nothing to be
-    trained.
+    """Compute sixteen hex digits that identify the values of a module's parameters.
+
+    Args:
+        module: any.
+
+    Returns:
+        The digits; None for a module without parameters, which cannot be trained.
     """
-    values = [value.detach().cpu().double().numpy().tobytes() for value in module.parameters()]
-    return hashlib.sha256(b"".join(values)).hexdigest()[:16] if values else None
+    # In float64 on the CPU, so that a cast to a wider type or a move changes nothing.
+    mark = hashlib.sha256()
+    has_parameters = False
+    for parameter in module.parameters():
+        mark.update(parameter.detach().cpu().double().numpy().tobytes())
+        has_parameters = True
+    if not has_parameters:
+        return None
+    return mark.hexdigest()[:16]
 
 
 def values_of(
     model: nn.Module, preprocess: nn.Module | None, member: ModelSpec, inputs: State
 ) -> dict[str, Any]:
-    """The features at a member's nodes in the order in which they came; at its end the model's
-    logits.
+    """Run a model and collect the features at its nodes.
 
-    Of several tensors that a tapped module gives the first counts. Each is copied, because an
-    operation that works in place may follow. Raises BadNetwork for a module that ran twice or
-    never, or gave no tensor.
+    If a tapped module gives several tensors, the first one counts. Each is copied, because the next
+    operation may work in place.
+
+    Args:
+        model: the user's.
+        preprocess: makes the model's input; None where the inputs are ready.
+        member: its name and cuts.
+        inputs: [B, ...] by name.
+
+    Returns:
+        Features by node in the order of execution; the last are the logits of the model.
+
+    Raises:
+        BadNetwork: a tapped module ran twice or never, or gave no tensor.
     """
+    inputs = copies(inputs)
+    if not member.cuts:
+        return {member.name: logits_in(call_model(model, preprocess, inputs), member.output)}
     values: dict[str, Any] = {}
-    ours = threading.get_ident()
+    this_thread = threading.get_ident()
 
     def keep(cut: str, output: object) -> None:
-        if threading.get_ident() != ours:
+        if threading.get_ident() != this_thread:
             return  # another thread runs the same model
         if member.node(cut) in values:
             raise BadNetwork(
                 f"module {cut!r} runs more than once in a forward pass; cut where a module runs "
                 f"once"
             )
-        leaves = [*tapped(output, cut).values()]
+        leaves = list(tapped(output, cut).values())
         if not leaves:
             raise BadNetwork(
                 f"module {cut!r} gives no tensor, expected one [B, ...]; cut elsewhere"
             )
-        values[member.node(cut)] = leaves[0].clone()
+        values[member.node(cut)] = leaves[0].clone()  # [B, ...]
 
-    inputs = copies(inputs)
-    if not member.cuts:
-        return {member.name: logits_in(call_model(model, preprocess, inputs), member.output)}
-    with listening({cut: model.get_submodule(cut) for cut in member.cuts}, keep), plain_attention():
+    modules = {cut: model.get_submodule(cut) for cut in member.cuts}
+    with listening(modules, keep), plain_attention():
         output = call_model(model, preprocess, inputs)
-    if silent := [cut for cut in member.cuts if member.node(cut) not in values]:
-        raise BadNetwork(
-            f"module {silent[0]!r} did not run in a forward pass; cut where every input passes"
-        )
-    return values | {member.name: logits_in(output, member.output)}
+    for cut in member.cuts:
+        if member.node(cut) not in values:
+            raise BadNetwork(
+                f"module {cut!r} did not run in a forward pass; cut where every input passes"
+            )
+    values[member.name] = logits_in(output, member.output)
+    return values

@@ -1,5 +1,4 @@
-"""What stands at a node: the contracts of exits and gates, what they may look at, and asking them
-with a check.
+"""The contracts of exits and gates, and the checked calls of them.
 
 Shapes: B samples, C classes.
 """
@@ -21,12 +20,14 @@ from offramp.plans.scores import ScoreRange
 
 @dataclass(frozen=True)
 class Seen:
-    """What an exit or a gate may look at, for the rows that are still here.
+    """The tensors that an exit or a gate may read, for the rows that have not left.
 
-    features: the tapped value at this node, [B, ...]. own: the logits of this node's exit, [B, C]
-    (for itself None). Those named in `reads`: logits of earlier exits, [B, C] each (an exit sees
-    what they hand on where that is something else, see `Hands`), and inputs such as
-    `x/attention_mask`, [B, ...].
+    Attributes:
+        features: the tapped value at this node, [B, ...].
+        logits: of the earlier exits named in `reads`, [B, C] each. An exit sees what they hand on,
+            if that is something else (see `Hands`).
+        own: the logits of this node's exit, [B, C]; None for the exit itself.
+        inputs: those named in `reads`, such as `x/attention_mask`, [B, ...] each.
     """
 
     features: Tensor
@@ -36,25 +37,27 @@ class Seen:
 
 
 class Exit(nn.Module, abc.ABC):
-    """Contract of a classifier after a segment. `reads` names earlier exits whose logits it needs,
-    and inputs.
+    """Contract of a classifier after a segment.
+
+    Attributes:
+        reads: names of earlier exits whose logits it needs, and of inputs.
     """
 
     reads: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def forward(self, seen: Seen) -> Tensor:
-        """Logits [B, C]; the answer for a row may not depend on its batch-mates."""
+        """Logits [B, C]. The logits of a row must not depend on the other rows in the batch."""
 
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
-        """Plain data from which the shelf builds it again: {"name": ..., other arguments}."""
+        """Plain data to build it again from: {"name": ..., other arguments}."""
 
     def belong_to(self, model: nn.Module) -> None:
-        """Called when a network is made of this exit: one that is a part of the user's model finds
-        itself there.
+        """Called when a network is made with this exit.
 
-        By default the exits within this one are called.
+        An exit that is a part of the user's model finds that part here. By default the call is
+        passed to the exits inside this one.
 
         Args:
             model: the user's model that is cut at this exit's node.
@@ -66,22 +69,22 @@ class Exit(nn.Module, abc.ABC):
 
 @runtime_checkable
 class Hands(Protocol):
-    """An exit that hands to later exits something else than its answer: an ensemble's members, not
-    its mean.
+    """An exit that hands something else than its logits to later exits.
+
+    For example, an ensemble answers with the mean of its members, and hands on the members.
     """
 
     def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Its logits [B, C] (those of `forward`), and what later exits that read it see instead,
-        [B, ...].
-        """
+        """Its logits [B, C], as from `forward`, and the tensor [B, ...] for later exits."""
 
 
 class Gate(nn.Module, abc.ABC):
-    """Contract of a score per sample: higher = readier to leave. `reads` names earlier exits and
-    inputs.
+    """Contract of a score per sample. A sample with a higher score is readier to leave.
 
-    `spreads_nan`: whether a score is NaN by itself where a logit of this node's exit is NaN or
-    infinite.
+    Attributes:
+        reads: names of earlier exits and of inputs that it needs.
+        spreads_nan: whether its score is always NaN where a logit of this node's exit is NaN or
+            infinite. Otherwise `grade` makes it so.
     """
 
     reads: tuple[str, ...] = ()
@@ -91,28 +94,29 @@ class Gate(nn.Module, abc.ABC):
     def score(self, seen: Seen) -> Tensor:
         """Scores [B], or [B, K - 1] at a node with K > 2 successors, the shallow choice first.
 
-        The score of a row may depend neither on its batch-mates nor on the clock.
+        The score of a row must not depend on the other rows in the batch, nor on the time.
         """
 
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
-        """Plain data from which the shelf builds it again: {"name": ..., other arguments}."""
+        """Plain data to build it again from: {"name": ..., other arguments}."""
 
     def score_range(self) -> ScoreRange:
-        """The ends of the scores' range and where they saturate; by default nothing is known (the
-        real line).
+        """The limits of the scores, and the values at which they saturate.
 
-        A trace carries it, and calibration puts no threshold beside a value that many rows share.
+        By default nothing is known, and the range is the real line. A trace keeps it, and
+        calibration puts no threshold next to a value that many rows share.
         """
         return ScoreRange()
 
 
 class Scorer(Gate):
-    """A gate made of a function from logits [B, C] to scores [B], such as those in
-    gates/confidence.py.
+    """A gate made of a function, such as those in gates/confidence.py.
 
-    A function may declare its range in an attribute `score_range` (see
-    `offramp.plans.scores.scores_in`).
+    Args:
+        name: of the function, or the user's module:name.
+        function: from logits [B, C] to scores [B]. It may declare its range in an attribute
+            `score_range` (see `offramp.plans.scores.scores_in`).
     """
 
     def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
@@ -123,15 +127,15 @@ class Scorer(Gate):
 
     def score(self, seen: Seen) -> Tensor:
         """The function of this exit's own logits."""
-        assert seen.own is not None
+        assert seen.own is not None  # a scorer is only hung where there is an exit
         return self.function(seen.own)
 
     def config(self) -> dict[str, Any]:
-        """The function's name on the shelf, or the user's module:name."""
+        """The name of the function, or the user's module:name."""
         return {"name": self.name}
 
     def score_range(self) -> ScoreRange:
-        """What the function declares; the real line if it declares nothing."""
+        """The range that the function declares; the real line without. Raises BadNetwork."""
         declared = getattr(self.function, "score_range", None)
         if declared is None:
             return ScoreRange()
@@ -148,20 +152,40 @@ class Scorer(Gate):
 
 
 def answer(exit_: Exit, seen: Seen, name: str) -> Tensor:
-    """Logits [B, C] of an exit, checked. Raises BadNetwork when it gives anything else."""
-    return answers(exit_, seen, name)[0]
+    """Call an exit and check its logits.
+
+    Args:
+        exit_: to call.
+        seen: the tensors that it may read.
+        name: of its node, for the message.
+
+    Returns:
+        Logits [B, C].
+
+    Raises:
+        BadNetwork: its output is something else.
+    """
+    logits, _ = answers(exit_, seen, name)
+    return logits
 
 
 def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
-    """Logits [B, C] of an exit, checked as `answer` does, and what it hands on: the same, unless it
-    `Hands`.
+    """Call an exit as `answer` does, also for the tensor that it hands to later exits.
+
+    Returns:
+        Logits [B, C], and the handed tensor. They are the same, unless the exit `Hands`.
     """
-    logits, handed = exit_.both(seen) if isinstance(exit_, Hands) else (exit_(seen), None)
+    handed: Tensor | None = None
+    if isinstance(exit_, Hands):
+        logits, handed = exit_.both(seen)
+    else:
+        logits = exit_(seen)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         way = (
             "Wrap the model so that it returns its logits alone, or in a dict under the key "
             "'logits'."
         )
+        # A list of tensors suggests a network that already has exits.
         if isinstance(logits, (list, tuple)):
             way += (
                 " If these are its own exits, docs/how-to/my-network-already-has-exits.md "
@@ -171,17 +195,18 @@ def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
             f"exit {name!r} must give logits [B, C] of at least two classes, got "
             f"{_described(logits)}. {way}"
         )
-    return logits, logits if handed is None else handed
+    if handed is None:
+        return logits, logits
+    return logits, handed
 
 
 def _described(output: object) -> str:
-    """What a model gave, with the name and shape of each tensor."""
+    """The output of a model in words, with the name and shape of each tensor."""
     if isinstance(output, Tensor):
         return f"a tensor of shape {list(output.shape)}"
-    shapes = [
-        f"{name.removeprefix('y/')} {list(tensor.shape)}"
-        for name, tensor in tensors_of(output, "y").items()
-    ]
+    shapes = list[str]()
+    for name, tensor in tensors_of(output, "y").items():
+        shapes.append(f"{name.removeprefix('y/')} {list(tensor.shape)}")
     kind = type(output).__name__
     if shapes:
         return f"a {kind} of {', '.join(shapes)}"
@@ -189,61 +214,67 @@ def _described(output: object) -> str:
 
 
 def grade(gate: Gate, seen: Seen, own: Tensor | None, routes: int = 1) -> Tensor:
-    """Scores of a gate, float32; NaN, so that the row goes on, where a logit of its own exit is not
-    finite.
+    """Call a gate and check its scores.
+
+    A score is NaN if a logit of the node's own exit is not finite, so that the row goes on.
 
     Args:
         gate: of a node with routes + 1 successors.
-        seen: what it may look at.
-        own: logits [B, C] of the exit at this node; None where there is none.
-        routes: how many scores a row gets.
+        seen: the tensors that it may read.
+        own: logits [B, C] of the exit at this node; None without an exit.
+        routes: number of scores per row.
 
     Returns:
-        [B] with one route, otherwise [B, routes].
+        float32 [B] with one route, otherwise [B, routes].
 
     Raises:
         BadNetwork: the gate gives another shape.
     """
     score = gate.score(Seen(seen.features, seen.logits, own, seen.inputs)).float()
     count = (seen.features if own is None else own).shape[0]
+    # [B] for one route, [B, routes] for several.
     if score.shape != ((count,) if routes == 1 else (count, routes)):
         expected = f"[{count}], one per row" if routes == 1 else f"[{count}, {routes}]"
         raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected {expected}")
     if own is None or gate.spreads_nan:
         return score
-    # NaN where a logit is none; few operations, for batches of one
+    # 0 where all logits are finite, otherwise NaN. Two operations, to be fast for a batch of one.
     finite = (own * 0).sum(-1).float()
     return score + (finite if routes == 1 else finite[:, None])
 
 
 class Chooser(Gate):
-    """A gate that rates every way from its node, and sends a row to the best one (the first of
-    equals).
+    """A gate that rates every successor of its node, and sends a row to the best one.
 
-    Recipes train the ratings; thresholds of 0 take the best way, and a shift of all of them makes
-    the first ways readier or less ready.
+    Recipes train the ratings. Thresholds of 0 choose the successor with the best rating, the first
+    one among equals. Lower thresholds favour the first successors, higher ones the last.
     """
 
     @abc.abstractmethod
     def ratings(self, seen: Seen) -> Tensor:
-        """How good each way is for each row, [B, K] for K successors."""
+        """How good each successor is for each row, [B, K]."""
 
     def score(self, seen: Seen) -> Tensor:
-        """By how much each way but the last is better than all ways after it: [B], or [B, K -
-        1].
-        """
+        """By how much each successor is better than all later ones: [B], or [B, K - 1]."""
         return margins_of(self.ratings(seen))
 
 
 def margins_of(ratings: Tensor) -> Tensor:
-    """Ratings [B, K] -> scores [B, K - 1] ([B] for K = 2): the first score that reaches 0 is that
-    of the best way.
+    """Turn ratings into scores, of which the first that reaches 0 belongs to the best rating.
+
+    Args:
+        ratings: [B, K].
+
+    Returns:
+        [B, K - 1]; for K = 2 it is [B].
 
     >>> margins_of(torch.tensor([[1.0, 3.0, 2.0]]))
     tensor([[-2.,  1.]])
     """
     scores = list[Tensor]()
     for way in range(ratings.shape[1] - 1):
-        best_behind = ratings[:, way + 1 :].amax(1)  # [B]
-        scores.append(ratings[:, way] - best_behind)
-    return scores[0] if len(scores) == 1 else torch.stack(scores, 1)
+        best_later = ratings[:, way + 1 :].amax(1)  # [B, K - way - 1] -> [B]
+        scores.append(ratings[:, way] - best_later)
+    if len(scores) == 1:
+        return scores[0]
+    return torch.stack(scores, 1)  # [B, K - 1]

@@ -42,7 +42,11 @@ def chain_table(network: Network, rows: State) -> list[str]:
             gate = _name(network.gate_of(node.name))
         share = f"{costs[node.name]:.0%}" if node.name in costs else ""
         cells.append([node.name, _name(network.exit_of(node.name)), gate, share])
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    # Every column is as wide as its widest cell.
+    widths = [0, 0, 0, 0]
+    for row in cells:
+        for column, text in enumerate(row):
+            widths[column] = max(widths[column], len(text))
     lines = list[str]()
     for name, exit, gate, share in cells:
         line = f"  {name:<{widths[0]}}  {exit:<{widths[1]}}  {gate:<{widths[2]}}"

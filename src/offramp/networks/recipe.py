@@ -1,8 +1,8 @@
-"""How a network is trained: the contract between a recipe and the one loop (fitting/).
+"""The contract between a recipe and the training loop (fitting/).
 
-Shapes: b rows of a batch, N rows of a data set, F pooled features, C classes.
-A recipe says what is trained, in which phases and by which loss; the loop, the seed, checkpoints
-and resume are fit's.
+A recipe decides what is trained, in which phases, and by which loss. `fit` has the loop, the seed,
+checkpoints and resuming. Shapes: b rows of a batch, N rows of a data set, F pooled features, C
+classes.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from offramp.plans.signature import is_input
 
 Losses = Tensor | Mapping[str, Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-# the second argument: optimizer steps in the whole phase
+# (optimizer, its steps in the whole phase) -> scheduler
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]
 
 
 @runtime_checkable
 class Pools(Protocol):
-    """An exit whose parameters come after a pooling that has none: `exit_` gives the same for what
-    its `pool` gave.
+    """An exit that first pools its features, without parameters.
 
-    Of the network's inputs it may read what `pool` needs, such as a mask: those are given to `pool`
-    by name as a second argument, and on pooled features the exit does without them.
+    It gives the same logits for features and for the result of its `pool`. So pooled features are
+    computed once while the backbone is frozen. The exit may read inputs that `pool` needs, such as
+    a mask. `pool` gets them by name as a second argument, and the exit does not need them for
+    pooled features.
     """
 
     def pool(self, features: Tensor) -> Tensor:
@@ -45,28 +46,38 @@ class Pools(Protocol):
 
 
 def pooled_by(exit_: Exit, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-    """What an exit that pools makes of features [b, ...] and of the inputs that it reads: [b,
-    F].
+    """Pool features for an exit.
+
+    Args:
+        exit_: an exit that `Pools`.
+        features: [b, ...].
+        inputs: by name; those that the exit reads are passed to its `pool`.
+
+    Returns:
+        [b, F].
     """
-    pool: Callable[..., Tensor] = getattr(exit_, "pool")  # noqa: B009 - nn.Module types every attribute alike
-    given = {name: inputs[name] for name in exit_.reads if is_input(name)}
-    return pool(features, given) if given else pool(features)
+    # getattr, because nn.Module declares all attributes as tensors or modules.
+    pool: Callable[..., Tensor] = getattr(exit_, "pool")  # noqa: B009
+    read = {name: inputs[name] for name in exit_.reads if is_input(name)}
+    if not read:
+        return pool(features)
+    return pool(features, read)
 
 
 @dataclass(frozen=True)
 class TrainingOutputs:
-    """What a recipe looks at: the named tensors of a batch, made by a forward or taken from the
-    cache.
+    """The outputs of a network for a batch, from a forward pass or from cached features.
 
-    logits: of the exits, shallow to deep, [b, C] each. features: what stands at their nodes: in a
-    phase that reads the input the tapped values [b, ...] (at a model's end its logits), in one that
-    reads pooled features those [b, F].
-    inputs: what went in; empty where pooled features are read. Nodes whose exits cannot pool are
-    then missing.
-    network: that which was looked at, for what a forward does not give: gates, what exits hand on,
-    the auxiliary modules that `prepare` hung on, and steps that look again with other weights.
-    teacher: the last logits [b, C] of the phase's teacher for the same inputs, without gradient, if
-    it has one.
+    Attributes:
+        logits: of the exits, shallow to deep, [b, C] each.
+        features: at their nodes: the tapped values [b, ...] (the logits at a model's end) in a
+            phase that reads the input, and [b, F] in one that reads pooled features.
+        inputs: of the network; empty in a phase that reads pooled features. Such a phase lacks the
+            nodes whose exits cannot pool.
+        network: for everything else: gates, what exits hand on, the auxiliary modules that
+            `prepare` added, and further forward passes with other weights.
+        teacher: the last logits [b, C] of the phase's teacher for the same inputs, without
+            gradient; None without a teacher.
     """
 
     logits: Mapping[str, Tensor]
@@ -78,12 +89,15 @@ class TrainingOutputs:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What comes with a view: labels y [b] int64 or None, the rows' numbers [b], the phase and how
-    much is done of it.
+    """The labels of a batch, and where it is in the training.
 
-    done: the share of the phase's steps that lie behind, in [0, 1); step: their number, of `steps`
-    in all.
-    share: of the batch's rows in this process; what `loss` gives is weighed by it.
+    Attributes:
+        y: labels, int64 [b]; None in a phase without labels.
+        row: numbers of the rows, [b].
+        phase: its name.
+        step: number of steps of the phase before this one.
+        steps: number of all steps of the phase.
+        share: of the batch's rows, those in this process; the result of `loss` is weighted by it.
     """
 
     y: Tensor | None
@@ -95,7 +109,7 @@ class TrainingBatch:
 
     @property
     def done(self) -> float:
-        """The share of the phase's steps that lie behind."""
+        """The share of the phase's steps before this one, in [0, 1)."""
         return self.step / self.steps
 
     def labels(self) -> Tensor:
@@ -106,31 +120,33 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training.
+    """A part of the training, with its own parameters and optimizer.
 
-    parameters: those that change, of the network or of its auxiliary modules; every other one, and
-    every other module's mode, stays as it is in eval mode.
-    optimizer: makes one of the parameters; schedule: of an optimizer and the number of steps; None
-    keeps the rate.
-    reads: "input" runs the models on every batch; "pooled" reads what the exits' `pool` gives,
-    computed once, and so needs parameters of such exits alone. by: how a step is made: `loss` (fit
-    steps), `update` (the recipe steps), `solve` (all rows at once; epochs, optimizer and schedule
-    are not used).
-    rows: of a view of b rows a mask [b] of those that the phase trains on; asked once when the
-    phase begins.
-    still: modules that keep their eval mode although parameters in them are trained, such as batch
-    norms.
-    labels: whether it needs them.
-    during: entered for the phase and left after it, such as hooks on modules that change the way of
-    gradients.
-    teacher: the name of an auxiliary module that is a network; in a phase that reads the input it
-    looks at every batch as well, in fit's precision.
-    clip: in a phase `by="loss"` the largest Euclidean norm of all gradients together; longer ones
-    are scaled down to it before each step. None leaves them as they are.
-    looks: whether the loop runs the network on each batch before `update`; without that a view has
-    inputs alone, and batch norms see no more than what the recipe runs.
-    continues: those of its parameters that keep what the optimizer of the phase before knows of
-    them, such as momentum. That phase trained them, by an optimizer of the same kind.
+    Attributes:
+        name: of the phase.
+        parameters: those that change, of the network or of its auxiliary modules. All others stay
+            as they are, and their modules stay in eval mode.
+        epochs: passes over the rows.
+        optimizer: makes an optimizer of the parameters.
+        schedule: makes a scheduler of the optimizer and the number of steps; None keeps the rate.
+        reads: "input" runs the models on every batch. "pooled" reads the results of the exits'
+            `pool`, computed once, so only parameters of such exits can be trained.
+        by: who makes a step: `loss` (fit), `update` (the recipe), or `solve` (the recipe, with all
+            rows at once and without epochs, optimizer and schedule).
+        rows: from the outputs for b rows, a mask [b] of those to train on; called once when the
+            phase begins.
+        still: modules that stay in eval mode although parameters in them are trained, such as batch
+            norms.
+        labels: whether the phase needs labels.
+        during: a context that is open during the phase, such as hooks that change gradients.
+        teacher: the name of an auxiliary module that is a network. In a phase that reads the input,
+            it also runs on every batch, in fit's precision.
+        clip: with `by="loss"`, the largest Euclidean norm of all gradients together. Longer ones
+            are scaled down to it before each step. None leaves them as they are.
+        looks: whether the loop runs the network on each batch before `update`. Otherwise the
+            outputs only have inputs, and batch norms only see what the recipe runs.
+        continues: parameters that keep their state in the optimizer of the phase before, such as
+            momentum. That phase must have trained them, with an optimizer of the same kind.
     """
 
     name: str
@@ -150,19 +166,20 @@ class Phase:
     continues: tuple[nn.Parameter, ...] = ()
 
     def __post_init__(self) -> None:
-        """A parameter that stands at several places, such as a head that is an exit too, is trained
-        once.
-        """
+        """Train a parameter once, also if it is in several places, such as a head and an exit."""
         object.__setattr__(self, "parameters", tuple(dict.fromkeys(self.parameters)))
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """All rows of a data set for a phase that solves: the exits by node, features [N, F] of each,
-    and labels [N].
+    """All rows of a data set, for a phase by `solve`.
 
-    copies: how often each row stands there, differently augmented: all rows once, then all rows
-    again.
+    Attributes:
+        exits: by node.
+        features: of each exit, [N, F].
+        y: labels, [N].
+        copies: how often each row is there, with different augmentation: first all rows, then all
+            rows again, and so on.
     """
 
     exits: Mapping[str, Exit]
@@ -172,15 +189,15 @@ class FeatureTable:
 
 
 class Recipe(abc.ABC):
-    """Contract of a way to train. The constructor only stores its arguments; one object may train
-    many networks.
+    """Contract of a way to train.
 
+    The constructor only stores its arguments, and one object may train many networks.
 
     Attributes:
-        forks: whether it can train networks with forks. In those a view has the logits of every
-            exit on every path, by their labels (`Topology.exit_labels`).
-        trains_models: whether `fit` also takes a plain model, or a model and its preprocessing, for
-            this recipe: as a network of one node, in place.
+        forks: whether it can train networks with forks. For those the outputs have the logits of
+            every exit on every path, by their labels (`Topology.exit_labels`).
+        trains_models: whether `fit` with this recipe also takes a plain model, or a model and its
+            preprocessing. It is trained in place, as a network of one node.
     """
 
     forks: ClassVar[bool] = False
@@ -188,93 +205,108 @@ class Recipe(abc.ABC):
 
     @abc.abstractmethod
     def phases(self, network: Network) -> Iterable[Phase]:
-        """The phases, in order; asked for once, after `prepare`."""
+        """The phases, in order. It is called once, after `prepare`."""
 
     def prepare(self, network: Network) -> None:  # noqa: B027 - a recipe may take any network
-        """Refuse what this recipe cannot train (BadNetwork), before anything is changed; hang on
-        what it needs.
+        """Check that the recipe can train this network, and add the modules that it needs.
 
-        What is only needed while it trains goes into `network.auxiliary`, made anew each time: fit
-        has seeded torch's generator, keeps them in its checkpoints, and takes them off again.
+        Modules that are only needed during training go into `network.auxiliary` and are made anew
+        each time. fit seeds torch's generator before, keeps them in its checkpoints, and removes
+        them at the end.
+
+        Raises:
+            BadNetwork: the recipe cannot train it; nothing was changed.
         """
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
-        """What a phase `by="loss"` minimises: a number, or its summands under the names of
-        exits.
-        """
+        """The loss of a phase `by="loss"`: a scalar, or its summands by exit."""
         raise NotImplementedError
 
     def update(
         self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer
     ) -> Losses:
-        """One step of a phase `by="update"`, with a backward of its own; returns what to report."""
+        """Make a step of a phase `by="update"`, with its backward; the losses are only reported."""
         raise NotImplementedError
 
     def solve(
         self, phase: Phase, table: FeatureTable, development: FeatureTable | None
     ) -> Mapping[str, float]:
-        """A convex phase `by="solve"` on all rows at once; sets the parameters when it is done.
+        """Solve a convex phase `by="solve"` on all rows at once, and set the parameters.
 
-        Returns figures to report, `gap/<exit>` (the relative duality gap) among them.
+        Args:
+            phase: to solve.
+            table: the rows to train on.
+            development: rows that are held out from training; None without.
+
+        Returns:
+            Figures to report, among them `gap/<exit>`, the relative duality gap.
         """
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
-        """The arguments as plain data: a checkpoint is only continued by the recipe that began
-        it.
-        """
+        """The arguments as plain data. A checkpoint is only continued with the same ones."""
         return {key: plain(value) for key, value in vars(self).items()}
 
 
 def plain(value: object) -> Any:
-    """A recipe's argument as JSON can hold it."""
+    """Turn a recipe's argument into data that JSON can hold."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
         return [plain(part) for part in value]
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
+    # A function or class is identified by where it is defined.
     if hasattr(value, "__qualname__"):
-        told = f"{value.__module__}:{value.__qualname__}"
+        text = f"{value.__module__}:{value.__qualname__}"
     else:
-        told = repr(value)
-    # where an object lies differs from one process to the next
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", told)
+        text = repr(value)
+    # The address of an object differs from one process to the next.
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def trainable_exits(network: Network) -> tuple[str, ...]:
-    """The exits that have something to learn. Raises BadNetwork when there is none."""
-    found = tuple(
-        name
-        for name in network.topology.exits
-        if any(True for _ in network.exit_of(name).parameters())
-    )
-    if not found:
+    """The exits with parameters, in order. Raises BadNetwork if there are none."""
+    names = list[str]()
+    for name in network.topology.exits:
+        if list(network.exit_of(name).parameters()):
+            names.append(name)
+    if not names:
         raise BadNetwork(
-            "no exit of this network has parameters to train; hang some on with cut(model, "
-            "exits=...)"
+            "none of the exits has parameters to train. Add exits with cut(model, exits=...)."
         )
-    return found
+    return tuple(names)
 
 
 def poolable(network: Network) -> tuple[str, ...]:
-    """The exits that read nothing but pooled features, and exits that do."""
-    found: list[str] = []
+    """The exits that can be trained on pooled features.
+
+    They pool, and all earlier exits that they read do as well.
+    """
+    names: list[str] = []
+    # In order, so that the exits that an exit reads are known before it.
     for name in network.topology.exits:
-        if isinstance(network.exit_of(name), Pools) and exits_read(network.exit_of(name)) <= set(
-            found
-        ):
-            found.append(name)
-    return tuple(found)
+        exit_ = network.exit_of(name)
+        if isinstance(exit_, Pools) and exits_read(exit_) <= set(names):
+            names.append(name)
+    return tuple(names)
 
 
 def exits_read(exit_: Exit) -> set[str]:
-    """Earlier exits that an exit reads; inputs went into its pooled features."""
+    """The earlier exits that an exit reads, without inputs."""
     return {name for name in exit_.reads if not is_input(name)}
 
 
 def reading(network: Network, names: Iterable[str]) -> Literal["input", "pooled"]:
-    """What a phase may read that trains these exits on a frozen backbone: pooled features, if all
-    of them pool.
+    """Choose what a phase reads that trains some exits on a frozen backbone.
+
+    Args:
+        network: with these exits.
+        names: of the exits.
+
+    Returns:
+        "pooled" if all of them can be trained on pooled features, otherwise "input".
     """
-    return "pooled" if set(names) <= set(poolable(network)) else "input"
+    if set(names) <= set(poolable(network)):
+        return "pooled"
+    return "input"

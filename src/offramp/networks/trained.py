@@ -1,14 +1,14 @@
-"""Which rows trained the weights of a module, as long as this process lives.
+"""Remembers which rows trained the weights of a module, while this process lives.
 
 `fit` notes the rows twice for every parameter that it changed. Nothing is stored on modules.
 
-- By the parameter itself, for as long as it lives: the model may be cut anew, put into a ladder,
-  taken apart, moved, cast, or trained on by other code. One that gets its values from before `fit`
-  back counts as untrained again.
-- By a digest of its values: a deep copy, or a model into which the state dict was loaded, holds the
+- By the parameter itself, while it lives. The model may be cut again, put into a ladder, taken
+  apart, moved, cast, or trained further by other code. If a parameter gets its values from before
+  `fit` back, it counts as untrained again.
+- By a digest of its values. A deep copy, or a model into which the state dict was loaded, has the
   same values.
 
-docs/concepts/promises.md says what cannot be seen.
+docs/concepts/promises.md lists what cannot be noticed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from offramp.plans.provenance import SeenRows, union
 
-SAMPLE = 4096  # values of a parameter that are looked at, evenly spread
-# different values that one must hold to be told from others: zeros and ones stand everywhere
+SAMPLE = 4096  # values of a parameter that are compared, evenly spread
+# A parameter with fewer different values, such as zeros and ones, is not unique.
 DISTINCT = 4
 CASTS = (torch.float16, torch.bfloat16)  # a copy that is cast is the same model
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """What is known of a living parameter: the digest of its values before `fit`, and the rows."""
+    """A parameter that was trained: the digest of its values before `fit`, and the rows."""
 
     before: bytes | None
     rows: tuple[SeenRows, ...]
@@ -44,11 +44,11 @@ _VALUES: dict[bytes, tuple[SeenRows, ...]] = {}  # digest of values -> rows
 
 def snapshot(module: nn.Module) -> dict[int, bytes]:
     """Digests of the values of all parameters, by the identity of the parameter."""
-    return {
-        id(value): _digest(_sample(value), value.numel())
-        for value in module.parameters()
-        if _is_known(value)
-    }
+    digests = dict[int, bytes]()
+    for value in module.parameters():
+        if _is_known(value):
+            digests[id(value)] = _digest(_sample(value), value.numel())
+    return digests
 
 
 def remember(module: nn.Module, rows: SeenRows, before: Mapping[int, bytes] | None = None) -> None:
@@ -75,28 +75,36 @@ def remember(module: nn.Module, rows: SeenRows, before: Mapping[int, bytes] | No
             _LIVING[value] = _Trained(known.before, _with(known.rows, rows))
         if len(set(sample[:64].tolist())) < DISTINCT:
             continue
-        for mark in {now, *(_digest(sample.to(kind), value.numel()) for kind in CASTS)}:
-            _VALUES[mark] = _with(_VALUES.get(mark, ()), rows)
+        digests = {now}
+        for kind in CASTS:
+            digests.add(_digest(sample.to(kind), value.numel()))
+        for digest in digests:
+            _VALUES[digest] = _with(_VALUES.get(digest, ()), rows)
 
 
 def rows_behind(module: nn.Module) -> SeenRows | None:
     """The rows that trained any parameter of a module; None where none is known."""
-    found: dict[int, SeenRows] = {}
     if not _LIVING and not _VALUES:
         return None
+    seen: dict[int, SeenRows] = {}  # by identity, each once
     for value in module.parameters():
         if not _is_known(value):
             continue
         now = _digest(_sample(value), value.numel())
         living = _LIVING.get(value)
-        own = () if living is None or living.before == now else living.rows
-        for rows in (*own, *_VALUES.get(now, ())):
-            found[id(rows)] = rows
-    return union(found.values())
+        by_identity: tuple[SeenRows, ...] = ()
+        if living is not None and living.before != now:
+            by_identity = living.rows
+        for rows in (*by_identity, *_VALUES.get(now, ())):
+            seen[id(rows)] = rows
+    return union(seen.values())
 
 
 def _with(known: tuple[SeenRows, ...], rows: SeenRows) -> tuple[SeenRows, ...]:
-    return known if any(one is rows for one in known) else (*known, rows)
+    for other in known:
+        if other is rows:
+            return known
+    return (*known, rows)
 
 
 def _is_known(value: Tensor) -> bool:
@@ -108,7 +116,7 @@ def _is_known(value: Tensor) -> bool:
 
 def _sample(value: Tensor) -> Tensor:
     """Up to `SAMPLE` values as float32 [S], evenly spread."""
-    flat = value.detach().reshape(-1)
+    flat = value.detach().reshape(-1)  # [...] -> [numel]
     return flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].to("cpu", torch.float32)
 
 

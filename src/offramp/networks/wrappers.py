@@ -1,4 +1,4 @@
-"""Models as their users wrapped them: compiled, in parallel, averaged, scripted."""
+"""Finds the model inside wrappers: compiled, in parallel, averaged; and refuses scripted ones."""
 
 from __future__ import annotations
 
@@ -17,23 +17,38 @@ INNER = {
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """The model inside of `torch.compile`, DataParallel, DistributedDataParallel and AveragedModel.
+    """Take a model out of its wrappers.
+
+    Wrappers are `torch.compile`, DataParallel, DistributedDataParallel and AveragedModel.
+
+    Args:
+        model: perhaps wrapped, also several times.
 
     Returns:
         The model, and the prefix that its modules have in the wrapper, such as "_orig_mod.module.".
     """
     prefix = ""
-    while (name := _inside(model)) is not None:
+    name = _inside(model)
+    while name is not None:
         model = getattr(model, name)
         prefix += f"{name}."
+        name = _inside(model)
     return model, prefix
 
 
 def require_plain(model: nn.Module, what: str) -> None:
-    """Raise BadNetwork for a model that is scripted, or has scripted or compiled modules within it.
+    """Check that a model and the modules inside it are neither scripted nor compiled.
 
-    A model that was compiled in place (`model.compile()`) is plain: it is called without what was
-    compiled.
+    A model that was compiled in place (`model.compile()`) is accepted: it is called without its
+    compiled code.
+
+    Args:
+        model: to check.
+        what: its name in messages.
+
+    Raises:
+        BadNetwork: the model is scripted, or has a scripted or compiled module; the message names
+            it.
     """
     for name, module in model.named_modules():
         where = f"{name!r} in the {what}" if name else f"the {what}"
@@ -43,9 +58,10 @@ def require_plain(model: nn.Module, what: str) -> None:
                 f"it was made from: "
                 "its layers and weights cannot be looked at"
             )
-        if name and (
+        is_compiled = (
             _inside(module) == COMPILED or getattr(module, "_compiled_call_impl", None) is not None
-        ):
+        )
+        if name and is_compiled:
             raise BadNetwork(
                 f"{where} is compiled by torch.compile, expected the module as it was before: it "
                 f"would be compiled "
@@ -54,7 +70,7 @@ def require_plain(model: nn.Module, what: str) -> None:
 
 
 def _inside(module: nn.Module) -> str | None:
-    """The name of what a wrapper holds; None for what is no wrapper."""
+    """The name of the module inside a wrapper; None for a module that is not a wrapper."""
     if COMPILED in vars(module).get("_modules", {}):
         return COMPILED
-    return next((name for kind, name in INNER.items() if type(module) is kind), None)
+    return INNER.get(type(module))

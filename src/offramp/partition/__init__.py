@@ -1,5 +1,7 @@
-"""The room that takes a model apart at module boundaries: pieces to run, the list of legal cuts,
-the check.
+"""Takes a model apart at module boundaries.
+
+`partition` makes pieces that run one after the other, `cut_points` lists the legal cuts, and
+`self_check` compares pieces with the model.
 """
 
 from offramp.networks.taps import inputs_of, listening, tapped

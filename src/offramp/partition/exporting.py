@@ -1,8 +1,8 @@
-"""One `torch.export` of a model, with the ends of chosen modules marked in its graph.
+"""Exports a model once, with the ends of chosen modules marked in its graph.
 
-Forward hooks that live only while the export runs put an `alias` behind each chosen module's
-tensors: that fixes the place even where the next operation works in place, and names exactly the
-value that an eager hook sees.
+Forward hooks, which exist only during the export, put an `alias` behind each chosen module's
+tensors. The alias fixes the position even where the next operation works in place, and it is
+exactly the value that an eager hook sees.
 """
 
 from __future__ import annotations
@@ -36,38 +36,42 @@ def exported(
     marks: Mapping[str, nn.Module],
     length: Collection[str] = (),
 ) -> ExportedGraph:
-    """Export a model once, in eval mode, with a dynamic batch; mark where the modules in `marks`
-    end.
+    """Export a model once, with a dynamic batch, and mark where the modules in `marks` end.
 
-    Tensors among the arguments are inputs [B, ...], those named in `length` [B, T, ...] with T free
-    and one and the same; everything else is fixed. The model is left as it was.
-    Raises BadNetwork when the model is in training mode or cannot be exported, BadData when the
-    example does not fit.
+    Args:
+        model: in eval mode; it is left as it was.
+        args: positional arguments of an example call. Its tensors [B, ...] are the inputs, and
+            everything else is fixed.
+        kwargs: keyword arguments of the same call.
+        marks: modules by name.
+        length: names of inputs [B, T, ...] with a dynamic T, which is the same in all of them.
+
+    Returns:
+        The graph, with inputs, outputs and taps by name.
+
+    Raises:
+        BadNetwork: the model is in training mode or cannot be exported.
+        BadData: the example does not fit the model.
     """
     if any(module.training for module in model.modules()):
-        raise BadNetwork(
-            "the model is in training mode, expected eval mode; call model.eval() first"
-        )
+        raise BadNetwork("the model must be in eval mode, got training mode. Call model.eval().")
     inputs = inputs_of(args, kwargs)
-    if unfit := [name for name in length if name not in inputs or inputs[name].dim() < 2]:
-        raise BadData(
-            f"{unfit[0]!r} is to be of any length, expected an input [B, T, ...] of "
-            f"{list(inputs)}; name such"
-        )
+    for name in length:
+        if name not in inputs or inputs[name].dim() < 2:
+            raise BadData(f"length must name inputs [B, T, ...] of {list(inputs)}, got {name!r}")
     free = [name in length for name in inputs]
     marked = _Marked(model, args, kwargs or {}, marks, free)
     try:
         with _quiet(), plain_attention(), torch.inference_mode(False):
             example = _two_rows(inputs)
-            dynamic = (
-                [
-                    dict.fromkeys((0, 1) if any_length else (0,), torch.export.Dim.DYNAMIC)
-                    for any_length in free
-                ],
+            dynamic = list[dict[int, Any]]()  # per input: its dimensions of free size
+            for any_length in free:
+                dimensions = (0, 1) if any_length else (0,)
+                dynamic.append(dict.fromkeys(dimensions, torch.export.Dim.DYNAMIC))
+            program = torch.export.export(
+                marked, (example,), dynamic_shapes=(dynamic,), strict=False
             )
-            graph = torch.export.export(
-                marked, (example,), dynamic_shapes=dynamic, strict=False
-            ).module()
+            graph = program.module()
     except Exception as problem:
         raise _why_not(model, args, kwargs or {}, problem, text=any(free)) from problem
     assert isinstance(graph, fx.GraphModule)
@@ -75,28 +79,36 @@ def exported(
 
 
 def _two_rows(inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """Copies with two rows or more, and not as many as another size has: the export would take them
-    for one.
+    """Copies of the example with at least two rows, and with a number of rows that is unique.
+
+    The export treats equal sizes as one symbol. So if the batch is as large as another dimension,
+    the rows are repeated until it differs, at most nine times.
     """
     rows = len(next(iter(inputs.values())))
-    sizes = {size for tensor in inputs.values() for size in tensor.shape[1:]}
-    times = next(
-        times
-        for times in range(1, 99)
-        if rows * times > 1 and (times > 8 or rows * times not in sizes)
-    )
-    return [
-        torch.cat([x] * times).detach() if times > 1 else x.detach().clone()
-        for x in inputs.values()
-    ]
+    sizes = set[int]()
+    for tensor in inputs.values():
+        sizes.update(tensor.shape[1:])
+    times = 1
+    while rows * times < 2 or (times <= 8 and rows * times in sizes):
+        times += 1
+    copies = list[Tensor]()
+    for tensor in inputs.values():
+        if times == 1:
+            copies.append(tensor.detach().clone())
+        else:
+            copies.append(torch.cat([tensor] * times).detach())  # [B, ...] -> [times * B, ...]
+    return copies
 
 
 @dataclasses.dataclass
 class _Notes:
-    """What a forward of `_Marked` gave, in order: names of outputs, (module, leaf) of marks,
-    modules that ran.
+    """Names that a forward of `_Marked` noted. A separate object, because after the export torch
+    resets the attributes of a module.
 
-    An object of its own, because torch sets the attributes of a module back after the export.
+    Attributes:
+        outputs: names of the model's outputs, in order.
+        marks: (module, leaf) of every marked tensor, in order.
+        calls: names of the modules that ran, once for every call.
     """
 
     outputs: list[str] = dataclasses.field(default_factory=list)
@@ -105,9 +117,7 @@ class _Notes:
 
 
 class _Marked(nn.Module):
-    """A model that also returns the tensors of marked modules, each through an `alias` of its
-    own.
-    """
+    """A model that also returns the tensors of the marked modules, each through its own `alias`."""
 
     def __init__(
         self,
@@ -127,102 +137,134 @@ class _Marked(nn.Module):
     def forward(self, tensors: list[Tensor]) -> list[Tensor]:
         args, kwargs, marks = self.given
         notes = self.notes
-        found = list[Tensor]()
         notes.marks.clear()
         notes.calls.clear()
+        marked = list[Tensor]()
 
         def mark(name: str, output: object) -> None:
             notes.calls.append(name)
             for leaf, tensor in tapped(output, name).items():
                 notes.marks.append((name, leaf))
-                found.append(ALIAS(tensor))
+                marked.append(ALIAS(tensor))
 
+        # One symbol B for all inputs, and one symbol T for all texts.
         require: Callable[[bool], None] = torch._check
         for tensor in tensors[1:]:
             require(tensor.shape[0] == tensors[0].shape[0])
-        texts = [tensor for tensor, free in zip(tensors, self.free, strict=True) if free]
-        for text in texts[1:]:
-            require(text.shape[1] == texts[0].shape[1])
-        own, named = swapped(args, kwargs, tensors)
+        first_text: Tensor | None = None
+        for tensor, free in zip(tensors, self.free, strict=True):
+            if not free:
+                continue
+            if first_text is None:
+                first_text = tensor
+            else:
+                require(tensor.shape[1] == first_text.shape[1])
+
+        positional, keywords = swapped(args, kwargs, tensors)
         with listening(marks, mark):
-            outputs = tensors_of(self.model(*own, **named), "y")
+            outputs = tensors_of(self.model(*positional, **keywords), "y")
         notes.outputs[:] = outputs
-        return [*outputs.values(), *found]
+        return [*outputs.values(), *marked]
 
 
 def _read(
-    graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: Sequence[bool]
+    graph: fx.GraphModule, names: tuple[str, ...], notes: _Notes, free: Sequence[bool]
 ) -> ExportedGraph:
-    guards: list[nn.Module] = []
-    for node in list(graph.graph.nodes):
-        if node.op == "call_module" and not node.users:
-            guards.append(graph.get_submodule(str(node.target)))
-            graph.graph.erase_node(node)  # torch's own check of its inputs
+    """The graph with names for its inputs, outputs and taps. Raises BadNetwork."""
+    guards = _without_guards(graph)
     inline_regions(graph)
     plainer(graph.graph)
     nodes = list(graph.graph.nodes)
-    order = {node: number for number, node in enumerate(nodes)}
-    found = dict(zip(inputs, (node for node in nodes if node.op == "placeholder"), strict=True))
-    ends = list(nodes[-1].args[0])
-    outputs = dict(zip(notes.outputs, ends, strict=False))
-    leaves: dict[str, list[tuple[str, fx.Node]]] = {name: [] for name in dict.fromkeys(notes.calls)}
+    placeholders = list(graph.graph.find_nodes(op="placeholder"))
+    inputs = dict(zip(names, placeholders, strict=True))
+
+    # `_Marked` returns the outputs of the model first, then the marked tensors.
+    results = list(nodes[-1].args[0])
+    outputs = dict(zip(notes.outputs, results, strict=False))
+    marks = results[len(outputs) :]
+    taps = _taps(notes, marks, {node: index for index, node in enumerate(nodes)})
+
+    rows = placeholders[0].meta["val"].shape[0]
+    batch = _symbol(rows)
+    if batch is None:
+        raise BadNetwork(
+            f"the model fixes its batch size to {rows}, but must accept any; remove that, {WAY_OUT}"
+        )
+    length = None
+    if any(free):
+        text = placeholders[free.index(True)].meta["val"].shape[1]
+        length = _symbol(text)
+        if length is None:
+            raise BadNetwork(
+                f"the model fixes the length of its text to {text}, but must accept any. Leave "
+                f"out length=."
+            )
+    result = ExportedGraph(graph, inputs, outputs, taps, batch, length, guards)
+
+    # Outputs without rows cannot be part of an answer.
+    by_row = dict[str, fx.Node]()
+    for name, node in outputs.items():
+        if isinstance(node, fx.Node) and not result.obstacle(node):
+            by_row[name] = node
+    if not by_row:
+        raise BadNetwork(
+            f"{_lost(result)}the model gives no tensor [B, ...]. Wrap it so that it returns logits "
+            f"or features."
+        )
+    return dataclasses.replace(result, outputs=by_row)
+
+
+def _without_guards(graph: fx.GraphModule) -> tuple[nn.Module, ...]:
+    """Take torch's own checks of the inputs out of the graph, and return them."""
+    guards = list[nn.Module]()
+    for node in list(graph.graph.nodes):
+        if node.op == "call_module" and not node.users:
+            guards.append(graph.get_submodule(str(node.target)))
+            graph.graph.erase_node(node)
+    return tuple(guards)
+
+
+def _taps(notes: _Notes, marks: Sequence[fx.Node], order: Mapping[fx.Node, int]) -> dict[str, Tap]:
+    """The taps by module, in the order in which the modules first ran."""
+    leaves: dict[str, list[tuple[str, fx.Node]]] = {}
+    for name in notes.calls:  # also of a module that gives no tensor
+        leaves[name] = []
     last = dict.fromkeys(leaves, -1)
-    for (name, leaf), mark in zip(notes.marks, ends[len(outputs) :], strict=True):
-        leaves[name].append((leaf, mark.args[0]))
+    for (name, leaf), mark in zip(notes.marks, marks, strict=True):
+        tensor = mark.args[0]  # `mark` is the alias behind it
+        assert isinstance(tensor, fx.Node)
+        leaves[name].append((leaf, tensor))
         last[name] = order[mark]
-    taps = {name: Tap(tuple(leaves[name]), last[name], notes.calls.count(name)) for name in leaves}
-    rows = next(iter(found.values())).meta["val"].shape[0]
-    symbol = _symbol(rows)
-    if symbol is None:
-        raise BadNetwork(
-            f"the model fixes its batch size to {rows}, expected any; remove that, {WAY_OUT}"
-        )
-    texts = [
-        node.meta["val"].shape[1]
-        for node, any_length in zip(found.values(), free, strict=True)
-        if any_length
-    ]
-    if texts and _symbol(texts[0]) is None:
-        raise BadNetwork(
-            f"the model fixes the length of its text to {texts[0]}, expected any; leave out length="
-        )
-    result = ExportedGraph(
-        graph, found, outputs, taps, symbol, _symbol(texts[0]) if texts else None, tuple(guards)
-    )
-    keep = {
-        name: node
-        for name, node in outputs.items()
-        if isinstance(node, fx.Node) and not result.obstacle(node)
-    }
-    if not keep:
-        raise BadNetwork(
-            f"{_lost(result)}the model gives no tensor [B, ...], expected logits or features; "
-            f"wrap it so that it does"
-        )
-    return dataclasses.replace(result, outputs=keep)
+    taps = dict[str, Tap]()
+    for name in leaves:
+        taps[name] = Tap(tuple(leaves[name]), last[name], notes.calls.count(name))
+    return taps
 
 
 def _lost(source: ExportedGraph) -> str:
-    """The first operation on the way to the output after which rows are no longer one by one."""
-    behind = source.behind(node for node in source.outputs.values() if isinstance(node, fx.Node))[0]
+    """The first operation on the way to the output whose result is no longer row by row."""
+    ends = list[fx.Node]()
+    for output in source.outputs.values():
+        if isinstance(output, fx.Node):  # and not a constant such as None
+            ends.append(output)
+    behind, _ = source.behind(ends)
     for node in sorted(behind, key=source.order.__getitem__):
-        had = any(source.obstacle(one) is None for one in node.all_input_nodes)
-        if (
-            had
-            and isinstance(value := node.meta.get("val"), Tensor)
-            and source.obstacle(node) is not None
-        ):
-            return (
-                f"{described(node)} gives shape "
-                f"[{', '.join(map(source.written, value.shape))}], and "
-            )
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or source.obstacle(node) is None:
+            continue
+        # This one has no rows. Did one of its inputs still have them?
+        for input_node in node.all_input_nodes:
+            if source.obstacle(input_node) is None:
+                return f"{described(node)} gives shape {source.shape_text(value)}, and "
     return ""
 
 
 def _symbol(size: object) -> Any:
-    """The symbol that a free size is; None for a number, and for what is computed."""
-    found = size.node.expr if isinstance(size, torch.SymInt) else None
-    return found if getattr(found, "is_Symbol", False) else None
+    """The symbol of a free size; None for a number, and for a computed size such as 2*B."""
+    if not isinstance(size, torch.SymInt):
+        return None
+    expression = size.node.expr
+    return expression if expression.is_Symbol else None
 
 
 def _why_not(
@@ -233,24 +275,27 @@ def _why_not(
     *,
     text: bool,
 ) -> BadData | BadNetwork:
+    """The error to raise for an export that failed: the cause, and what to do about it."""
+    # If the eager model fails too, then the example is wrong, and not the export.
     try:
         with torch.no_grad():
             model(*args, **kwargs)
-    except Exception as own:
-        inputs = {
-            f"{INPUT}/{number}": value for number, value in enumerate((*args, *kwargs.values()))
-        }
-        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-        way = remedy(tensors, own, "give a batch of its shape and type")
-        return BadData(f"the model fails on the example: {_first_line(own)}; {way}")
-    said = str(problem)
-    if "specialized it to be a constant" in said:
-        if text and ".size()[0]" not in said:
-            what = "fixes the length of the text"
+    except Exception as eager_problem:
+        tensors = dict[str, Tensor]()
+        for number, value in enumerate((*args, *kwargs.values())):
+            if isinstance(value, Tensor):
+                tensors[f"{INPUT}/{number}"] = value
+        way = remedy(tensors, eager_problem, "give a batch of its shape and type")
+        return BadData(f"the model fails on the example: {_first_line(eager_problem)}; {way}")
+
+    message = str(problem)
+    if "specialized it to be a constant" in message:
+        if text and ".size()[0]" not in message:
+            fixed = "fixes the length of the text"
         else:
-            what = "fixes the batch size"
-        return BadNetwork(f"the model cannot be exported: its code {what}; remove that, {WAY_OUT}")
-    if "data-dependent" in said:
+            fixed = "fixes the batch size"
+        return BadNetwork(f"the model cannot be exported: its code {fixed}; remove that, {WAY_OUT}")
+    if "data-dependent" in message:
         why = "its code branches on values of the data"
     else:
         why = _first_line(problem)
@@ -258,25 +303,28 @@ def _why_not(
 
 
 def _where(problem: Exception) -> str:
-    """The innermost line that is neither torch's nor ours, such as a model's `if h.sum() > 0:`."""
-    house = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    lines = [
-        frame
-        for frame in traceback.extract_tb(problem.__traceback__)
-        if not frame.filename.startswith(house)
-    ]
-    if lines and lines[-1].line:
-        return f", at `{lines[-1].line}` ({lines[-1].filename}:{lines[-1].lineno})"
+    """The innermost line of the model's own code, such as its `if h.sum() > 0:`.
+
+    It is the last frame of the traceback that is neither in torch nor in this package.
+    """
+    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    for frame in reversed(traceback.extract_tb(problem.__traceback__)):
+        if frame.filename.startswith(libraries):
+            continue
+        return f", at `{frame.line}` ({frame.filename}:{frame.lineno})" if frame.line else ""
     return ""
 
 
 def _first_line(problem: Exception) -> str:
-    return next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
+    """The first line of an error's text, or the name of its class where it has none."""
+    lines = str(problem).strip().splitlines()
+    first = lines[0] if lines else type(problem).__name__
+    return first.rstrip(".;")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to ourselves what torch prints about exports, above all about those that fail."""
+    """While it is open, torch prints nothing about exports, in particular failed ones."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = logger.disabled
     logger.disabled = True

@@ -1,7 +1,6 @@
-"""An exported graph with the places where chosen modules end, and what a cut at such a place must
-carry.
+"""An exported graph with the ends of chosen modules, and what a cut at one of them must carry.
 
-B is the batch symbol of the graph, T the symbol of the length of text where that is free.
+B is the batch symbol of the graph. T is the symbol of the length of text, where that is free.
 """
 
 from __future__ import annotations
@@ -26,8 +25,12 @@ _PREFIX = "model."
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a module ended: its tensors by name, the place of the last of them in the graph, how
-    often it ran.
+    """Where a module ended.
+
+    Attributes:
+        leaves: its tensors by name, in order.
+        end: the position of the last of them in the graph.
+        calls: how often the module ran.
     """
 
     leaves: tuple[tuple[str, fx.Node], ...]
@@ -37,11 +40,20 @@ class Tap:
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A model's graph, its inputs and outputs by name, and the taps, in order of execution.
+    """A model's graph with names for its inputs, outputs and taps, in order of execution.
 
-    A value is *constant* when no input reaches it but by T, and a *size* when it is an integer made
-    of B and T: both are made again wherever they are needed, so that neither is ever carried across
-    a cut.
+    A value is *constant* if it depends on no input, except on the length T. A value is a *size* if
+    it is an integer computed from B and T. Pieces compute both again wherever they need them, so
+    neither is ever carried across a cut.
+
+    Attributes:
+        graph: the operations.
+        inputs: placeholders by name.
+        outputs: nodes by name.
+        taps: the ends of the marked modules by name.
+        batch: the sympy symbol B.
+        length: the sympy symbol T; None where no length is free.
+        guards: functions of the inputs, which raise for a T that the model does not accept.
     """
 
     graph: fx.GraphModule
@@ -50,54 +62,69 @@ class ExportedGraph:
     taps: Mapping[str, Tap]
     batch: Any  # a sympy.Symbol
     length: Any = None
-    # what the export found out about T: functions of the inputs that raise
     guards: tuple[nn.Module, ...] = ()
 
     @cached_property
     def order(self) -> dict[fx.Node, int]:
-        """The place of every node in the order of execution."""
-        return {node: order for order, node in enumerate(self.graph.graph.nodes)}
+        """The position of every node in the order of execution."""
+        return {node: index for index, node in enumerate(self.graph.graph.nodes)}
 
     @cached_property
     def writers(self) -> tuple[fx.Node, ...]:
-        """In-place operations on what comes from the inputs. Raises BadNetwork for one that writes
-        to a buffer.
+        """In-place operations on values that depend on the inputs.
+
+        Raises:
+            BadNetwork: an operation writes to a buffer, so that calls depend on earlier calls.
         """
+        # An operation on a constant only fills it, and gives the same in every call.
         moving = _reached(self.order, lambda node: node.op == "placeholder")
-        writers = tuple(node for node in self.order if _in_place(node) and node in moving)
-        for node in filter(_in_place, self.order):
-            if (base := _written(node)[-1]).op == "get_attr" and (
-                node in moving or _is_buffer(base)
-            ):
+        writers = list[fx.Node]()
+        for node in self.order:
+            if not _in_place(node):
+                continue
+            base = _written(node)[-1]  # the tensor whose memory is written to
+            if base.op == "get_attr" and (node in moving or _is_buffer(base)):
+                name = str(base.target).removeprefix(_PREFIX)
                 raise BadNetwork(
-                    f"{described(node)} writes to the buffer "
-                    f"{str(base.target).removeprefix(_PREFIX)!r} in every call, "
-                    f"expected a model without memory; change it, {WAY_OUT}"
+                    f"{described(node)} writes to the buffer {name!r} in every call, but a row's "
+                    f"result must not depend on earlier calls; change it, {WAY_OUT}"
                 )
-        return writers
+            if node in moving:
+                writers.append(node)
+        return tuple(writers)
 
     @cached_property
     def constant(self) -> set[fx.Node]:
-        """Values that no input reaches but by T, in their making or by being written to."""
-        written = {node for writer in self.writers for node in _written(writer)}
-        moving = _reached(
-            self.order,
-            lambda node: node.op in ("placeholder", "output") or node in written,
-            self._by_length,
-        )
+        """Values that depend on no input, except on T.
+
+        A tensor depends on an input also if something that depends on the input is written to it.
+        """
+        written = set[fx.Node]()  # tensors that something of the inputs is written to
+        for writer in self.writers:
+            written.update(_written(writer))
+
+        def starts(node: fx.Node) -> bool:
+            return node.op in ("placeholder", "output") or node in written
+
+        moving = _reached(self.order, starts, self._by_length)
         return self.order.keys() - moving
 
     @cached_property
     def path(self) -> set[fx.Node]:
-        """Everything that the outputs are made of."""
-        return self.behind([*self.outputs.values(), *self.writers])[0]
+        """Everything that the outputs depend on."""
+        inside, _ = self.behind([*self.outputs.values(), *self.writers])
+        return inside
 
     @cached_property
     def fillers(self) -> dict[fx.Node, list[fx.Node]]:
-        """For every constant the in-place operations that fill it."""
+        """For every constant, the in-place operations that fill it."""
+        # Such as `mask = zeros(T, T); mask.fill_(1)`: a piece that makes the mask must fill it too.
         fillers: dict[fx.Node, list[fx.Node]] = {}
-        for writer in filter(_in_place, self.constant):
-            for node in self.behind([writer], fill=False)[0]:
+        for writer in self.constant:
+            if not _in_place(writer):
+                continue
+            inside, _ = self.behind([writer], fill=False)
+            for node in inside:
                 if node.op == "call_function":
                     fillers.setdefault(node, []).append(writer)
         return fillers
@@ -110,8 +137,20 @@ class ExportedGraph:
         until: int | None = None,
         fill: bool = True,
     ) -> tuple[set[fx.Node], set[fx.Node]]:
-        """What must run for `ends`, and what must be given to that: inputs, and values from up to
-        place `after`.
+        """Walk back from some values to everything that must run for them.
+
+        The walk follows the inputs of each operation. It stops at placeholders and at values from
+        before the cut. Constants and sizes have no place before the cut, because a piece computes
+        them again.
+
+        Args:
+            ends: the values that are wanted.
+            after: the position of the cut; -1 where there is none before.
+            until: position after which no constant is filled; None for no limit.
+            fill: whether to include the in-place operations that fill constants.
+
+        Returns:
+            The operations that must run, and the values that must be given to them.
         """
         inside = set[fx.Node]()
         given = set[fx.Node]()
@@ -120,45 +159,62 @@ class ExportedGraph:
             node = todo.pop()
             if node.op == "placeholder" or (self.order[node] <= after and not self.again(node)):
                 given.add(node)
-            elif node not in inside:
-                inside.add(node)
-                todo += [] if self.size(node) is not None else node.all_input_nodes
-                fillers = self.fillers.get(node, ()) if fill else ()
-                todo += [
-                    filler for filler in fillers if until is None or self.order[filler] <= until
-                ]
+                continue
+            if node in inside:
+                continue
+            inside.add(node)
+            # A size is computed from B and T, and not from the nodes that the export noted for it.
+            if self.size(node) is None:
+                todo.extend(node.all_input_nodes)
+            if fill:
+                for filler in self.fillers.get(node, ()):
+                    if until is None or self.order[filler] <= until:
+                        todo.append(filler)
         return inside, given
 
     def again(self, node: fx.Node) -> bool:
-        """Whether a value is made again where it is needed: a constant or a size."""
+        """Whether pieces compute a value again where they need it: a constant or a size."""
         if node in self.constant or self.size(node) is not None:
             return True
+        # Floats and booleans that are computed from sizes only, such as sqrt(T).
+        # (`sym_size` itself reads a size from a tensor, which may be before the cut.)
         sources = node.all_input_nodes
-        return (
-            _is_size(node)
-            and node.target is not _SIZE
-            and bool(sources)
-            and all(map(self.again, sources))
-        )
+        if not _is_size(node) or node.target is _SIZE or not sources:
+            return False
+        return all(map(self.again, sources))
 
     def size(self, node: fx.Node) -> Any:
-        """The sympy expression of an integer made of B and T; None for everything else."""
+        """The sympy expression of an integer computed from B and T; None for everything else."""
         value = node.meta.get("val")
         if not isinstance(value, torch.SymInt):
             return None
-        if value.node.expr.free_symbols <= {self.batch, self.length}:
-            return value.node.expr
+        expression = value.node.expr
+        if expression.free_symbols <= {self.batch, self.length}:
+            return expression
         return None
 
     def _by_length(self, node: fx.Node) -> bool:
-        size = self.size(node) if self.length is not None else None
+        """Whether a node is a size that depends on T alone, or on nothing."""
+        if self.length is None:
+            return False
+        size = self.size(node)
         return size is not None and self.batch not in size.free_symbols
 
     def anchor(self, nodes: Iterable[fx.Node], symbol: Any) -> tuple[fx.Node, int] | None:
-        """A tensor among these of which one dimension is B, or T, and which dimension it is."""
+        """Find a tensor of which one dimension is a symbol.
+
+        Args:
+            nodes: where to look.
+            symbol: B or T.
+
+        Returns:
+            The first tensor that has it, and the index of the dimension; None where none has.
+        """
         for node in nodes:
             value = node.meta.get("val")
-            for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if not isinstance(value, Tensor):
+                continue
+            for dim, size in enumerate(value.shape):
                 if isinstance(size, torch.SymInt) and size.node.expr == symbol:
                     return node, dim
         return None
@@ -166,105 +222,142 @@ class ExportedGraph:
     @cached_property
     def texts(self) -> dict[str, fx.Node]:
         """The inputs [B, T, ...] by name."""
-        return {
-            name: node
-            for name, node in self.inputs.items()
-            if self.anchor([node], self.length) is not None
-        }
+        texts = dict[str, fx.Node]()
+        for name, node in self.inputs.items():
+            if self.anchor([node], self.length) is not None:
+                texts[name] = node
+        return texts
 
     def needs_length(self, nodes: Iterable[fx.Node]) -> bool:
-        """Whether a size among these is made of T."""
-        return self.length is not None and any(
-            (size := self.size(node)) is not None and self.length in size.free_symbols
-            for node in nodes
-        )
+        """Whether a size among these nodes is computed from T."""
+        if self.length is None:
+            return False
+        for node in nodes:
+            size = self.size(node)
+            if size is not None and self.length in size.free_symbols:
+                return True
+        return False
 
     def seeds(self, after: int, until: int | None = None) -> list[fx.Node]:
-        """What runs after a place whether or not its value is asked for."""
-        return [
-            node
-            for node in self.writers
-            if after < self.order[node] and (until is None or self.order[node] <= until)
-        ]
+        """In-place operations between two positions: they must run even if nobody reads them."""
+        seeds = list[fx.Node]()
+        for node in self.writers:
+            position = self.order[node]
+            if after < position and (until is None or position <= until):
+                seeds.append(node)
+        return seeds
 
     def carried(self, end: int) -> list[fx.Node]:
-        """What a cut at this place carries on, inputs included, in the order of execution."""
-        given = self.behind([*self.outputs.values(), *self.seeds(end)], after=end)[1]
+        """The values that a cut at this position carries on, inputs included, in order."""
+        _, given = self.behind([*self.outputs.values(), *self.seeds(end)], after=end)
         return sorted(given, key=self.order.__getitem__)
 
     def refused_length(self, length: int) -> str | None:
-        """What the model asks of T and this length breaks, such as `T <= 512`; None where it
-        fits.
+        """The condition of the model that a length of text breaks.
+
+        Args:
+            length: a value for T.
+
+        Returns:
+            A condition such as `T <= 512`; None where the model accepts the length.
         """
-        try:
-            for guard in self.guards:
-                guard(*(self._blank(node.meta["val"], length) for node in self.inputs.values()))
-        except AssertionError as problem:
-            said = str(problem).removeprefix("Guard failed: ")
-            if "size()[1]" in said:
-                return re.sub(r"\S+\.size\(\)\[1\]", "T", said)
-            return None
+        inputs = [self._blank(node.meta["val"], length) for node in self.inputs.values()]
+        for guard in self.guards:
+            try:
+                guard(*inputs)
+            except AssertionError as problem:
+                condition = str(problem).removeprefix("Guard failed: ")
+                if "size()[1]" not in condition:
+                    return None
+                return re.sub(r"\S+\.size\(\)\[1\]", "T", condition)
         return None
 
     def _blank(self, value: Tensor, length: int) -> Tensor:
-        sizes = [size.node.expr if isinstance(size, torch.SymInt) else size for size in value.shape]
-        numbers = [
-            length if one == self.length else getattr(size, "node", size)
-            for one, size in zip(sizes, value.shape, strict=True)
-        ]
-        return torch.empty(
-            [one if isinstance(one, int) else one.hint for one in numbers],
-            dtype=value.dtype,
-            device="meta",
-        )
+        """A tensor without values, shaped like the example, with a given length of text."""
+        shape = list[int]()
+        for size in value.shape:
+            if not isinstance(size, torch.SymInt):
+                shape.append(size)
+            elif size.node.expr == self.length:
+                shape.append(length)
+            else:
+                shape.append(size.node.hint)
+        return torch.empty(shape, dtype=value.dtype, device="meta")
 
     def obstacle(self, node: fx.Node) -> str | None:
-        """Why a value cannot be compacted, row by row; None when it can: [B, numbers], or with T
-        among them.
+        """Why rows of a value cannot be selected.
+
+        Args:
+            node: of the value.
+
+        Returns:
+            A clause such as "carries 'h' of shape [9], which has no rows"; None for a tensor
+            [B, ...] whose other sizes are numbers or depend on T alone.
         """
-        value = node.meta.get("val")
-        if (region := region_named(node)) is not None:
+        region = region_named(node)
+        if region is not None:
             return (
                 f"ends inside {region}, which runs as a whole: cut after it, or end the block there"
             )
+        value = node.meta.get("val")
         if not isinstance(value, Tensor):
-            return f"carries {node.name!r}, which is no tensor but {self.written(value)}"
-        sizes = [size.node.expr if isinstance(size, torch.SymInt) else size for size in value.shape]
-        if sizes and sizes[0] == self.batch and not any(self._by_batch(size) for size in sizes[1:]):
-            return None
-        shape = ", ".join(map(self.written, value.shape))
-        if not sizes or sizes[0] == self.batch:
-            return (
-                f"carries {node.name!r} of shape [{shape}], which "
-                f"{'depends on B again' if sizes else 'has no rows'}"
-            )
-        return (
-            f"carries {node.name!r} of shape [{shape}], whose first dimension is "
-            f"{self.written(value.shape[0])}, not B"
-        )
+            return f"carries {node.name!r}, which is not a tensor but {self.written(value)}"
 
-    def _by_batch(self, size: Any) -> bool:
-        return not isinstance(size, int) and not size.free_symbols <= {self.length}
+        carries = f"carries {node.name!r} of shape {self.shape_text(value)}"
+        if not value.dim():
+            return f"{carries}, which has no rows"
+        first, *others = value.shape
+        if not isinstance(first, torch.SymInt) or first.node.expr != self.batch:
+            return f"{carries}, whose first dimension is {self.written(first)}, not B"
+        for size in others:
+            if self._by_batch(size):
+                return f"{carries}, which depends on B again"
+        return None
+
+    def _by_batch(self, size: object) -> bool:
+        """Whether a size depends on anything but T."""
+        if not isinstance(size, torch.SymInt):
+            return False
+        expression = size.node.expr
+        return not expression.free_symbols <= {self.length}
 
     def written(self, size: object) -> str:
-        """A size with the batch symbol as B and the length as T."""
-        return re.sub(rf"\b{self.length}\b", "T", re.sub(rf"\b{self.batch}\b", "B", str(size)))
+        """A size as text, with B for the batch symbol and T for the length."""
+        text = re.sub(rf"\b{self.batch}\b", "B", str(size))
+        return re.sub(rf"\b{self.length}\b", "T", text)
+
+    def shape_text(self, value: Tensor) -> str:
+        """A shape as text, such as `[2*B, 3]`."""
+        return f"[{', '.join(map(self.written, value.shape))}]"
 
     def value(self, node: fx.Node) -> tuple[str, Any]:
-        """Name and value of a parameter, buffer or constant; the name is the model's own."""
+        """The name and the value of a parameter, buffer or constant.
+
+        Args:
+            node: of the kind get_attr.
+
+        Returns:
+            The name is the model's own, unless `fx.GraphModule` uses that name itself.
+        """
         target = str(node.target)
-        found: Any = self.graph
-        for step in target.split("."):
-            found = getattr(found, step)
-        plain = target.removeprefix(_PREFIX)
-        return (target if hasattr(fx.GraphModule, plain.split(".")[0]) else plain), found
+        value: Any = self.graph
+        for attribute in target.split("."):
+            value = getattr(value, attribute)
+        name = target.removeprefix(_PREFIX)
+        if hasattr(fx.GraphModule, name.split(".")[0]):
+            name = target
+        return name, value
 
 
 def described(node: fx.Node) -> str:
     """An operation as the user can find it: its name, and the module that runs it."""
-    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    inside = str(stack[-1]).removeprefix("model").removeprefix(".") if stack else ""
-    return f"the operation {node.target}" + (f" in {inside!r}" if inside else "")
+    operation = f"the operation {node.target}"
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return operation
+    path, _ = list(stack.values())[-1]  # of the innermost module
+    module = str(path).removeprefix("model").removeprefix(".")
+    return f"{operation} in {module!r}" if module else operation
 
 
 def _is_size(node: fx.Node) -> bool:
@@ -281,28 +374,36 @@ def _is_buffer(node: fx.Node) -> bool:
 
 
 def _written(writer: fx.Node) -> list[fx.Node]:
-    """The tensor that an in-place operation writes to, and those of which it is a view,
-    outwards.
+    """The tensor that an in-place operation writes to, then the tensor that this one is a view of,
+    and so on.
+
+    A schema marks an argument with alias information if the result shares its memory. So the walk
+    follows first arguments as long as they are marked.
     """
-    found = list[fx.Node]()
+    tensors = list[fx.Node]()
     node = writer
     while isinstance(node.target, torch._ops.OpOverload) and node.target._schema.arguments:
         source = node.args[0] if node.args else None
         if node.target._schema.arguments[0].alias_info is None or not isinstance(source, fx.Node):
             break
-        found.append(node := source)
-    return found or [writer]
+        tensors.append(source)
+        node = source
+    return tensors or [writer]
 
 
 def _reached(
     nodes: Iterable[fx.Node],
-    start: Callable[[fx.Node], bool],
+    starts: Callable[[fx.Node], bool],
     never: Callable[[fx.Node], bool] = lambda node: False,
 ) -> set[fx.Node]:
-    found = set[fx.Node]()
+    """The nodes that depend on one that `starts`, these included.
+
+    Nodes come in order of execution, so one pass is enough: the inputs of a node come before it.
+    The dependence does not pass through nodes that are `never` reached.
+    """
+    reached = set[fx.Node]()
     for node in nodes:
-        if start(node) or (
-            any(source in found for source in node.all_input_nodes) and not never(node)
-        ):
-            found.add(node)
-    return found
+        depends = not reached.isdisjoint(node.all_input_nodes)
+        if starts(node) or (depends and not never(node)):
+            reached.add(node)
+    return reached

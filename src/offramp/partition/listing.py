@@ -1,5 +1,8 @@
-"""Every module boundary of a model in order of execution: which are legal cuts, what they carry,
-what they cost.
+"""Lists every module boundary of a model in order of execution.
+
+For each boundary the list has whether it is a legal cut, which tensors a cut there carries on, and
+its share of the multiply-adds. `evenly` chooses cuts from that list, and `unevenness` judges a
+choice.
 """
 
 from __future__ import annotations
@@ -20,16 +23,22 @@ from offramp.partition.exporting import exported
 from offramp.partition.graph import ExportedGraph
 from offramp.partition.pieces import unfit
 
-NEAR = 0.25  # of a part: how far from equal shares an outer module is still taken for an inner one
+# A cut within this fraction of a part of its ideal position is as good as one right at it: among
+# those the outermost module wins.
+NEAR = 0.25
 
 
 @dataclass(frozen=True)
 class CutPoint:
-    """The end of a module. `why_not` is None for a legal cut.
+    """The end of a module, as a place where the model may be cut.
 
-    carried: shapes of what goes on, on the example and without the batch; row_bytes: its size per
-    row; share: multiply-adds up to here as a part of all. For a cut that is not legal, carried is
-    empty and row_bytes None; share is None where it never ran.
+    Attributes:
+        name: of the module.
+        why_not: why this is not a legal cut; None for a legal one.
+        carried: shapes of the tensors that a cut here carries on, as on the example and without the
+            batch dimension; empty where the cut is not legal.
+        row_bytes: bytes of these tensors per row; None where the cut is not legal.
+        share: multiply-adds up to here, as a share of all of them; None where the module never ran.
     """
 
     name: str
@@ -40,7 +49,7 @@ class CutPoint:
 
     @property
     def legal(self) -> bool:
-        """Whether `partition` takes it."""
+        """Whether `partition` accepts a cut here."""
         return self.why_not is None
 
 
@@ -51,143 +60,235 @@ def cut_points(
     *,
     length: Collection[str] = (),
 ) -> list[CutPoint]:
-    """Every named module in order of execution, then those that never ran; one export and one pass
-    over the example.
+    """List the ends of all named modules of a model, with one export and one run of the example.
 
-    Legal alone is legal together, but for two that end at the same place. Raises as `partition`
-    does.
+    Cuts that are legal one by one are also legal together, except two that end at the same place.
+
+    Args:
+        model: in eval mode; it is left as it was.
+        args: positional arguments of an example call; its tensors [B, ...] are the inputs.
+        kwargs: keyword arguments of the same call.
+        length: names of inputs [B, T, ...] whose T may differ from call to call.
+
+    Returns:
+        The modules in order of execution, then those that never ran.
+
+    Raises:
+        BadNetwork: the model is in training mode or cannot be exported.
+        BadData: the example does not fit the model.
     """
-    marks = {name: module for name, module in model.named_modules() if name}
+    marks = dict(model.named_modules())
+    del marks[""]  # the model itself
     source = exported(model, args, kwargs, marks, length)
+    example = [tensor.detach() for tensor in inputs_of(args, kwargs).values()]
     try:
-        shares = _shares(source, [tensor.detach() for tensor in inputs_of(args, kwargs).values()])
-    # the export runs on shapes alone, and takes any number for a token
+        shares = _shares(source, example)
     except IndexError as problem:
+        # The export only looks at shapes, so a token beyond the vocabulary first fails here.
         why = str(problem).strip().splitlines()[0].rstrip(".;")
         raise BadData(
-            f"the model fails on the example: {why}; give rows whose numbers it knows"
+            f"the model fails on the example: {why}. Use an example whose values the model accepts."
         ) from problem
+
     ran = sorted(source.taps, key=lambda name: source.taps[name].end)
-    return [_point(source, name, shares) for name in ran] + [
-        _point(source, name, shares) for name in marks if name not in ran
-    ]
+    names = list(dict.fromkeys([*ran, *marks]))  # those that ran come first
+    return [_point(source, name, shares) for name in names]
 
 
 def evenly(points: Sequence[CutPoint], parts: int) -> tuple[str, ...]:
-    """The legal cuts near equal shares of the multiply-adds: of those about there the outermost,
-    that carry least.
+    """Choose legal cuts that divide the multiply-adds into nearly equal parts.
 
-    Raises InvalidArgument, with what is in the way, when there are too few.
+    For each ideal position the legal cuts near it compete. The outermost module wins, then the one
+    that carries the fewest bytes, then the nearest.
+
+    Args:
+        points: all module boundaries of the model, as `cut_points` lists them.
+        parts: number of parts, at least 2.
+
+    Returns:
+        Names of `parts - 1` modules, in order of execution.
+
+    Raises:
+        InvalidArgument: the model has too few legal cuts; the message names the obstacle.
     """
-    inner = [point for point in points if point.legal and 0 < (point.share or 0) < 1]
-    # at each share
-    best = {point.share or 0: point for point in sorted(inner, key=_badness, reverse=True)}
+    # Several modules can end at the same share of the work, such as a block and its last layer.
+    # Only the best of them is a candidate.
+    best = dict[float, CutPoint]()
+    for point in points:
+        share = point.share or 0.0
+        if not point.legal or not 0 < share < 1:
+            continue
+        if share not in best or _badness(point) <= _badness(best[share]):
+            best[share] = point
     shares = sorted(best)
-    if not 2 <= parts <= len(shares) + 1:
-        barred = [one for one in points if one.why_not and (not shares or "shape" in one.why_not)]
-        why = f"; {barred[0].name!r} {barred[0].why_not}" if barred else ""
-        if not shares:
-            raise InvalidArgument(
-                f"got parts={parts}, and this model has no legal cut with work before and behind "
-                f"it{why}"
-            )
+    _require_parts(points, parts, len(shares))
+
+    # Cut number k belongs at k / parts of the work. Each search starts behind the cut before, and
+    # leaves at least one candidate for every cut that is still to be chosen.
+    chosen = list[str]()
+    start = 0
+    for number in range(1, parts):
+        stop = len(shares) - (parts - 1 - number)
+        nearest = _nearest(shares, best, range(start, stop), number / parts, NEAR / parts)
+        chosen.append(best[shares[nearest]].name)
+        start = nearest + 1
+    return tuple(chosen)
+
+
+def _nearest(
+    shares: Sequence[float],
+    best: Mapping[float, CutPoint],
+    candidates: Sequence[int],
+    ideal: float,
+    tolerance: float,
+) -> int:
+    """The index of the best candidate within `tolerance` of `ideal`, or else of the nearest one."""
+
+    def distance(index: int) -> float:
+        return abs(shares[index] - ideal)
+
+    def rank(index: int) -> tuple[int, int, float]:
+        depth, row_bytes = _badness(best[shares[index]])
+        return depth, row_bytes, distance(index)
+
+    close = [index for index in candidates if distance(index) <= tolerance]
+    if close:
+        return min(close, key=rank)
+    return min(candidates, key=distance)
+
+
+def _require_parts(points: Sequence[CutPoint], parts: int, usable: int) -> None:
+    """Raise InvalidArgument unless `usable` cuts are enough for `parts` parts."""
+    if 2 <= parts <= usable + 1:
+        return
+    # The first obstacle helps the reader: any of them where no cut is usable, otherwise one about
+    # a shape, which the model's author can change.
+    obstacle = ""
+    for point in points:
+        if point.why_not and (not usable or "shape" in point.why_not):
+            obstacle = f" For example, {point.name!r} {point.why_not}."
+            break
+    if not usable:
         raise InvalidArgument(
-            f"got parts={parts}, expected 2 to {len(shares) + 1} parts, as many as legal cuts "
-            f"with work between{why}"
+            f"the model cannot be cut into {parts} parts. It has no legal cut with work on both "
+            f"sides.{obstacle}"
         )
-    picked = list[int]()
-    for position in range(1, parts):
-        free = range(picked[-1] + 1 if picked else 0, len(shares) - (parts - 1 - position))
-        away = {index: abs(shares[index] - position / parts) for index in free}
-        about = [index for index in free if away[index] <= NEAR / parts]
-        rank = {index: (*_badness(best[shares[index]]), away[index]) for index in about}
-        picked.append(min(rank, key=rank.__getitem__) if rank else min(away, key=away.__getitem__))
-    return tuple(best[shares[index]].name for index in picked)
+    raise InvalidArgument(
+        f"parts must be between 2 and {usable + 1} for this model, got {parts}. It has too few "
+        f"legal cuts with work between them.{obstacle}"
+    )
 
 
 def unevenness(points: Sequence[CutPoint], names: Sequence[str]) -> str | None:
-    """How badly cuts divide the multiply-adds, and what is in the way; None where they do it well
-    enough.
+    """Describe how badly cuts divide the multiply-adds, and what prevents better ones.
 
-    Well enough is: no part has more than half of what it should leave to the others. Cuts in two
-    may have up to 3/4 in one part, cuts in four up to 5/8.
+    A division is good enough if no part has more than half of the work that it should leave to the
+    others. With one cut a part may have up to 3/4 of the work, with three cuts up to 5/8.
 
     Args:
         points: all module boundaries of the model.
         names: the cuts that were chosen.
+
+    Returns:
+        A clause that follows a name, such as "gives parts of 20.0%, 80.0% of the work: ..."; None
+        where the division is good enough.
     """
     parts = len(names) + 1
     fair = 1 / parts
-    chosen = sorted(point.share or 0.0 for point in points if point.name in names)
-    ends = [0.0, *chosen, 1.0]
+    ends = [0.0, 1.0]  # of the parts, as shares of the work
+    for point in points:
+        if point.name in names:
+            ends.append(point.share or 0.0)
+    ends.sort()
     sizes = [end - start for start, end in pairwise(ends)]
     largest = max(sizes)
     if largest <= fair + (1 - fair) / 2:
         return None
+
+    # Look for the illegal cut nearest to the middle of the largest part: it is the one to fix.
     start = ends[sizes.index(largest)]
+    end = start + largest
     middle = start + largest / 2
-    barred = [
-        point
-        for point in points
-        if point.why_not and point.share is not None and start < point.share < start + largest
-    ]
-    said = "gives parts of " + ", ".join(f"{size:.1%}" for size in sizes) + " of the work"
-    if not barred:
-        return f"{said}: no module ends inside the largest part"
-    nearest = min(barred, key=lambda point: abs((point.share or 0.0) - middle))
+    nearest: CutPoint | None = None
+    smallest = math.inf
+    for point in points:
+        if point.why_not is None or point.share is None or not start < point.share < end:
+            continue
+        distance = abs(point.share - middle)
+        if distance < smallest:
+            nearest = point
+            smallest = distance
+    percentages = ", ".join(f"{size:.1%}" for size in sizes)
+    division = f"gives parts of {percentages} of the work"
+    if nearest is None:
+        return f"{division}: no module ends inside the largest part"
     return (
-        f"{said}, because no cut inside the largest part is legal: {nearest.name!r} "
+        f"{division}, because no cut inside the largest part is legal: {nearest.name!r} "
         f"{nearest.why_not}"
     )
 
 
 def _badness(point: CutPoint) -> tuple[int, int]:
-    """How deep inside the model a cut lies, and how much it carries."""
+    """How deep inside the model a cut is, and how many bytes it carries per row."""
     return point.name.count("."), point.row_bytes or 0
 
 
 def _point(source: ExportedGraph, name: str, shares: Sequence[float]) -> CutPoint:
+    """The cut at the end of a module, or the reason why it is not legal."""
     why = unfit(source, name)
-    end = source.taps[name].end if name in source.taps else -1
-    share = shares[end] if end >= 0 else None
-    carried = [] if why else source.carried(end)
-    why = why or next(filter(None, map(source.obstacle, carried)), None)
-    if why is None and all(node in source.outputs.values() for node in carried):
-        why = "ends where the model does"
+    tap = source.taps.get(name)
+    if tap is None:
+        return CutPoint(name, why)
+    share = shares[tap.end] if tap.end >= 0 else None
     if why is not None:
         return CutPoint(name, why, share=share)
-    values = [node.meta["val"] for node in carried]
-    shapes = tuple(tuple(map(_number, value.shape[1:])) for value in values)
-    row_bytes = sum(
-        math.prod(shape) * value.element_size() for shape, value in zip(shapes, values, strict=True)
-    )
-    return CutPoint(name, None, shapes, row_bytes, share)
+
+    # All tensors that are carried on must have one row per sample.
+    carried = source.carried(tap.end)
+    for node in carried:
+        why = source.obstacle(node)
+        if why is not None:
+            return CutPoint(name, why, share=share)
+    if set(carried) <= set(source.outputs.values()):
+        return CutPoint(name, "ends where the model does", share=share)
+
+    shapes = list[tuple[int, ...]]()
+    row_bytes = 0
+    for node in carried:
+        value = node.meta["val"]
+        shape = tuple(_number(size) for size in value.shape[1:])  # without the batch dimension
+        shapes.append(shape)
+        row_bytes += math.prod(shape) * value.element_size()
+    return CutPoint(name, None, tuple(shapes), row_bytes, share)
 
 
 def _number(size: int | torch.SymInt) -> int:
     """A size as it is on the example."""
-    return size.node.hint if isinstance(size, torch.SymInt) else size
+    if isinstance(size, torch.SymInt):
+        return int(size.node.hint)
+    return size
 
 
 def _shares(source: ExportedGraph, example: Sequence[torch.Tensor]) -> list[float]:
-    """For every place in the graph the part of all multiply-adds that ran before it."""
+    """For every node of the graph, the share of all multiply-adds that ran up to it."""
     meter = _Meter(source.graph)
+    copies = [tensor.clone() for tensor in example]  # the graph may write into its inputs
     with torch.no_grad():
-        meter.run(*(tensor.clone() for tensor in example), enable_io_processing=False)
-    return [flops / max(meter.flops[-1], 1) for flops in meter.flops]
+        meter.run(*copies, enable_io_processing=False)
+    total = max(meter.flops[-1], 1)
+    return [flops / total for flops in meter.flops]
 
 
 class _Meter(fx.Interpreter):
-    """Runs a graph and notes after every node how many floating-point operations there have
-    been.
-    """
+    """Runs a graph and counts the floating-point operations up to every node."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.flops: list[int] = []
 
     def run_node(self, n: fx.Node) -> Any:
+        before = self.flops[-1] if self.flops else 0
         with FlopCounterMode(display=False) as counter:
-            found = super().run_node(n)
-        self.flops.append(counter.get_total_flops() + (self.flops[-1] if self.flops else 0))
-        return found
+            result = super().run_node(n)
+        self.flops.append(before + counter.get_total_flops())
+        return result

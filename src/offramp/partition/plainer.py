@@ -1,4 +1,4 @@
-"""A graph in which constants that were made like a tensor no longer need that tensor."""
+"""Rewrites constants that were made like a tensor so that they no longer need that tensor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 ATEN = torch.ops.aten
+# `x.new_ones(size)` and its kin, and the operation that does the same without x.
 LIKE: dict[object, Callable[..., Any]] = {
     ATEN.new_ones.default: ATEN.ones.default,
     ATEN.new_zeros.default: ATEN.zeros.default,
@@ -17,19 +18,23 @@ LIKE: dict[object, Callable[..., Any]] = {
 
 
 def plainer(graph: fx.Graph) -> None:
-    """`x.new_ones(size)` takes nothing of x but its type: written as `ones(size)`, it is made where
-    it is needed.
+    """Replace `x.new_ones(size)` by `ones(size)`, which a piece can make where it needs it.
 
-    Masks over positions are made so, and would else be carried across every cut, which they cannot:
-    they have no rows.
+    Models make masks over positions this way. Without the change a mask would depend on x and have
+    to be carried across every cut. That is impossible, because it has no dimension of rows.
+
+    Args:
+        graph: of an exported model; it is changed in place.
     """
     for node in list(graph.nodes):
-        if (make := LIKE.get(node.target)) is None:
+        operation = LIKE.get(node.target)
+        if operation is None:
             continue
+        # Only type and device of x matter, and the export knows both.
         value = node.meta["val"]
         with graph.inserting_before(node):
-            kinds = {"dtype": value.dtype, "device": value.device}
-            made = graph.call_function(make, tuple(node.args[1:]), {**node.kwargs, **kinds})
-        made.meta.update(node.meta)
-        node.replace_all_uses_with(made)
+            keywords = {**node.kwargs, "dtype": value.dtype, "device": value.device}
+            constant = graph.call_function(operation, tuple(node.args[1:]), keywords)
+        constant.meta.update(node.meta)
+        node.replace_all_uses_with(constant)
         graph.erase_node(node)

@@ -1,4 +1,4 @@
-"""Explicit stages as pieces: the way out for what cannot be exported."""
+"""Runs explicit stages as pieces, for models that cannot be exported."""
 
 from __future__ import annotations
 
@@ -19,33 +19,46 @@ def staged(
     *,
     names: Sequence[str],
 ) -> Partition:
-    """Explicit stages as pieces: the way out for what cannot be exported. `names`: one per stage
-    but the last.
+    """Make pieces of explicit stages, for a model that cannot be exported.
 
-    The first stage takes the example's arguments, every other one what the stage before gave, as in
-    `nn.Sequential`: a tensor [B, ...], or a tuple, list or dict of them (what is no tensor in it is
-    fixed). Raises BadNetwork, BadData.
+    The first stage takes the arguments of the example. Every other stage takes the output of the
+    stage before it, as in `nn.Sequential`: a tensor [B, ...], or a tuple, list or dict of tensors.
+    Values in it that are not tensors are fixed.
+
+    Args:
+        stages: modules in eval mode, in order.
+        args: positional arguments of an example call.
+        kwargs: keyword arguments of the same call.
+        names: of the cuts, one per stage but the last.
+
+    Returns:
+        The pieces, one per stage.
+
+    Raises:
+        BadNetwork: the names do not fit, a stage is in training mode, or its output has no rows.
+        BadData: the example has no tensors, or their numbers of rows differ.
     """
     modules = tuple(stages)
     inputs = inputs_of(args, kwargs)
     if len(set(names)) != len(names) or len(names) != len(modules) - 1 or not modules:
         raise BadNetwork(
-            f"{len(modules)} stages have the cuts {list(names)}, expected a name per stage but "
-            f"the last"
+            f"names must have a different name for each of the {len(modules)} stages but the last, "
+            f"got {list(names)}"
         )
     require_free(names)
-    if any(part.training for module in modules for part in module.modules()):
-        raise BadNetwork("a stage is in training mode, expected eval mode; call eval() on it first")
+    for module in modules:
+        if any(part.training for part in module.modules()):
+            raise BadNetwork("all stages must be in eval mode, got training mode. Call eval().")
 
+    # The first pieces copy no input. They show which inputs a stage changes in place, and the
+    # second ones copy those.
     example = (tuple(args), dict(kwargs or {}))
-    pieces = _stages(modules, names, inputs, example, [()] * len(modules))
-    pieces = _stages(modules, names, inputs, example, touched_by(pieces, inputs))
-    return Partition(
-        pieces,
-        tuple(inputs),
-        pieces[-1].writes,
-        {piece.name: piece.writes for piece in pieces[:-1]},
-    )
+    uncopied = _stages(modules, names, inputs, example, [()] * len(modules))
+    touched = touched_by(uncopied, inputs)
+    pieces = _stages(modules, names, inputs, example, touched)
+    # A stage is cut at its end, so a tap is everything that the stage writes.
+    taps = {piece.name: piece.writes for piece in pieces[:-1]}
+    return Partition(pieces, tuple(inputs), pieces[-1].writes, taps)
 
 
 def _stages(
@@ -55,31 +68,50 @@ def _stages(
     example: object,
     touched: Sequence[Collection[str]],
 ) -> tuple[Piece, ...]:
+    """The pieces, found by running one stage after the other; each copies its `touched` inputs."""
     pieces = list[Piece]()
     state = dict(inputs)
     given = mould(example)
     for module, name, copied in zip(modules, [*names, ""], touched, strict=True):
         reads = tuple(state)
-        stage = _DeclaredStage(module, given, [key in copied for key in reads], spread=not pieces)
+        copies = [key in copied for key in reads]
+        stage = _DeclaredStage(module, given, copies, spread=not pieces)
         with torch.inference_mode(False), torch.no_grad():
-            output = stage.output(*(tensor.clone() for tensor in state.values()))
+            example_rows = [tensor.clone() for tensor in state.values()]
+            output = stage.output(*example_rows)
         rows = len(state[reads[0]])
         state = tapped(output, name) if name else tensors_of(output, "y")
-        if not state or any(not tensor.dim() or len(tensor) != rows for tensor in state.values()):
-            shapes = ", ".join(str(list(tensor.shape)) for tensor in state.values()) or "no tensor"
-            raise BadNetwork(
-                f"stage {name or 'the last'!r} gives {shapes} for {rows} rows, expected tensors "
-                f"[B, ...]"
-            )
+        _require_rows(state, name, rows)
         given = mould(output)
-        pieces.append(
-            Piece(name, reads, tuple(state), caller(stage.forward, reads, tuple(state)), stage)
-        )
+        writes = tuple(state)
+        pieces.append(Piece(name, reads, writes, caller(stage.forward, reads, writes), stage))
     return tuple(pieces)
 
 
+def _require_rows(state: Mapping[str, Tensor], name: str, rows: int) -> None:
+    """Raise BadNetwork unless a stage gives tensors, all of them with one row per sample."""
+    wrong = not state
+    for tensor in state.values():
+        if not tensor.dim() or len(tensor) != rows:
+            wrong = True
+    if wrong:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in state.values()) or "no tensor"
+        raise BadNetwork(
+            f"stage {name or 'the last'!r} must give tensors [B, ...], but gives {shapes} for "
+            f"{rows} rows"
+        )
+
+
 class _DeclaredStage(nn.Module):
-    """An explicit stage on positional tensors."""
+    """An explicit stage as a module of positional tensors.
+
+    Args:
+        stage: the user's.
+        given: its input, with holes for the tensors (see `mould`).
+        copied: for each tensor, whether to copy it first, because the stage changes it in place.
+        spread: whether `given` is (args, kwargs), as for the first stage; otherwise it is the only
+            argument.
+    """
 
     def __init__(
         self, stage: nn.Module, given: object, copied: Sequence[bool], *, spread: bool
@@ -92,17 +124,16 @@ class _DeclaredStage(nn.Module):
         self.training = False
 
     def output(self, *tensors: Tensor) -> object:
-        """What the stage gives, as it gives it."""
-        own = (
-            tensor.clone() if copy else tensor
-            for tensor, copy in zip(tensors, self.copied, strict=True)
-        )
-        given = filled(self.given, iter(own))
+        """The output of the stage, with its own structure."""
+        copies = list[Tensor]()
+        for tensor, copy in zip(tensors, self.copied, strict=True):
+            copies.append(tensor.clone() if copy else tensor)
+        given = filled(self.given, iter(copies))
         if not self.spread:
             return self.stage(given)
         assert isinstance(given, tuple)
         return self.stage(*given[0], **given[1])
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Its tensors, flat."""
+        """The tensors of the output, in order."""
         return tuple(tensors_of(self.output(*tensors), "y").values())
