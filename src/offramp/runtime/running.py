@@ -469,23 +469,21 @@ class Runner:
             state = self._gather(state, chosen)
             size = len(chosen)
             if latest is not None:
-                latest = Latest(
-                    latest.places[chosen], self._gather({"": latest.logits}, chosen)[""]
-                )
+                latest = Latest(latest.exits[chosen], self._gather({"": latest.logits}, chosen)[""])
         waiting.setdefault(edge.to, []).append(Group(rows, state, size, latest))
 
     def _answered(self, result: OutputBuffer, group: Group, why: int) -> Group:
         """Write the latest answers of a group's rows. Returns the rows that have no answer yet."""
         latest = group.latest
         assert latest is not None
-        for index in np.unique(latest.places[latest.places >= 0]).tolist():
-            here = (latest.places == index).nonzero()[0]
+        for index in np.unique(latest.exits[latest.exits >= 0]).tolist():
+            here = (latest.exits == index).nonzero()[0]
             if len(here) == group.size:
                 result.put(group.rows, latest.logits, index, why)
             else:
                 rows = here if group.rows is None else group.rows[here]
                 result.put(rows, self._gather({"": latest.logits}, here)[""], index, why)
-        rest = (latest.places < 0).nonzero()[0]
+        rest = (latest.exits < 0).nonzero()[0]
         if not len(rest):
             return Group(None, {}, 0, None)
         rows = rest if group.rows is None else group.rows[rest]
@@ -537,7 +535,7 @@ def _may_be_unavailable(engine_stage: EngineStage) -> bool:
 
 def _all_answered(group: Group) -> bool:
     """Whether every row of a group has an answer of some exit."""
-    return group.latest is not None and bool((group.latest.places >= 0).all())
+    return group.latest is not None and bool((group.latest.exits >= 0).all())
 
 
 def _device_of(x: Any) -> torch.device | None:
