@@ -532,7 +532,7 @@ def _compare(
     who = f"the scores of gate {node!r}" if is_score else f"the answers of exit {node!r}"
     code = "the gate" if is_score else "the model"
     raise Mismatch(
-        f"{who} on {what} differ by {distance:.2g} from those stored in the plan (band "
+        f"{who} on {what} differ by {distance:.2g} from those in the plan's probe (band "
         f"{origin.rounding:g}). The code of {code} has changed, or this machine computes "
         "differently. Record and calibrate here."
     )
