@@ -41,7 +41,7 @@ def test_the_text_in_its_normal_form():
             UnknownName,
             "option of the engine 'torch' called 'bf61'; did you mean 'bf16'",
         ),
-        ("torch:bf16=1", InvalidArgument, "expected bf16"),
+        ("torch:bf16=1", InvalidArgument, "bf16 of torch must have no value"),
     ],
 )
 def test_texts_that_are_refused(text, error, says):
