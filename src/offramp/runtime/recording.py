@@ -546,7 +546,7 @@ def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
     if bad.size:
         listed = ", ".join(map(str, row[bad[:10]]))
         if bad.size > 10:
-            listed += " ..."
+            listed += f" and {bad.size - 10} more"
         raise BadData(
             f"the answers of exit {exit_!r} are not finite for rows {listed}. Look for NaN or "
             "infinities in these rows and leave them out"
