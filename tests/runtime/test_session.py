@@ -189,7 +189,7 @@ def test_an_unknown_gate_is_refused(two):
 
 
 def test_a_gate_has_as_many_thresholds_as_routes(two):
-    with pytest.raises(InvalidArgument, match="2 thresholds"):
+    with pytest.raises(InvalidArgument, match="must have 1 thresholds, one per score, got 2"):
         off.open(two, Plan.by_hand({"small": (1.0, 2.0)}))
 
 
