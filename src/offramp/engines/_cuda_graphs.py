@@ -40,7 +40,7 @@ def recorded(call: Callable[[], State], device: torch.device) -> Recorded:
         A function that computes again, and the tensors that it writes.
     """
     with _RECORDING, torch.cuda.device(device):
-        # torch wants warm-up calls on a side stream before a capture.
+        # torch needs warm-up calls on a side stream before a capture.
         side_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side_stream):
@@ -84,7 +84,9 @@ class Replayed:
             for name, buffer in buffers.items():
                 buffer[:count].copy_(inputs[name], non_blocking=True)
             replay()
-            answers = {name: value[:count].clone() for name, value in outputs.items()}
+            answers: State = {}
+            for name, value in outputs.items():
+                answers[name] = value[:count].clone()  # [size, ...] -> [n, ...]
             self.outputs_read = None
             if first.is_cuda:
                 self.outputs_read = torch.cuda.current_stream().record_event()

@@ -130,7 +130,11 @@ class _Reader:
 
 def _outside_the_segment(graph: Graph) -> list[str]:
     """The names of the operations that only the exit or the gate needs."""
-    segment_writes = [name for name in graph.writes if not name.endswith((LOGITS, SCORE, HANDED))]
+    # The operations of the segment are those that its own outputs need.
+    segment_writes = list[str]()
+    for name in graph.writes:
+        if not name.endswith((LOGITS, SCORE, HANDED)):
+            segment_writes.append(name)
     segment = graph.only(segment_writes).model.graph
     inside = {node.name for node in segment.node}
     outside = list[str]()

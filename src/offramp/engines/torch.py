@@ -59,12 +59,13 @@ class Eager(Engine):
             "compile": compile,
             "cuda_graphs": cuda_graphs,
         }
-        super().__init__(**{name: True for name, is_set in flags.items() if is_set})
-        others = [name for name in self.options if name != "compile"]
-        if compile and others:
-            raise InvalidArgument(
-                f"compile must be the only option, got it together with {others[0]}"
-            )
+        options = [name for name, is_set in flags.items() if is_set]
+        super().__init__(**dict.fromkeys(options, True))
+        for name in self.options:
+            if compile and name != "compile":
+                raise InvalidArgument(
+                    f"compile must be the only option, got it together with {name}"
+                )
         self.bf16 = bf16
         self.channels_last = channels_last
         self.compile = compile

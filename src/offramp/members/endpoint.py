@@ -117,6 +117,7 @@ class Endpoint(Member):
             inputs[name] = value
         inputs.update(kwargs)
         body = self._body(inputs)
+        # The last attempt raises its own error.
         for attempt in range(self._retries + 1):
             try:
                 return self._answers(self._sent(body))

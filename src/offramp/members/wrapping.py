@@ -39,6 +39,7 @@ def wrapped(thing: Any) -> Member | None:
         return None
     if isinstance(thing, type):  # a class is callable, but it is not a function of rows
         return None
+    # An estimator may be callable too, so its methods come first.
     for method in METHODS:
         if hasattr(thing, method):
             return Estimator(thing)

@@ -19,6 +19,7 @@ from offramp.plans.plan import Plan
 from offramp.plans.schedule import alone, full_schedule
 from offramp.runtime.engine import Engine, engine_of
 from offramp.runtime.measuring import Ratio, interleaved, ratio
+from offramp.runtime.merging import picked
 from offramp.runtime.running import Runner
 from offramp.runtime.session import open
 
@@ -151,7 +152,7 @@ def _benched(
     lines = list[Line]()
     for batch in batches:
         if batch > 1:
-            examples = [_some(rows, slice(batch))]
+            examples = [picked(rows, slice(batch))]
         else:
             examples = _one_per_exit(runner, rows)
         for example in examples:
@@ -159,15 +160,14 @@ def _benched(
     return Bench(network.topology.exits, torch.get_num_threads(), tuple(lines))
 
 
-def _some(rows: State, which: slice) -> State:
-    return {name: value[which] for name, value in rows.items()}
-
-
 def _one_per_exit(runner: Runner, rows: State) -> list[State]:
     """For each exit at which some of the first rows leave, a batch of the first such row."""
-    exits = runner(given(_some(rows, slice(256)))).exit.tolist()
-    firsts = [exits.index(index) for index in sorted(set(exits))]
-    return [_some(rows, slice(first, first + 1)) for first in firsts]
+    exits = runner(given(picked(rows, slice(256)))).exit.tolist()
+    batches = list[State]()
+    for index in sorted(set(exits)):
+        first = exits.index(index)
+        batches.append(picked(rows, slice(first, first + 1)))
+    return batches
 
 
 def _line(

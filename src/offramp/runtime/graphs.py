@@ -312,8 +312,9 @@ def _passing(
     if joined:
         run = run.joined()
     for stage in run.stages:
-        pairs = [(as_planned[name], full[name]) for name in stage.nodes]
-        yield _as_one(stage, [planned for planned, _ in pairs]), pairs
+        planned = [as_planned[name] for name in stage.nodes]
+        whole = [full[name] for name in stage.nodes]
+        yield _as_one(stage, planned), list(zip(planned, whole, strict=True))
 
 
 def _by_name(engine_stages: Sequence[EngineStage]) -> dict[str, EngineStage]:
@@ -371,7 +372,10 @@ def free_dims(network: Network, device: torch.device) -> dict[str, tuple[int, ..
                 engine_stage.call(state)
             runs.append(state)
     first, *others = runs
-    return {name: _differing(name, value, others) for name, value in first.items()}
+    dims = dict[str, tuple[int, ...]]()
+    for name, value in first.items():
+        dims[name] = _differing(name, value, others)
+    return dims
 
 
 def _texts_of(network: Network) -> set[str]:
@@ -386,9 +390,10 @@ def _differing(name: str, value: torch.Tensor, others: Sequence[State]) -> tuple
     """The dimensions after the batch in which a tensor has other sizes in other runs."""
     dims = list[int]()
     for dim in range(1, value.dim()):
-        sizes = {other[name].shape[dim] for other in others}
-        if sizes - {value.shape[dim]}:
-            dims.append(dim)
+        for other in others:
+            if other[name].shape[dim] != value.shape[dim]:
+                dims.append(dim)
+                break
     return tuple(dims)
 
 
@@ -433,7 +438,7 @@ class _CompiledStage(CompiledPiece):
 
     def compiled_for(self) -> list[dict[str, Wanted]]:
         """What this stage reads, by name, for each kind of rows that it was compiled for."""
-        return [_wanted(key) for key in self.calls]
+        return list(map(_wanted, self.calls))
 
     def on_arrays(self) -> OnArrays | None:
         """The call on NumPy arrays. None if the engine has no such call, or if the stage was

@@ -271,7 +271,8 @@ def pace(model: nn.Module, preprocess: nn.Module | None, rows: State, *, repeats
         rows: inputs by name, [B, ...] each.
         repeats: forwards that count. Two more run before them.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
+    modules = dict(model.named_modules())
+    del modules[""]  # the model itself
     shares_of = dict[str, list[float]]()
     totals = list[float]()
     for number in range(WARMUPS + repeats):

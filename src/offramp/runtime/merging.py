@@ -5,7 +5,7 @@ Shapes: B rows in x, n rows of a group, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,6 +113,11 @@ def _latest(groups: Sequence[Group], order: Index, gather: Gather) -> Latest | N
             logits.append(group.latest.logits)
     ordered = gather({"": torch.cat(logits)}, order)[""]
     return Latest(np.concatenate(exits)[order], ordered)
+
+
+def picked(tensors: Mapping[str, Any], index: Any) -> dict[str, Any]:
+    """Rows of every tensor or array: `value[index]`, by name."""
+    return {name: value[index] for name, value in tensors.items()}
 
 
 def carried(state: State, names: Sequence[str], inputs: Sequence[str]) -> State:

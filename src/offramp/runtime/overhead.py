@@ -28,6 +28,7 @@ from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import linked
 from offramp.runtime.lean import OnArrays, Wanted
 from offramp.runtime.measuring import SIZES, interleaved, line, median_line, tiled_state
+from offramp.runtime.merging import picked
 from offramp.runtime.programs import read_by
 from offramp.runtime.running import Runner
 
@@ -61,7 +62,10 @@ def runner_costs(
         is [3]: no MACs, milliseconds per call, milliseconds per row.
     """
     topology = network.topology
-    states = {size: _computed(engine_stages, tiled_state(x, size)) for size in SIZES}
+    # All tensors of the network, at each batch size.
+    states = dict[int, State]()
+    for size in SIZES:
+        states[size] = _computed(engine_stages, tiled_state(x, size))
     plan = Plan.by_hand(dict.fromkeys(topology.gates, 0.5))
     calls = dict[str, Callable[[], object]]()
     for depth, node in enumerate(topology.exits):
@@ -72,9 +76,11 @@ def runner_costs(
             runner = Runner(
                 network, short_plan, stages, engine_stages, None, own_threads=own_threads
             )
+            # Bound to the inputs, and not to the loop variables.
             calls[f"{depth}/{size}"] = _bound(runner, given(inputs))
     times = interleaved(calls, repeats=REPEATS, warmup=2)
 
+    # What each depth takes longer than the one before.
     costs = dict[str, Array]()
     before = [0.0] * len(SIZES)
     for depth in range(len(topology.exits)):
@@ -163,7 +169,10 @@ def _canned(engine_stage: EngineStage, state: State, *, last: bool, inputs: Stat
 
     Of several rows its scores let one leave. A single row stays.
     """
-    outputs = {name: state[name] for name in engine_stage.writes if name in state}
+    outputs: State = {}
+    for name in engine_stage.writes:
+        if name in state:
+            outputs[name] = state[name]
     score = engine_stage.name + SCORE
     if score in outputs:
         outputs[score] = torch.zeros_like(outputs[score])
@@ -194,7 +203,7 @@ class _Canned:
     def __call__(self, rows: State) -> State:
         count = count_of(rows)
         outputs = self._single if count == 1 else self._outputs
-        return {name: value[:count] for name, value in outputs.items()}
+        return picked(outputs, slice(count))
 
     def on_arrays(self) -> OnArrays | None:
         """The same for the loop on arrays; None if the tensors are on another device."""

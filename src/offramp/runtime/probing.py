@@ -27,7 +27,7 @@ from offramp.plans.plan import Plan
 from offramp.plans.provenance import BAND, ROUNDED, Logits, Origin, Probe, RecordedRows, Scores
 from offramp.plans.signature import Input
 from offramp.plans.topology import LEAVE, Topology
-from offramp.runtime.merging import carried
+from offramp.runtime.merging import carried, picked
 
 PROBE_ROWS = 4  # seeded rows of a probe
 DRAWN = 64  # drawn rows to choose them from, if not all have finite outputs
@@ -169,14 +169,19 @@ class Sample:
         limit = int(np.iinfo(np.uint64).max)
         if len(self.rows) >= self.size:
             limit = max(self.rows)
-        logits = {name: value for name, value in outputs.items() if name.endswith(LOGITS)}
+        logits: NamedOutputs = {}  # only these must be finite
+        for name, value in outputs.items():
+            if name.endswith(LOGITS):
+                logits[name] = value
         eligible = _finite_rows(logits, len(digests)) & (digests <= limit)
         for index in np.flatnonzero(eligible).tolist():
             digest = int(digests[index])
             if digest not in self.rows:
-                inputs = {name: value[index].detach().cpu().clone() for name, value in x.items()}
-                row_outputs = {name: value[index] for name, value in outputs.items()}
-                self.rows[digest] = ProbeRow(inputs, row_outputs)
+                # copies, so that the batch can be freed
+                inputs = {
+                    name: row.detach().cpu().clone() for name, row in picked(x, index).items()
+                }
+                self.rows[digest] = ProbeRow(inputs, picked(outputs, index))
         self._trim()
 
     def joined(self, others: Sequence[Mapping[int, ProbeRow]]) -> None:
@@ -280,8 +285,7 @@ def probe_of(
         no_scores: Scores = ((),) * len(topology.gate_labels)
         return Probe(inputs, 0, no_logits, no_scores, (), recorded)
     rows_picked = np.array(picks, np.int64)
-    picked = {name: value[rows_picked] for name, value in outputs.items()}
-    logits, scores = _as_tuples(topology, picked)
+    logits, scores = _as_tuples(topology, picked(outputs, rows_picked))
     return Probe(inputs, 0, logits, scores, picks, recorded)
 
 
@@ -483,8 +487,8 @@ def compare_probe(
             in_example.append(index)
             in_plan.append(position_of[digest])
     if in_example:
-        x = {name: value[in_example] for name, value in as_inputs(batch.x).items()}
-        stored = {name: value[in_plan] for name, value in stored.items()}
+        x = picked(as_inputs(batch.x), in_example)
+        stored = picked(stored, in_plan)
         _compare(network, engine_stages, given_as(x), stored, origin, "recorded rows")
 
 

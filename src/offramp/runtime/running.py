@@ -171,7 +171,9 @@ class Runner:
     def _expect_inputs(self, network: Network) -> None:
         """Remember which inputs the network reads, of which shapes."""
         # Dimensions that follow the length of a text can have any size.
-        self._free = {name for member in network.members for name in member.length}
+        self._free = set[str]()
+        for member in network.members:
+            self._free.update(member.length)
         self._known: frozenset[str] | None
         self._shapes: dict[str, tuple[int | None, ...]] | None
         probe = self.plan.origin.probe if self.plan.origin else None
@@ -192,8 +194,10 @@ class Runner:
         """Whether the stages were compiled for rows of the recorded shapes."""
         if self._shapes is None or self._compiled is None:
             return True
-        compiled = {name: wanted.shape for name, wanted in self._compiled.items()}
-        return compiled == {name: self._shapes.get(name) for name in compiled}
+        for name, wanted in self._compiled.items():
+            if wanted.shape != self._shapes.get(name):
+                return False
+        return True
 
     def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Outputs:
         """The Outputs of a batch.

@@ -297,12 +297,17 @@ class _Share:
                 self.settings += _settings(module)
 
         self.values = list(chain.from_iterable(map(VALUES, self.tables)))
-        tensors = [value for value in self.values if isinstance(value, Tensor)]
-        self.versioned = [tensor for tensor in tensors if not tensor.is_inference()]
-        self.addressed = [tensor for tensor in tensors if tensor.layout == torch.strided]
+        self.versioned = list[Tensor]()
+        self.addressed = list[Tensor]()
         self.samples: Samples = []
-        for tensor in self.addressed:
-            self.samples += _sampled(tensor)
+        for value in self.values:
+            if not isinstance(value, Tensor):
+                continue
+            if not value.is_inference():
+                self.versioned.append(value)
+            if value.layout == torch.strided:
+                self.addressed.append(value)
+                self.samples += _sampled(value)
         self.sample_groups: Iterator[Samples] = cycle(_in_groups(self.samples, TENSORS))
         self.marks = self._marks()
 
