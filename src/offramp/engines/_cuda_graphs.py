@@ -96,7 +96,10 @@ class Replayed:
         """The buffers and graphs of all sizes for rows of these shapes."""
         key = tuple((name, value.dtype, value.shape[1:]) for name, value in inputs.items())
         if key not in self.kept:
-            self.kept[key] = {size: self._recorded(size, inputs) for size in SIZES}
+            graphs = dict[int, tuple[State, Recorded]]()
+            for size in SIZES:
+                graphs[size] = self._recorded(size, inputs)
+            self.kept[key] = graphs
         return self.kept[key]
 
     def _recorded(self, size: int, inputs: State) -> tuple[State, Recorded]:

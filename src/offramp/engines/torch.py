@@ -286,11 +286,14 @@ def _explained(call: Function, name: str) -> Function:
             # While exporting, this is code that cannot be exported and not a row that does not fit.
             if torch.compiler.is_exporting():
                 raise
-            shapes = ", ".join([f"{key} {tuple(value.shape)}" for key, value in state.items()])
+            shapes = list[str]()
+            for key, value in state.items():
+                shapes.append(f"{key} {tuple(value.shape)}")
+            listed = ", ".join(shapes)
             lines = str(problem).strip().splitlines() or [type(problem).__name__]
             hint = remedy(state, problem, "give rows of its shape and type")
             raise BadData(
-                f"segment {name!r} cannot run on {shapes}: {lines[0]}; {hint}"
+                f"segment {name!r} cannot run on {listed}: {lines[0]}; {hint}"
             ) from problem
 
     return explained

@@ -70,7 +70,7 @@ class Estimator(Member):
                 f"classes must be those that {kind} has seen, because it has no probabilities, "
                 f"got {classes}"
             )
-        model = copy.deepcopy(model)
+        model = copy.deepcopy(model)  # so that fitting the original again changes nothing
         content = identity_of([model, method, columns, flatten], identity, kind)
         gives = "probabilities" if method == "predict_proba" else "logits"
         super().__init__(kind, content, gives)
