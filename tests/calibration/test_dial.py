@@ -47,7 +47,7 @@ def plan_at(net, value: float) -> Plan:
 
 
 def test_too_many_paths_are_refused_without_settings():
-    with pytest.raises(BadNetwork, match=r"more than sixteen paths.*give settings="):
+    with pytest.raises(BadNetwork, match=r"more than sixteen paths.*Use settings="):
         recorded(many(), rows_of(10))
 
 
@@ -196,7 +196,7 @@ def test_what_was_not_recorded_is_refused(traced):
         trace.replay(plan_at(net, 0.7))
     with pytest.raises(InvalidArgument, match="tested along the dial"):
         off.calibrate(trace, at_most=0.5, testing="pareto")
-    with pytest.raises(InvalidArgument, match="of networks with forks"):
+    with pytest.raises(InvalidArgument, match="must be None for a chain"):
         off.record(
             off.ladder({"a": Answer(1).eval(), "b": Answer(2).eval()}), rows_of(10), settings=[1.0]
         )

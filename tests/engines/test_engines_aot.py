@@ -49,7 +49,9 @@ def test_it_answers_as_torch_does_and_compiles_nothing_after_open(monkeypatch):
 
 
 def test_what_it_does_not_keep_is_refused():
-    with pytest.raises(InvalidArgument, match="compile with bf16"):
+    with pytest.raises(
+        InvalidArgument, match="compile must be the only option, got it together with bf16"
+    ):
         engine_of("torch:compile,bf16")[0].open(ladder_of(2), (), torch.device("cpu"))
 
 

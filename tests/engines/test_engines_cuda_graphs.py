@@ -114,8 +114,11 @@ def test_what_cannot_be_recorded_is_named(monkeypatch):
 
 def test_it_needs_a_gpu_fixed_shapes_and_no_compiler():
     for options, says in (
-        ("cuda_graphs", "network is on cpu"),
-        ("compile,cuda_graphs", "compile with cuda_graphs"),
+        ("cuda_graphs", "needs a network on a GPU, got one on cpu"),
+        (
+            "compile,cuda_graphs",
+            "compile must be the only option, got it together with cuda_graphs",
+        ),
     ):
         with pytest.raises(InvalidArgument, match=says):
             engine_of(f"torch:{options}")[0].open(ladder_of(2), Schedule(()), torch.device("cpu"))

@@ -192,7 +192,7 @@ def test_a_failed_request_is_sent_again(served):
     [
         ({"url": "ftp://127.0.0.1/x"}, "must start with http"),
         ({"url": "file:///etc/hosts"}, "must start with http"),
-        ({"url": "http://user:word@127.0.0.1/"}, "no user and password"),
+        ({"url": "http://user:word@127.0.0.1/"}, "must not contain a user or password"),
         ({"version": ""}, "version must be"),
         ({"timeout_s": 0}, "timeout_s must be"),
         ({"timeout_s": float("inf")}, "timeout_s must be"),

@@ -166,5 +166,5 @@ def test_several_inputs_go_all_the_way(tmp_path):
     assert answers.logits.argmax(1).tolist() == done.answer.tolist()
     with pytest.raises(BadData, match="one and the same number of rows"):
         off.run(net, plan, {"values": x["values"], "mask": x["mask"][:3]})
-    with pytest.raises(BadData, match="as recorded"):
+    with pytest.raises(BadData, match="recorded shapes"):
         off.run(net, plan, {"values": x["values"]})

@@ -41,7 +41,7 @@ def test_the_text_in_its_normal_form():
             UnknownName,
             "option of the engine 'torch' called 'bf61'; did you mean 'bf16'",
         ),
-        ("torch:bf16=1", InvalidArgument, "expected bf16"),
+        ("torch:bf16=1", InvalidArgument, "bf16 of torch must have no value"),
     ],
 )
 def test_texts_that_are_refused(text, error, says):
@@ -87,7 +87,7 @@ def test_bf16_is_near_and_gives_float32():
 def test_bf16_is_refused_where_a_device_has_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
-    with pytest.raises(InvalidArgument, match="an old card has no bfloat16"):
+    with pytest.raises(InvalidArgument, match="bf16 needs a device with bfloat16, got an old card"):
         Eager(bf16=True).open(ladder_of(2), Schedule(()), torch.device("cuda"))
 
 

@@ -186,7 +186,7 @@ def test_without_an_open_gate_it_runs_stage_by_stage_and_says_so():
     x = rows_of(6)
     runner = off.open(net, Plan.by_hand({}), engine="onnxruntime", example=x)
     assert "one after the other on onnxruntime" in repr(runner)
-    assert "the plan asks no gate" in repr(runner)
+    assert "the plan has no open gate" in repr(runner)
     assert "one after the other on torch" in repr(off.open(net, Plan.by_hand({})))
 
 
@@ -240,5 +240,5 @@ def test_a_graph_that_answers_otherwise_is_refused(spoilt):
         return [logits, codes]
 
     other = OneGraph(run, lean, parts)
-    with pytest.raises(BadNetwork, match=r"away from those|another way|flags other"):
+    with pytest.raises(BadNetwork, match=r"from those of the stages|leave elsewhere|flags other"):
         farthest(other, lean, parts, as_inputs(x), BAND)

@@ -104,7 +104,7 @@ def noisy(monkeypatch):
 @pytest.mark.filterwarnings("default:the milliseconds are noisy")
 def test_noisy_timings_are_said_wherever_they_are_used(noisy):
     x = rows_of(400)
-    with pytest.warns(NoisyTimings, match="timings differ by 70%"):
+    with pytest.warns(NoisyTimings, match="timings of the same call differ by 70%"):
         trace = off.record(ladder_of(2), x, progress=False)
     with pytest.warns(NoisyTimings, match="another plan may be the cheapest"):
         plan = off.calibrate(trace, at_most=0.9, unit="ms")

@@ -124,7 +124,7 @@ def test_data_of_every_form(three):
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        (np.full(70, 3), r"64 labels lie outside 0 to 2 \(row 0 has 3\)"),
+        (np.full(70, 3), r"labels must be from 0 to 2, got 64 others \(row 0 has 3\)"),
         (np.full(70, -1), "expected integers of at least 0"),
     ],
 )
@@ -138,10 +138,10 @@ def test_rows_that_are_not_finite_are_named(three):
     x[[3, 41]] = np.nan
     with pytest.raises(BadData, match="rows 3"):
         record(three, x, timed=False, batch_size=32)
-    with pytest.raises(BadData, match="rows 3, 41;"):
+    with pytest.raises(BadData, match=r"rows 3, 41\."):
         record(three, x, timed=False, batch_size=70)
     x[:] = np.inf
-    with pytest.raises(BadData, match=r"rows 0, 1, .*8, 9 \.\.\.;"):
+    with pytest.raises(BadData, match=r"rows 0, 1, .*8, 9 and 54 more\."):
         record(three, x, timed=False)
 
 
@@ -154,7 +154,7 @@ def test_a_row_that_an_early_exit_alone_cannot_answer_is_recorded():
 
 
 def test_different_classes(two):
-    with pytest.raises(BadNetwork, match="different numbers of classes"):
+    with pytest.raises(BadNetwork, match="same number of classes"):
         record(ladder([dense(0), dense(1, classes=4)]), X, timed=False)
 
 

@@ -283,7 +283,7 @@ def test_a_plan_by_hand_of_a_ladder_is_compiled_when_it_is_opened(monkeypatch):
     x = rows_of(6)
     with pytest.raises(InvalidArgument, match="example=x"):
         off.open(net, plan, engine="onnxruntime")
-    with pytest.raises(BadData, match="no rows"):
+    with pytest.raises(BadData, match="at least one row, got none"):
         off.open(net, plan, engine="onnxruntime", example=x[:0])
     known = ladder_of(2, example=x)
     runners = [
@@ -334,7 +334,7 @@ def test_paths_in_place_of_things_are_told(two, tmp_path):
 
 
 def test_time_on_no_rows_is_refused(two):
-    with pytest.raises(BadData, match="timing_rows has no rows"):
+    with pytest.raises(BadData, match="timing_rows must have at least one row"):
         off.open(two, Plan.by_hand({}), timing_rows=rows_of(0))
 
 

@@ -1,5 +1,5 @@
-"""How segments are run: one engine per file, a class that keeps the contract
+"""Engines run segments. Each file has one, a class that keeps the contract
 `offramp.contracts.Engine`.
 
-An engine refuses what it cannot run with the operator and the segment in the message.
+If an engine cannot run something, its message names the operator and the segment.
 """

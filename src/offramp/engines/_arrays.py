@@ -1,5 +1,5 @@
-"""What runs graphs on NumPy arrays, as calls on named tensors; what it says when it fails becomes
-one sentence.
+"""Calls of runtimes that take NumPy arrays, as calls on named tensors. An error of the runtime
+becomes one sentence.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from offramp.networks.inputs import State
 from offramp.runtime.onnx_graphs import Graph
 
 Array = NDArray[Any]
-# what a graph reads, by name -> what it writes, in order
+# the arrays that a graph reads, by name -> the arrays that it writes, in order
 Run = Callable[[Mapping[str, Array]], Sequence[Array]]
 
 
 def package(name: str) -> Any:
-    """The package that an engine of its name runs on. Raises MissingExtra."""
+    """The package with the name of an engine, on which it runs. Raises MissingExtra."""
     try:
         return import_module(name)
     except ImportError as problem:
@@ -31,63 +31,77 @@ def package(name: str) -> Any:
 
 
 class ArrayCall:
-    """A graph as a call on named tensors; `run` is the same on arrays."""
+    """A compiled graph as a call on named tensors.
 
-    def __init__(self, graph: Graph, run: Run, runtime: str, told: Callable[[str], str]) -> None:
-        # Not the graph itself, which has the weights once more.
+    Args:
+        graph: the graph.
+        run: the same as a function of arrays.
+        runtime: its name, for messages.
+        explain: turns an error text of the runtime into one sentence.
+    """
+
+    def __init__(self, graph: Graph, run: Run, runtime: str, explain: Callable[[str], str]) -> None:
+        # The graph itself is not kept: it has a second copy of the weights.
         self.node = graph.node
         self.reads = graph.reads
         self.writes = graph.writes
         self.run = run
         self.runtime = runtime
-        self.told = told
+        self.explain = explain
 
     def __call__(self, state: State) -> State:
-        """What the graph gives. Raises BadData with a sentence of what the runtime says."""
+        """The named tensors that the graph writes. Raises BadData if the runtime fails."""
         try:
-            found = self.run({name: state[name].detach().numpy() for name in self.reads})
+            arrays = self.run(as_arrays(state, self.reads))
         except Exception as problem:  # errors of runtimes share no class but Exception
-            brief = _brief(problem, self.told)
+            reason = _reason(problem, self.explain)
             raise BadData(
-                f"segment {self.node!r} failed in {self.runtime}: {brief}; run it with "
-                f"engine='torch'"
+                f"segment {self.node!r} failed in {self.runtime}: {reason}. Use engine='torch'"
             ) from problem
-        pairs = zip(self.writes, found, strict=True)
-        return {name: torch.from_numpy(np.asarray(value)) for name, value in pairs}
+        outputs: State = {}
+        for name, array in zip(self.writes, arrays, strict=True):
+            outputs[name] = torch.from_numpy(np.asarray(array))
+        return outputs
+
+
+def as_arrays(state: State, names: Sequence[str]) -> dict[str, Array]:
+    """Some tensors of a state as arrays, without a copy."""
+    return {name: state[name].detach().numpy() for name in names}
 
 
 def on_arrays(
-    graph: Graph, runtime: str, made: Callable[[Graph], Run], told: Callable[[str], str]
+    graph: Graph, runtime: str, compiled: Callable[[Graph], Run], explain: Callable[[str], str]
 ) -> ArrayCall:
-    """A graph as a call.
+    """Compile a graph.
 
     Args:
-        graph: what is run.
-        runtime: its name in sentences.
-        made: compiles the graph.
-        told: one sentence of what the runtime says, on one line.
+        graph: the graph.
+        runtime: its name, for messages.
+        compiled: compiles the graph.
+        explain: turns an error text of the runtime, on one line, into one sentence.
 
     Raises:
-        BadNetwork: the runtime cannot run it.
+        BadNetwork: the runtime cannot run the graph.
     """
     try:
-        run = made(graph)
+        run = compiled(graph)
     except Exception as problem:  # errors of runtimes share no class but Exception
+        reason = _reason(problem, explain)
         raise BadNetwork(
-            f"segment {graph.node!r} cannot run on {runtime}: {_brief(problem, told)}; run it "
-            f"with engine='torch'"
+            f"segment {graph.node!r} cannot run on {runtime}: {reason}. Use engine='torch'"
         ) from problem
-    return ArrayCall(graph, run, runtime, told)
+    return ArrayCall(graph, run, runtime, explain)
 
 
 def bound(run: Run, reads: Sequence[str]) -> Callable[[State], Callable[[], object]]:
-    """A function that makes arrays of inputs and returns the bare call of a graph on them."""
+    """A function that turns inputs into arrays and returns the bare call of a graph on them."""
 
     def bind(rows: State) -> Callable[[], object]:
-        return partial(run, {name: rows[name].detach().numpy() for name in reads})
+        return partial(run, as_arrays(rows, reads))
 
     return bind
 
 
-def _brief(problem: Exception, told: Callable[[str], str]) -> str:
-    return told(" ".join(str(problem).split()))[:300].rstrip(".")
+def _reason(problem: Exception, explain: Callable[[str], str]) -> str:
+    text = " ".join(str(problem).split())  # on one line
+    return explain(text)[:300].rstrip(".")

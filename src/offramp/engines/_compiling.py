@@ -1,8 +1,9 @@
-"""A part compiled ahead of time by torch's Inductor: one program for every batch size, which has no
+"""Stages compiled ahead of time by torch's Inductor: one program for every batch size, without
 guards.
 
-torch.compile checks at every call whether what it compiled still fits, and compiles again where it
-does not, also while serving. What AOTInductor makes of an exported program never does.
+torch.compile checks at every call whether the compiled code still fits, and compiles again if it
+does not, even while serving. The code that AOTInductor makes of an exported program never does
+that.
 """
 
 from __future__ import annotations
@@ -14,24 +15,34 @@ from tempfile import TemporaryDirectory
 from warnings import catch_warnings, simplefilter
 
 import torch
+from torch import Tensor
 
 from offramp.errors import BadNetwork, OfframpError
 from offramp.networks.inputs import State
 from offramp.networks.network import EngineStage
 from offramp.plans.provenance import BAND
 from offramp.runtime.graphs import Call
-from offramp.runtime.measuring import tiled
+from offramp.runtime.measuring import tiled_state
 from offramp.runtime.programs import program_of, read_by
 
-SIZES = (1, 2, 7)  # of batches that are compared
+SIZES = (1, 2, 7)  # batch sizes that are compared
 
 
 def ahead(engine_stage: EngineStage, state: State) -> Call:
-    """A part compiled for rows like these, and compared with it. Raises BadNetwork where that
-    fails.
+    """Compile a stage, and compare the result with the stage itself.
+
+    Args:
+        engine_stage: the stage.
+        state: named tensors [B, ...] with the shapes to compile for.
+
+    Returns:
+        The compiled stage as a call on named tensors.
+
+    Raises:
+        BadNetwork: the stage cannot be compiled, or computes other values then.
     """
     reads = read_by(engine_stage, state)
-    name = engine_stage.name
+    rows = {name: state[name] for name in reads}
     try:
         with (
             TemporaryDirectory() as folder,
@@ -41,9 +52,9 @@ def ahead(engine_stage: EngineStage, state: State) -> Call:
         ):
             simplefilter("ignore")
             with torch.inference_mode(False), torch.no_grad():
-                program = program_of(
-                    engine_stage, reads, {key: state[key].contiguous() for key in reads}
-                )
+                # AOTInductor compiles for the strides of its example: take plain ones.
+                plain = {name: value.contiguous() for name, value in rows.items()}
+                program = program_of(engine_stage, reads, plain)
                 path = torch._inductor.aoti_compile_and_package(
                     program, package_path=str(Path(folder) / "part.pt2")
                 )
@@ -51,40 +62,42 @@ def ahead(engine_stage: EngineStage, state: State) -> Call:
     except OfframpError:
         raise
     except Exception as problem:  # the export, Inductor and the compiler of C++ raise anything
-        brief = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
+        lines = str(problem).strip().splitlines() or [type(problem).__name__]
         raise BadNetwork(
-            f"segment {name!r} cannot be compiled: {brief}; is there a C++ compiler? run it "
-            f"without compile"
+            f"segment {engine_stage.name!r} cannot be compiled: {lines[0][:200]}. Is there a C++ "
+            "compiler? Otherwise leave compile out"
         ) from problem
 
-    def call(given: State) -> State:
-        found = run(*(given[key].contiguous() for key in reads))
-        return dict(zip(engine_stage.writes, found, strict=True))
+    def call(state: State) -> State:
+        tensors = [state[name].contiguous() for name in reads]
+        return dict(zip(engine_stage.writes, run(*tensors), strict=True))
 
-    _compare(engine_stage, call, {key: state[key] for key in reads})
+    _compare(engine_stage, call, rows)
     return call
 
 
 def _compare(engine_stage: EngineStage, call: Call, rows: State) -> None:
+    """Raise BadNetwork if a compiled stage computes other values than the stage itself."""
     with torch.inference_mode():
         for size in SIZES:
-            given = {key: tiled(value, size) for key, value in rows.items()}
-            wanted = dict(given)
-            found = call(given)
-            engine_stage.call(wanted)
+            inputs = tiled_state(rows, size)
+            compiled = call(inputs)
+            eager = dict(inputs)
+            engine_stage.call(eager)
             for name in engine_stage.writes:
-                one = wanted[name].float()
-                other = found[name].float()
-                if one.shape == other.shape:
-                    far = (one - other).abs().max().item()
-                else:
-                    far = float("inf")
-                if (
-                    not far <= BAND * max(1.0, one.abs().max().item() / 10)
-                    and not one.isnan().any()
-                ):
+                reference = eager[name].float()
+                distance = _distance(compiled[name].float(), reference)
+                allowed = BAND * max(1.0, reference.abs().max().item() / 10)
+                if not distance <= allowed and not reference.isnan().any():
                     raise BadNetwork(
-                        f"segment {engine_stage.name!r} compiled gives {name!r} {far:.2g} away at "
-                        f"batch {size}, "
-                        f"expected at most {BAND:g}; run it without compile"
+                        f"segment {engine_stage.name!r} computes {name!r} otherwise when compiled: "
+                        f"it differs by {distance:.2g} at batch {size}, and may differ by "
+                        f"{BAND:g}. Leave compile out"
                     )
+
+
+def _distance(values: Tensor, reference: Tensor) -> float:
+    """The largest difference; infinity for other shapes."""
+    if values.shape != reference.shape:
+        return float("inf")
+    return (values - reference).abs().max().item()

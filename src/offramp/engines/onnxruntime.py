@@ -1,8 +1,8 @@
-"""ONNX Runtime on the CPU: each segment with its exit and gate as one graph, on as many threads as
+"""ONNX Runtime on the CPU: each segment with its exit and gate is one graph, on as many threads as
 torch has.
 
-int8=ROWS: segments in eight bits, on scales that are set by these rows (a spec such as
-digits[0:200]). Take rows that are used for nothing else: they count as rows that trained.
+int8=ROWS: segments in eight bits, on scales that these rows set (a spec such as digits[0:200]). Use
+rows that are used for nothing else: they count as training rows.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class OnnxRuntime(Engine):
     def open(
         self, network: Network, schedule: Schedule, device: torch.device
     ) -> tuple[EngineStage, ...]:
-        """One part per stage at which something is asked (in eight bits one per step), compiled
-        when its first rows arrive.
+        """One stage per node with an open exit (in eight bits one per node), compiled when its
+        first rows arrive.
 
-        Raises MissingExtra, InvalidArgument for another device.
-        The number of threads is torch's when a part is compiled, unless the process was given one
-        pool for all sessions (`onnxruntime.set_global_thread_pool_sizes`): then it is that pool's.
+        Raises MissingExtra, and InvalidArgument for another device.
+        The number of threads is that of torch when a stage is compiled. If the process has one pool
+        for all sessions (`onnxruntime.set_global_thread_pool_sizes`), it is that of the pool.
         """
         told = f"{self.version()}, {torch.get_num_threads()} threads"
         if self.int8 is None:
@@ -67,8 +67,8 @@ class OnnxRuntime(Engine):
         engine_stages: Sequence[EngineStage],
         rows: State,
     ) -> Run:
-        """A session of the whole schedule. Not in eight bits, where each stage stays as it was
-        recorded.
+        """A session of the whole schedule. There is none in eight bits, because a stage must round
+        as it did when it was recorded.
         """
         if self.int8 is not None:
             raise BadNetwork("stages in eight bits are rounded one by one")
@@ -77,37 +77,35 @@ class OnnxRuntime(Engine):
     def bare(
         self, network: Network, schedule: Schedule, state: State
     ) -> Callable[[State], Callable[[], object]]:
-        """`session.run` on NumPy arrays, and nothing else. The session has the options of
-        `open`.
-        """
+        """Only `session.run` on NumPy arrays. The session has the options of `open`."""
         (graph,) = graphs_of(network, schedule, dict(state))
         if self.int8 is not None:
             graph = Quantizer(network, scaling_rows(self.int8))(graph)
         return bound(_session(graph), graph.reads)
 
     def version(self) -> str:
-        """The package's. Raises MissingExtra."""
+        """The package and its version. Raises MissingExtra."""
         return f"onnxruntime {package('onnxruntime').__version__}"
 
     def marks(self) -> list[str]:
-        """The rows of the option by what they hold, wherever they lie."""
+        """The option with the fingerprint of its rows, which does not depend on where they are."""
         if self.int8 is None:
             return []
         return [f"int8={scaling_rows(self.int8).fingerprint}"]
 
     @property
     def compiles(self) -> bool:
-        """Always."""
+        """True: a session is made for the first rows."""
         return True
 
     @property
     def own_threads(self) -> bool:
-        """Always."""
+        """True: sessions have threads and weights of their own."""
         return True
 
     @property
     def trained_on(self) -> Digests | None:
-        """The rows [n] that set scales."""
+        """The digests [n] of the rows that set scales; None without int8."""
         if self.int8 is None:
             return None
         source = scaling_rows(self.int8)
@@ -115,17 +113,18 @@ class OnnxRuntime(Engine):
 
 
 def _compiled(graph: Graph) -> Call:
-    return on_arrays(graph, "ONNX Runtime", _session, _told)
+    return on_arrays(graph, "ONNX Runtime", _session, _explained)
 
 
 def _session(graph: Graph) -> Run:
+    """A graph as a function of arrays."""
     onnxruntime = package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # Each segment has threads of its own: those that wait for its next batch must not stand in the
-    # way of the others.
+    # Each segment has threads of its own. Threads that wait for the next batch of their segment
+    # must not take cores from the others.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     written = graph.model.SerializeToString()
     try:
@@ -138,11 +137,12 @@ def _session(graph: Graph) -> Run:
     return partial(session.run, graph.writes)
 
 
-def _told(text: str) -> str:
-    """Its sentence, without the code before it and the path of the source behind it."""
-    if found := re.search(r"implementation for ([\w.]+)\((\d+)\)", text):
+def _explained(text: str) -> str:
+    """An error of the runtime as one sentence, without its code."""
+    match = re.search(r"implementation for ([\w.]+)\((\d+)\)", text)
+    if match:
         return (
-            f"it has no implementation of the operator {found[1]} (opset {found[2]}) for "
+            f"it has no implementation of the operator {match[1]} (opset {match[2]}) for "
             "these types"
         )
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)

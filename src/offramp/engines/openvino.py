@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.engines._arrays import Array, Run, on_arrays, package
+from offramp.engines._arrays import Array, Run, as_arrays, on_arrays, package
 from offramp.networks.inputs import State
 from offramp.networks.network import EngineStage, Network
 from offramp.plans.schedule import Schedule
@@ -23,6 +23,8 @@ from offramp.runtime.graphs import Call, graphs_of, parts_of
 from offramp.runtime.onnx_graphs import Graph
 
 __all__ = ["OpenVino"]
+
+TELEMETRY = "openvino_telemetry"
 
 
 class OpenVino(Engine):
@@ -35,74 +37,72 @@ class OpenVino(Engine):
     def open(
         self, network: Network, schedule: Schedule, device: torch.device
     ) -> tuple[EngineStage, ...]:
-        """One part per stage at which something is asked, compiled when its first rows arrive.
+        """One stage per node with an open exit, compiled when its first rows arrive.
 
-        Raises MissingExtra, InvalidArgument for another device.
-
-        The number of threads is torch's when a part is compiled.
+        Raises MissingExtra, and InvalidArgument for another device. The number of threads is that
+        of torch when a stage is compiled.
         """
-        told = f"{self.version()}, {torch.get_num_threads()} threads"
-        return parts_of(network, schedule, device, told, _compiled)
+        name = f"{self.version()}, {torch.get_num_threads()} threads"
+        return parts_of(network, schedule, device, name, _compiled)
 
     def bare(
         self, network: Network, schedule: Schedule, state: State
     ) -> Callable[[State], Callable[[], object]]:
-        """`infer` of one request, which shares its inputs, and nothing else: not our look for
-        NaN.
-        """
+        """Only `infer` of a request that shares its inputs, without our search for NaN."""
         (graph,) = graphs_of(network, schedule, dict(state))
         model = _model(graph)
-        known = {name for port in model.inputs for name in port.get_names()}
+        names = tuple(_ports(model.inputs))
 
         def bind(rows: State) -> Callable[[], object]:
             request = model.create_infer_request()
-            given = {name: rows[name].detach().numpy() for name in known}
-            return partial(request.infer, given, share_inputs=True)
+            return partial(request.infer, as_arrays(rows, names), share_inputs=True)
 
         return bind
 
     def version(self) -> str:
-        """The package's. Raises MissingExtra."""
+        """The package and its version. Raises MissingExtra."""
         return f"openvino {_package().__version__.split('-')[0]}"
 
     @property
     def compiles(self) -> bool:
-        """Always."""
+        """True: a model is compiled for the first rows."""
         return True
 
     @property
     def own_threads(self) -> bool:
-        """Always."""
+        """True: models have threads and weights of their own."""
         return True
 
 
 def _package() -> Any:
-    """The package without its telemetry, which forks a process on import to send that it was
-    imported.
+    """The package without its telemetry, which would start a process on import and report it.
+
+    A module that is None in `sys.modules` cannot be imported, and OpenVINO does without it.
     """
-    silent = {} if "openvino" in sys.modules else {"openvino_telemetry": None}
-    before = {name: sys.modules[name] for name in silent if name in sys.modules}
-    sys.modules.update(silent)  # type: ignore[arg-type]
+    if "openvino" in sys.modules:
+        return package("openvino")
+    telemetry = sys.modules.get(TELEMETRY)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
     try:
         return package("openvino")
     finally:
-        for name in silent:
-            del sys.modules[name]
-        sys.modules.update(before)
+        del sys.modules[TELEMETRY]
+        if telemetry is not None:
+            sys.modules[TELEMETRY] = telemetry
 
 
 def _compiled(graph: Graph) -> Call:
-    return on_arrays(graph, "OpenVINO", _requests, _told)
+    return on_arrays(graph, "OpenVINO", _requests, _explained)
 
 
 @cache
 def _core() -> Any:
-    """The one Core of the process, which is never destroyed.
+    """The only Core of the process, which is never destroyed.
 
-    Each Core loads its CPU plugin, which puts a stack for signals in place of the one before, and
-    unmaps it when the Core goes: after two Cores went in their order the stack was unmapped memory,
-    and the next Ctrl-C a crash. A forked child that destroys a Core waits for threads that it does
-    not have, or aborts.
+    Each Core loads a CPU plugin. The plugin replaces the stack for signals, and unmaps its own when
+    the Core is destroyed. After two Cores were destroyed in order, the stack was unmapped memory,
+    and the next Ctrl-C crashed the process. A forked child that destroys a Core waits for threads
+    that it does not have, or aborts.
     """
     core = _package().Core()
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))
@@ -110,9 +110,9 @@ def _core() -> Any:
 
 
 def _model(graph: Graph) -> Any:
-    """The graph, compiled."""
-    # Precision is set by hand: left to itself it computes in bfloat16 where the processor can.
-    # Pinned threads would share their cores with torch's.
+    """A graph, compiled."""
+    # The default precision is bfloat16 on processors that have it. Pinned threads would share
+    # their cores with those of torch.
     config = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
@@ -124,55 +124,67 @@ def _model(graph: Graph) -> Any:
 
 
 def _requests(graph: Graph) -> Run:
-    """The graph, compiled, as a function that any number of threads may call at once."""
+    """A graph, compiled, as a function that any number of threads may call at once."""
     model = _model(graph)
-    # it drops what the graph does not read
-    known = tuple(name for port in model.inputs for name in port.get_names())
-    ports = {name: port for port in model.outputs for name in port.get_names()}
-    wanted = tuple(ports[name] for name in graph.writes)  # found faster by port than by name
-    free: list[Any] = []  # a request holds the tensors of one call
+    names = tuple(_ports(model.inputs))  # inputs that the graph does not use are left out
+    outputs = _ports(model.outputs)
+    ports = [outputs[name] for name in graph.writes]  # faster to look up than names
+    free: list[Any] = []  # requests; each has the tensors of one call
 
     def run(given: Mapping[str, Array]) -> list[Array]:
         try:
             request = free.pop()
         except IndexError:
             request = model.create_infer_request()
-        # The request reads our arrays while it runs. Its own results are copied: the next call
-        # writes over them.
-        inputs = {name: given[name] for name in known}
-        found = request.infer(inputs, share_inputs=True, share_outputs=True)
-        answers = [found[port].copy() for port in wanted]
+        # The request reads our arrays in place. Its results are copied, because the next call
+        # overwrites them.
+        inputs = {name: given[name] for name in names}
+        results = request.infer(inputs, share_inputs=True, share_outputs=True)
+        arrays = [results[port].copy() for port in ports]
         free.append(request)
-        if (spoiled := _spoiled(given)) is not None:
-            for value in filter(_floating, answers):
-                value[spoiled] = np.nan
-        return answers
+        with_nan = _rows_with_nan(given)
+        if with_nan is not None:
+            for array in arrays:
+                if _is_float(array):
+                    array[with_nan] = np.nan
+        return arrays
 
     return run
 
 
-def _spoiled(given: Mapping[str, Array]) -> Array | None:
-    """The rows [B] that hold a NaN, None without: its ReLU makes 0 of NaN, and such a row would
-    leave with an answer.
+def _ports(ports: Any) -> dict[str, Any]:
+    """Ports of a model by their names. A port may have several."""
+    by_name = dict[str, Any]()
+    for port in ports:
+        by_name.update(dict.fromkeys(port.get_names(), port))
+    return by_name
 
-    Infinities stay: masks hold them. So a NaN that a segment makes of infinities may still become a
-    number inside it.
+
+def _rows_with_nan(given: Mapping[str, Array]) -> Array | None:
+    """The rows with a NaN, [B] bool; None if there are none.
+
+    OpenVINO's ReLU turns NaN into 0, so such a row would leave with an answer. Infinities are
+    allowed, because masks have them. A NaN that arises from infinities inside a segment may still
+    become a number there.
     """
-    found: Array | None = None
-    for value in filter(_floating, given.values()):
-        # a quick look at all of it; torch would wake its threads
-        if value.size and np.isnan(value.min()):
-            rows = np.asarray(np.isnan(value).reshape(len(value), -1).any(1))
-            found = rows if found is None else found | rows
-    return found
+    with_nan: Array | None = None
+    for value in given.values():
+        # The minimum is NaN if any value is. torch would wake its threads for this.
+        if _is_float(value) and value.size and np.isnan(value.min()):
+            rows = np.asarray(np.isnan(value).reshape(len(value), -1).any(1))  # [B, ...] -> [B]
+            with_nan = rows if with_nan is None else with_nan | rows
+    return with_nan
 
 
-def _floating(value: Array) -> bool:
+def _is_float(value: Array) -> bool:
     return value.dtype.kind == "f"
 
 
-def _told(text: str) -> str:
-    """Its sentence, or the operators that it does not know; without the places in its source."""
-    if found := re.search(r"operations?: ([\w.]+)|-- (\w+)-\d+ with a message", text):
-        return f"it does not have the operator {found[1] or found[2]} as it is used here"
+def _explained(text: str) -> str:
+    """An error of the runtime as one sentence: the operator that it does not know, or its text
+    without places in its source.
+    """
+    match = re.search(r"operations?: ([\w.]+)|-- (\w+)-\d+ with a message", text)
+    if match:
+        return f"it does not have the operator {match[1] or match[2]} as it is used here"
     return re.sub(r"(?:Exception from|Check '[^']*' failed at) \S+:\s*", "", text)

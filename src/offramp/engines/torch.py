@@ -1,16 +1,16 @@
-"""The eager PyTorch engine: segments, exits and gates as they stand, and with options in another
-form.
+"""The eager PyTorch engine: it runs segments, exits and gates as they are. Options change how.
 
-bf16: what autocast takes is computed in bfloat16; logits and scores come out as float32. Rounding
-depends on the batch a little, so that promises made on it have a wider band around thresholds
+bf16: operations under autocast compute in bfloat16; logits and scores are returned as float32.
+Rounding depends a little on the batch, so promises made on it have a wider band around thresholds
 (`Origin.band`).
-channels_last: images [B, C, H, W] enter every segment in that memory format; weights stay the
-network's own, so give them the same format (`net.to(memory_format=torch.channels_last)`) where a
-device reorders them at every call.
-compile: every part is compiled ahead of time, for all batch sizes, when its first rows arrive:
-those of a plan's probe, while it is opened. Needs a C++ compiler, and half a minute for each part.
-cuda_graphs: what each part launches on a GPU is recorded at batches of 1, 2, 4 to 64 and replayed,
-batches between them padded to the next; larger ones run as they are.
+channels_last: images [B, C, H, W] enter every segment in that memory format. The weights stay as
+they are. If a device reorders them at every call, give them the same format with
+`net.to(memory_format=torch.channels_last)`.
+compile: every stage is compiled ahead of time, for all batch sizes, when its first rows arrive.
+These are the rows of a plan's probe, while the network is opened. It needs a C++ compiler, and half
+a minute for each stage.
+cuda_graphs: the kernels of each stage are recorded on a GPU at batches of 1, 2, 4 to 64, and
+replayed. Other batches are padded to the next size; larger ones run without a graph.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from offramp.runtime.graphs import lazy_parts, linked
 
 __all__ = ["Eager"]
 
-ANSWERS = (LOGITS, SCORE, HANDED)  # ends of names whose tensors stay float32
+ANSWERS = (LOGITS, SCORE, HANDED)  # endings of names whose tensors stay float32
+
+Function = Callable[[State], State]
 
 
 class Eager(Engine):
@@ -50,18 +52,20 @@ class Eager(Engine):
         compile: bool = False,
         cuda_graphs: bool = False,
     ) -> None:
-        """Keep what was asked for. Raises InvalidArgument for compile with another option."""
-        asked = {
+        """Keep the options. Raises InvalidArgument for compile with another option."""
+        flags = {
             "bf16": bf16,
             "channels_last": channels_last,
             "compile": compile,
             "cuda_graphs": cuda_graphs,
         }
-        super().__init__(**{name: True for name, wanted in asked.items() if wanted})
-        if compile and (named := [name for name in self.options if name != "compile"]):
-            raise InvalidArgument(
-                f"got compile with {named[0]}, which it does not keep; take one or the other"
-            )
+        options = [name for name, is_set in flags.items() if is_set]
+        super().__init__(**dict.fromkeys(options, True))
+        for name in self.options:
+            if compile and name != "compile":
+                raise InvalidArgument(
+                    f"compile must be the only option, got it together with {name}"
+                )
         self.bf16 = bf16
         self.channels_last = channels_last
         self.compile = compile
@@ -70,42 +74,39 @@ class Eager(Engine):
     def open(
         self, network: Network, schedule: Schedule, device: torch.device
     ) -> tuple[EngineStage, ...]:
-        """One part per stage; `device` is where the parameters are.
+        """One stage of the engine per stage of the schedule. The parameters are on `device`.
 
-        Raises InvalidArgument for bf16 on a device that has none, and for cuda_graphs on another
-        device than a GPU and for text of any length.
+        Raises InvalidArgument for bf16 on a device without it, and for cuda_graphs if the device is
+        not a GPU or if the network takes texts of any length.
         """
         if self.compile:
             return lazy_parts(network, schedule, device, f"torch:compile on {device}", ahead)
         segments = segments_of(network)
-        engine_stages = linked(
-            schedule, [_part(network, segments[stage.name], stage) for stage in schedule.stages]
-        )
         if self.bf16:
             _require_bf16(device)
-            engine_stages = tuple(
-                _each(engine_stage, partial(_in_bf16, device.type))
-                for engine_stage in engine_stages
-            )
-        if self.channels_last:
-            engine_stages = tuple(
-                _each(engine_stage, _in_channels_last) for engine_stage in engine_stages
-            )
         if self.cuda_graphs:
             _require_fixed(network, device)
-            engine_stages = tuple(
-                replace(engine_stage, functions={"segment": Replayed(engine_stage)})
-                for engine_stage in engine_stages
-            )
-        return engine_stages
+        plain_stages = list[EngineStage]()
+        for stage in schedule.stages:
+            plain_stages.append(_engine_stage(network, segments[stage.name], stage))
+        engine_stages = list[EngineStage]()
+        for engine_stage in linked(schedule, plain_stages):
+            if self.bf16:
+                engine_stage = _wrapped(engine_stage, partial(_in_bf16, device.type))
+            if self.channels_last:
+                engine_stage = _wrapped(engine_stage, _in_channels_last)
+            if self.cuda_graphs:
+                engine_stage = replace(engine_stage, functions={"segment": Replayed(engine_stage)})
+            engine_stages.append(engine_stage)
+        return tuple(engine_stages)
 
     def bare(
         self, network: Network, schedule: Schedule, state: State
     ) -> Callable[[State], Callable[[], object]]:
-        """The user's own module, called under inference_mode behind its preprocessing, as no
-        wrapper of ours would call it.
+        """The user's own module after its preprocessing, under inference_mode, without any wrapper
+        of ours.
 
-        With compile and cuda_graphs it is what was compiled or recorded for this node, without the
+        With compile and cuda_graphs it is the compiled or recorded stage of this node, without the
         Runner.
         """
         member = network.members[-1]
@@ -118,20 +119,20 @@ class Eager(Engine):
 
         def bind(rows: State) -> Callable[[], object]:
             args, kwargs = arguments(rows)
-            narrow = self.bf16
-            images = self.channels_last
+            bf16 = self.bf16
+            channels_last = self.channels_last
 
             def call() -> object:
                 with (
                     torch.inference_mode(),
-                    torch.autocast(device.type, torch.bfloat16, enabled=narrow),
+                    torch.autocast(device.type, torch.bfloat16, enabled=bf16),
                 ):
-                    given = args
-                    if images:
-                        given = tuple(_channels_last(value) for value in args)
+                    inputs = args
+                    if channels_last:
+                        inputs = tuple(map(_channels_last, args))
                     if preprocess is None:
-                        return model(*given, **kwargs)
-                    return model(preprocess(*given, **kwargs))
+                        return model(*inputs, **kwargs)
+                    return model(preprocess(*inputs, **kwargs))
 
             return call
 
@@ -139,7 +140,7 @@ class Eager(Engine):
 
     @property
     def compiles(self) -> bool:
-        """With compile and with cuda_graphs."""
+        """True with compile and with cuda_graphs."""
         return self.compile or self.cuda_graphs
 
 
@@ -149,86 +150,82 @@ def _in_inference_mode(function: Callable[[State], State], rows: State) -> State
 
 
 def _channels_last(value: torch.Tensor) -> torch.Tensor:
+    """Images [B, C, H, W] in this memory format; other tensors as they are."""
     if value.dim() == 4:
         return value.contiguous(memory_format=torch.channels_last)
     return value
 
 
-def _each(
-    engine_stage: EngineStage,
-    dressed: Callable[[Callable[[State], State]], Callable[[State], State]],
-) -> EngineStage:
-    return replace(
-        engine_stage,
-        functions={kind: dressed(function) for kind, function in engine_stage.functions.items()},
-    )
+def _wrapped(engine_stage: EngineStage, wrap: Callable[[Function], Function]) -> EngineStage:
+    """A stage with a wrapper around each of its functions."""
+    functions = {kind: wrap(function) for kind, function in engine_stage.functions.items()}
+    return replace(engine_stage, functions=functions)
 
 
 def _require_bf16(device: torch.device) -> None:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InvalidArgument(
-            f"{torch.cuda.get_device_name(device)} has no bfloat16; open it with engine='torch'"
+            f"bf16 needs a device with bfloat16, got {torch.cuda.get_device_name(device)}. Use "
+            "engine='torch'"
         )
 
 
 def _require_fixed(network: Network, device: torch.device) -> None:
     if device.type != "cuda":
-        raise InvalidArgument(
-            f"the network is on {device}, and cuda_graphs replays what a GPU does; leave the "
-            f"option out"
-        )
-    if free := [name for member in network.members for name in member.length]:
-        raise InvalidArgument(
-            f"{free[0]} may have any length, and cuda_graphs records fixed shapes; leave the "
-            f"option out"
-        )
+        raise InvalidArgument(f"cuda_graphs needs a network on a GPU, got one on {device}")
+    for member in network.members:
+        if member.length:
+            text = next(iter(member.length))
+            raise InvalidArgument(
+                f"cuda_graphs needs inputs of fixed shapes, got {text!r} of any length. Leave the "
+                "option out"
+            )
 
 
-def _in_bf16(device: str, function: Callable[[State], State]) -> Callable[[State], State]:
+def _in_bf16(device: str, function: Function) -> Function:
+    """A function that computes under autocast, and returns logits and scores in float32."""
+
     def call(state: State) -> State:
         with torch.autocast(device, torch.bfloat16):
-            found = function(state)
-        return {
-            name: value.float() if name.endswith(ANSWERS) else value
-            for name, value in found.items()
-        }
+            outputs = function(state)
+        converted: State = {}
+        for name, value in outputs.items():
+            converted[name] = value.float() if name.endswith(ANSWERS) else value
+        return converted
 
     return call
 
 
-def _in_channels_last(function: Callable[[State], State]) -> Callable[[State], State]:
+def _in_channels_last(function: Function) -> Function:
+    """A function that gets its images in this memory format."""
+
     def call(state: State) -> State:
-        form = torch.channels_last
-        images = {
-            name: value.contiguous(memory_format=form)
-            for name, value in state.items()
-            if value.dim() == 4
-        }
-        return function({**state, **images})
+        return function({name: _channels_last(value) for name, value in state.items()})
 
     return call
 
 
-def _part(network: Network, segment: Segment, stage: Stage) -> EngineStage:
+def _engine_stage(network: Network, segment: Segment, stage: Stage) -> EngineStage:
+    """A stage as functions of named tensors: its segment, and its exit and gate if it has them."""
     name = stage.name
     node = network.topology.node(name)
     reads = [*segment.reads]
     writes = [*segment.writes]
     modules = [*segment.modules]
-    functions: dict[str, Callable[[State], State]] = {"segment": _explained(segment.call, name)}
+    functions: dict[str, Function] = {"segment": _explained(segment.call, name)}
     if stage.exit:
         exit_ = network.exit_of(name)
         needed, seen_by_exit = _looked_at(
             node, node.exit_reads, lambda other: other + _handed(network, other)
         )
-        mine = name + _handed(network, name)
+        handed = name + _handed(network, name)  # the tensor for later exits; often the logits
         reads += needed
-        writes += dict.fromkeys((name + LOGITS, mine))
+        writes += dict.fromkeys((name + LOGITS, handed))
         modules += exit_.modules()
 
         def leave(state: State) -> State:
-            own, on = answers(exit_, seen_by_exit(state), name)
-            return {mine: on, name + LOGITS: own}
+            logits, for_later_exits = answers(exit_, seen_by_exit(state), name)
+            return {handed: for_later_exits, name + LOGITS: logits}
 
         functions["exit"] = leave
     if stage.gate:
@@ -240,14 +237,8 @@ def _part(network: Network, segment: Segment, stage: Stage) -> EngineStage:
         modules += gate.modules()
 
         def score(state: State) -> State:
-            return {
-                name + SCORE: grade(
-                    gate,
-                    seen_by_gate(state),
-                    state.get(name + LOGITS) if node.has_exit else None,
-                    routes,
-                )
-            }
+            logits = state.get(name + LOGITS) if node.has_exit else None
+            return {name + SCORE: grade(gate, seen_by_gate(state), logits, routes)}
 
         functions["gate"] = score
     stage = replace(stage, reads=tuple(dict.fromkeys(reads)), writes=tuple(dict.fromkeys(writes)))
@@ -255,44 +246,54 @@ def _part(network: Network, segment: Segment, stage: Stage) -> EngineStage:
 
 
 def _looked_at(
-    node: Node, reads: Sequence[str], place_of: Callable[[str], str]
+    node: Node, reads: Sequence[str], tensor_of: Callable[[str], str]
 ) -> tuple[tuple[str, ...], Callable[[State], Seen]]:
-    """The names of the tensors that an exit or a gate with these `reads` needs, and how it sees
-    them.
+    """How an exit or a gate reads a state.
+
+    Args:
+        node: of the exit or gate.
+        reads: names of inputs and of earlier exits that it reads.
+        tensor_of: the name of the tensor that it reads of an earlier exit.
+
+    Returns:
+        The names of the tensors that it needs, and a function that picks them from a state.
     """
     name = node.name
-    given = tuple(filter(is_input, reads))
-    earlier = {other: place_of(other) for other in reads if other not in given}
+    inputs = tuple(filter(is_input, reads))
+    earlier = {other: tensor_of(other) for other in reads if other not in inputs}
 
     def seen(state: State) -> Seen:
         logits = {other: state[key] for other, key in earlier.items()}
-        return Seen(state[name], logits, None, {key: state[key] for key in given})
+        return Seen(state[name], logits, None, {key: state[key] for key in inputs})
 
-    return (*earlier.values(), *given), seen
+    return (*earlier.values(), *inputs), seen
 
 
 def _handed(network: Network, name: str) -> str:
+    """The ending of the tensor that a node's exit hands to later exits."""
     return HANDED if isinstance(network.exit_of(name), Hands) else LOGITS
 
 
-def _explained(call: Callable[[State], State], name: str) -> Callable[[State], State]:
+def _explained(call: Function, name: str) -> Function:
+    """A segment whose errors become BadData with the shapes of its inputs."""
+
     def explained(state: State) -> State:
         try:
             return call(state)
         except OfframpError:
             raise
-        except (
-            RuntimeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as problem:  # an index: a word not in the table
-            # what cannot be exported, and no row that does not fit
+        except (RuntimeError, LookupError, TypeError, ValueError) as problem:
+            # While exporting, this is code that cannot be exported and not a row that does not fit.
             if torch.compiler.is_exporting():
                 raise
-            shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
-            brief = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
-            way = remedy(state, problem, "give rows of its shape and type")
-            raise BadData(f"segment {name!r} cannot run on {shapes}: {brief}; {way}") from problem
+            shapes = list[str]()
+            for key, value in state.items():
+                shapes.append(f"{key} {tuple(value.shape)}")
+            listed = ", ".join(shapes)
+            lines = str(problem).strip().splitlines() or [type(problem).__name__]
+            hint = remedy(state, problem, "give rows of its shape and type")
+            raise BadData(
+                f"segment {name!r} cannot run on {listed}: {lines[0]}; {hint}"
+            ) from problem
 
     return explained

@@ -1,1 +1,1 @@
-"""Members of a ladder that are no torch modules: a file each kind."""
+"""Members of a ladder that are not torch modules: one file for each kind."""

@@ -1,9 +1,8 @@
-"""A digest of what an object would compute, without pickling it: plain values, arrays, code, and
-what an object is of.
+"""A digest of an object's computation, without pickling it.
 
-Any object is taken apart as `copy` would do it (`__reduce_ex__`), and what comes out is hashed:
-parameters and fitted arrays of an estimator, code and captured values of a function. Two things
-cannot be seen: what a module does that is imported, beyond its name and version, and what lies
+An object is taken apart as `copy` would do it (`__reduce_ex__`), and its parts are hashed: the
+parameters and fitted arrays of an estimator, the code and captured values of a function. Two things
+are not covered: the code of imported modules, of which only name and version count; and anything
 outside of Python, such as a file that is read later.
 """
 
@@ -20,32 +19,32 @@ import numpy as np
 from offramp.errors import InvalidArgument
 
 
-def identity_of(thing: object, said: str | None, what: str) -> bytes:
+def identity_of(thing: object, stated: str | None, what: str) -> bytes:
     """The 32 bytes of an identity.
 
     Args:
-        thing: what computes.
-        said: a name and version that its user gave; then nothing else counts.
-        what: what it is called in an error.
+        thing: the object that computes.
+        stated: a name and version from the user. If there is one, nothing else counts.
+        what: a description of the object, for messages.
 
     Raises:
-        InvalidArgument: something in it has no content that can be hashed.
+        InvalidArgument: something in the object has no content that can be hashed.
     """
-    if said is not None:
-        return hashlib.sha256(f"said {said}".encode()).digest()
+    if stated is not None:
+        # "said" is part of saved identities
+        return hashlib.sha256(f"said {stated}".encode()).digest()
     try:
         return digest_of(thing)
     except (TypeError, ValueError, RecursionError, AttributeError) as problem:
         raise InvalidArgument(
-            f"{what} holds something whose content cannot be told apart ({problem}); say what it "
-            f"is with "
+            f"{what} has something whose content cannot be hashed ({problem}). Use "
             "identity='name and version'"
         ) from problem
 
 
 def digest_of(thing: object) -> bytes:
-    """SHA-256 of an object's content. Raises TypeError for what has none, such as a lock or an open
-    file.
+    """SHA-256 of an object's content. Raises TypeError for an object without content, such as a
+    lock or an open file.
     """
     mark = hashlib.sha256()
     _add(mark, thing, {}, [])
@@ -53,9 +52,16 @@ def digest_of(thing: object) -> bytes:
 
 
 def _add(mark: Any, thing: Any, seen: dict[int, int], held: list[Any]) -> None:
-    """Hash one object into `mark`; `seen` numbers those met before, `held` keeps them alive so that
-    ids stay theirs.
+    """Hash one object into `mark`.
+
+    Args:
+        mark: the hash.
+        thing: the object.
+        seen: numbers of the objects met so far, by their ids. An object that is met again counts by
+            its number, which also ends cycles.
+        held: these objects, which must stay alive so that no id is used twice.
     """
+    # Plain values: equal ones are the same, so they need no number.
     if thing is None or thing is Ellipsis or isinstance(thing, (bool, int, complex)):
         mark.update(f"{type(thing).__name__} {thing!r};".encode())
         return
@@ -75,6 +81,7 @@ def _add(mark: Any, thing: Any, seen: dict[int, int], held: list[Any]) -> None:
         return
     seen[id(thing)] = len(seen)
     held.append(thing)
+    # Everything else, by its kind.
     if isinstance(thing, ModuleType):
         mark.update(f"module {thing.__name__} {getattr(thing, '__version__', '')};".encode())
     elif isinstance(thing, type):
@@ -87,17 +94,17 @@ def _add(mark: Any, thing: Any, seen: dict[int, int], held: list[Any]) -> None:
         mark.update(f"dtype {thing!r};".encode())
     elif isinstance(thing, (list, tuple)):
         mark.update(f"{type(thing).__name__} {len(thing)};".encode())
-        for each in thing:
-            _add(mark, each, seen, held)
+        for item in thing:
+            _add(mark, item, seen, held)
     elif isinstance(thing, dict):
         mark.update(f"dict {len(thing)};".encode())
         for key, value in thing.items():
             _add(mark, key, seen, held)
             _add(mark, value, seen, held)
     elif isinstance(thing, (set, frozenset)):
-        mark.update(
-            f"set {len(thing)};".encode() + b"".join(sorted(digest_of(each) for each in thing))
-        )
+        # The order of a set differs from process to process, so its digests are sorted.
+        digests = sorted(map(digest_of, thing))
+        mark.update(f"set {len(thing)};".encode() + b"".join(digests))
     elif isinstance(thing, FunctionType):
         _add_function(mark, thing, seen, held)
     elif isinstance(thing, CodeType):
@@ -116,19 +123,19 @@ def _add(mark: Any, thing: Any, seen: dict[int, int], held: list[Any]) -> None:
 
 def _add_array(mark: Any, array: Any, seen: dict[int, int], held: list[Any]) -> None:
     mark.update(f"array {array.dtype!r} {array.shape};".encode())
-    if array.dtype.names:  # field by field: what lies between the fields is whatever was in memory
+    if array.dtype.names:  # field by field, because the bytes between fields are arbitrary
         for name in array.dtype.names:
             _add_array(mark, array[name], seen, held)
     elif array.dtype.hasobject:
-        for each in array.ravel().tolist():
-            _add(mark, each, seen, held)
+        for item in array.ravel().tolist():
+            _add(mark, item, seen, held)
     else:
         mark.update(np.ascontiguousarray(array).tobytes())
 
 
 def _add_function(mark: Any, function: FunctionType, seen: dict[int, int], held: list[Any]) -> None:
-    """Code, defaults, captured values, and the globals that the code names; of library functions
-    name and version.
+    """Code, defaults, captured values, and the globals that the code names. A library function
+    counts by its name and version.
     """
     module = function.__module__ or ""
     if _installed(module):
@@ -147,6 +154,7 @@ def _add_function(mark: Any, function: FunctionType, seen: dict[int, int], held:
 
 
 def _add_code(mark: Any, code: CodeType, seen: dict[int, int], held: list[Any]) -> None:
+    # Without file names and line numbers, which do not change the computation.
     mark.update(b"code;")
     for part in (code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_argcount):
         _add(mark, part, seen, held)
@@ -166,9 +174,10 @@ def _add_object(mark: Any, thing: Any, seen: dict[int, int], held: list[Any]) ->
     _add(mark, maker, seen, held)
     _add(mark, arguments, seen, held)
     for number, part in enumerate(rest):
-        # The third and fourth of a reduction are iterators over the items of a list and of a dict.
-        content = list(part) if number in (1, 2) and part is not None else part
-        _add(mark, content, seen, held)
+        # The fourth and fifth parts are iterators over the items of a list and of a dict.
+        if number in (1, 2) and part is not None:
+            part = list(part)
+        _add(mark, part, seen, held)
 
 
 def _names(code: CodeType) -> set[str]:
@@ -181,7 +190,7 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _installed(module: str) -> bool:
-    """Whether a module is of a package that has a version, rather than the user's own file."""
+    """Whether a module belongs to a package with a version, and is not the user's own file."""
     return bool(_version(module)) or module.partition(".")[0] in sys.stdlib_module_names
 
 

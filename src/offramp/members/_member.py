@@ -1,4 +1,4 @@
-"""What members that compute outside of torch have in common: inputs in, logits [B, C] out, and an
+"""The base class of members that compute outside of torch: inputs in, logits [B, C] out, and an
 identity.
 """
 
@@ -26,22 +26,23 @@ class Member(nn.Module, abc.ABC):
     """A model that computes outside of torch, as a torch module: tensors in, logits [B, C] float32
     out.
 
-    It has no parameters: nothing trains it, and its multiply-adds are not known, so that a ladder
-    with such a member is priced in milliseconds. What it computes is named by `identity`, 32 bytes
-    that are part of a network's fingerprint: plans that were made with another one are refused.
+    It has no parameters, so it cannot be trained. Its multiply-adds are unknown, so a ladder with
+    such a member is priced in milliseconds. Its identity, 32 bytes, is part of the fingerprint of
+    the network: a plan that was made with another member raises an error.
 
     Args:
-        kind: what it is, for sentences such as "a scikit-learn estimator (SVC)".
-        identity: 32 bytes that change whenever it would answer otherwise.
-        gives: "logits", or "probabilities", of which the logarithm is taken (at least log 1e-7).
-            None means logits, and refuses values that look like probabilities.
+        kind: a description for messages, such as "a scikit-learn estimator (SVC)".
+        identity: 32 bytes that change whenever its answers would change.
+        gives: "logits" or "probabilities". The logits are then the logarithm of the probabilities,
+            at least log 1e-7. None means logits, and values that look like probabilities raise an
+            error.
 
     Raises:
         InvalidArgument: `gives` is neither.
     """
 
     identity: Tensor
-    # how a file says that it can be built again; None: it must be given again
+    # The text from which a saved network builds it again; None if the user must pass it again.
     spec: str | None = None
 
     def __init__(self, kind: str, identity: bytes, gives: str | None = None) -> None:
@@ -59,60 +60,65 @@ class Member(nn.Module, abc.ABC):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Logits [B, C] float32, on the device of the inputs."""
-        first = args[0] if args else next(iter(kwargs.values()))
+        first = next(iter([*args, *kwargs.values()]))
         arrays = [_array(value) for value in args]
         named = {name: _array(value) for name, value in kwargs.items()}
         try:
-            found = np.asarray(self.predict(arrays, named))
+            values = np.asarray(self.predict(arrays, named))
         except OfframpError:
             raise
         except Exception as problem:  # whatever the user's code or its library raises
-            shapes = ", ".join(str(tuple(value.shape)) for value in (*arrays, *named.values()))
-            brief = " ".join(str(problem).split())[:200] or type(problem).__name__
+            shapes = ", ".join([str(value.shape) for value in [*arrays, *named.values()]])
+            reason = " ".join(str(problem).split())[:200] or type(problem).__name__
             raise BadData(
-                f"{self.outside_torch} fails on rows of shape {shapes}: {brief}"
+                f"{self.outside_torch} fails on rows of shape {shapes}: {reason}"
             ) from problem
-        return torch.from_numpy(self.logits(found, len(first))).to(first.device)
+        return torch.from_numpy(self.logits(values, len(first))).to(first.device)
 
     def logits(self, values: Array, rows: int) -> Array:
-        """What `predict` gave as logits [rows, C] float32. Raises BadNetwork for what is neither
-        kind.
+        """Turn values of `predict` into logits.
+
+        Args:
+            values: logits or probabilities, as an array of any kind.
+            rows: of the batch.
+
+        Returns:
+            Logits [rows, C] float32.
+
+        Raises:
+            BadNetwork: the values are not numbers [rows, C], or neither logits nor probabilities.
         """
-        if (
-            values.ndim != 2
-            or len(values) != rows
-            or values.shape[1] < 2
-            or values.dtype.kind not in "fiub"
-        ):
+        is_table = values.ndim == 2 and len(values) == rows and values.shape[1] >= 2
+        if not is_table or values.dtype.kind not in "fiub":
             raise BadNetwork(
                 f"{self.outside_torch} must give numbers [{rows}, C] of at least two classes, got "
                 f"{values.dtype.name} {list(values.shape)}"
             )
         values = values.astype(np.float32)
-        likely = _like_probabilities(values)
+        likely = _like_probabilities(values)  # [rows] bool
         if self.gives == "probabilities":
             if not likely.all():
+                total = float(values[~likely][0].sum())
                 raise BadNetwork(
                     f"{self.outside_torch} must give probabilities, got a row that sums to "
-                    f"{float(values[~likely][0].sum()):.4g}; say gives='logits'"
+                    f"{total:.4g}. Use gives='logits'"
                 )
             logarithm: Array = np.log(np.clip(values, FLOOR, 1.0))
             return logarithm
         if self.gives is None and rows and np.isfinite(values).all() and likely.all():
             raise BadNetwork(
                 f"{self.outside_torch} gives rows between 0 and 1 that sum to 1, which look like "
-                f"probabilities and not "
-                "like logits; say gives='probabilities' (or gives='logits')"
+                "probabilities. Use gives='probabilities', or gives='logits' if they are logits"
             )
         return values
 
     def extra_repr(self) -> str:
-        """For print."""
+        """The description and the identity, for print."""
         return f"{self.outside_torch}, identity {self.digest}"
 
     @property
     def digest(self) -> str:
-        """Sixteen hex digits of the identity, for sentences."""
+        """Sixteen hex digits of the identity, for messages."""
         return bytes(self.identity.cpu().numpy()).hex()[:16]
 
     def _load_from_state_dict(
@@ -125,19 +131,18 @@ class Member(nn.Module, abc.ABC):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """An identity is compared and never loaded: a file does not make another member of this
-        one.
+        """Compare the identity with the saved one. It is never loaded, because a file cannot turn
+        this member into another one.
         """
         saved = state_dict.get(prefix + "identity")
         if saved is None:
             missing_keys.append(prefix + "identity")
         elif not torch.equal(saved.cpu(), self.identity.cpu()):
             name = prefix.rstrip(".").rpartition(".")[2]
-            was = bytes(saved.cpu().numpy()).hex()[:16]
+            saved_digest = bytes(saved.cpu().numpy()).hex()[:16]
             raise InvalidArgument(
-                f"the member {name!r} must be the one that was saved (identity {was}), got "
-                f"{self.outside_torch} "
-                f"(identity {self.digest})"
+                f"the member {name!r} must be the one that was saved (identity {saved_digest}), "
+                f"got {self.outside_torch} (identity {self.digest})"
             )
 
 
@@ -148,12 +153,13 @@ def as_bytes(content: bytes) -> Tensor:
 
 def _array(value: Tensor) -> Array:
     plain = value.detach().cpu()
-    # NumPy has no bfloat16
-    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    if plain.dtype == torch.bfloat16:  # NumPy has no bfloat16
+        plain = plain.float()
+    return plain.numpy()
 
 
 def _like_probabilities(values: Array) -> NDArray[np.bool_]:
-    """Which rows [B] may be probabilities; a row with a NaN may be anything."""
+    """Which rows of values [B, C] may be probabilities, [B] bool. A row with a NaN may be."""
     outside = ((values < -TOLERANCE) | (values > 1 + TOLERANCE)).any(1)
     with np.errstate(invalid="ignore"):
         wrong = np.abs(values.sum(1) - 1) > TOLERANCE

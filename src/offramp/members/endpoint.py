@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from offramp._support.arguments import require, require_count
 from offramp.errors import BadNetwork, InvalidArgument, MemberUnavailable
 from offramp.members._member import Array, Member
 
@@ -26,8 +27,8 @@ __all__ = ["Endpoint"]
 
 PROTOCOLS = ("v2", "v1")
 LARGEST = 64 * 2**20  # bytes of an answer
-CHUNK = 64 * 1024
-DATATYPES = {
+CHUNK = 64 * 1024  # bytes of one read
+DATATYPES = {  # of NumPy, and as protocol v2 names them
     "float16": "FP16",
     "float32": "FP32",
     "float64": "FP64",
@@ -43,27 +44,31 @@ DATATYPES = {
 }
 
 
-class Endpoint(Member):
-    """A model behind an HTTP endpoint that takes and gives JSON.
+# errors of an answer that lacks something, or has it in another form
+MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 
-    Where it does not answer in time, or not with logits, a Runner gives its rows the answer of the
-    deepest exit that they have had, and `why` says "unavailable"; no promise covers those rows.
-    `record` stops instead: a trace with such rows would be of another ladder. Nothing follows a
-    redirect.
+
+class Endpoint(Member):
+    """A model behind an HTTP endpoint that takes and returns JSON.
+
+    If the endpoint does not answer in time, or not with logits, a Runner gives its rows the answer
+    of the deepest exit that they have passed. Their reason `why` is "unavailable", and no promise
+    covers them. `record` raises MemberUnavailable instead, because a trace with such rows would be
+    that of another ladder. Redirects are not followed.
 
     Args:
         url: where to send a POST request; http or https.
-        version: which model answers there. A promise is about this version: change it when the
-            model changes, for nothing here can see that.
+        version: a name for the model that answers there. A promise holds for this version only.
+            Change it when the model changes, because the change cannot be seen from here.
         timeout_s: seconds for a whole request, its answer included.
         gives: "logits" or "probabilities"; see `Member`.
         protocol: "v2" or "v1".
-        output: the name of the output that holds the answers, where v2 gives several.
-        retries: how often a failed request is sent again, each time for `timeout_s`.
+        output: the name of the output with the answers, if v2 returns several.
+        retries: how often a failed request is sent again, each time with `timeout_s`.
         headers: headers to send, such as an authorization; they are neither saved nor printed.
 
     Raises:
-        InvalidArgument: an argument has no such value.
+        InvalidArgument: an argument is outside of its range.
     """
 
     def __init__(
@@ -78,83 +83,84 @@ class Endpoint(Member):
         retries: int = 0,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        where = urlsplit(url)
-        if where.scheme not in ("http", "https") or not where.hostname:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidArgument(
                 f"url must start with http:// or https:// and name a host, got {url!r}"
             )
-        if where.username or where.password:
-            raise InvalidArgument("url must hold no user and password; give them in headers")
+        if parts.username or parts.password:
+            raise InvalidArgument("url must not contain a user or password. Use headers")
         if not isinstance(version, str) or not version:
             raise InvalidArgument(
                 f"version must be a text that names the model behind the url, got {version!r}"
             )
-        if not 0 < timeout_s < float("inf"):
-            raise InvalidArgument(f"timeout_s must be above 0 and finite, got {timeout_s}")
+        timeout_s = require("timeout_s", timeout_s, above=0)
         if protocol not in PROTOCOLS:
             raise InvalidArgument(f"protocol must be 'v2' or 'v1', got {protocol!r}")
-        if not isinstance(retries, int) or retries < 0:
-            raise InvalidArgument(f"retries must be a whole number from 0, got {retries!r}")
-        told = json.dumps([url, version, gives, protocol, output])
-        super().__init__(f"the endpoint {url}", hashlib.sha256(told.encode()).digest(), gives)
+        retries = require_count("retries", retries, low=0)
+        # Headers are not part of the identity: they may be secret, and do not choose the model.
+        options = json.dumps([url, version, gives, protocol, output])
+        super().__init__(f"the endpoint {url}", hashlib.sha256(options.encode()).digest(), gives)
         self.may_be_unavailable = True
         self._url = url
-        self._timeout_s = float(timeout_s)
+        self._timeout_s = timeout_s
         self._protocol = protocol
         self._output = output
         self._retries = retries
         self._headers = {"Content-Type": "application/json", **dict(headers or {})}
 
     def predict(self, args: Sequence[Array], kwargs: dict[str, Array]) -> Array:
-        """What the endpoint answers [B, C]. Raises MemberUnavailable."""
-        named = {
-            f"input_{index}" if index else "x": value for index, value in enumerate(args)
-        } | kwargs
-        count = len(next(iter(named.values())))
-        body = self._body(named)
+        """The answer of the endpoint [B, C]. Raises MemberUnavailable."""
+        inputs = dict[str, Array]()  # positional ones are called x, input_1, input_2, ...
+        for index, value in enumerate(args):
+            name = f"input_{index}" if index else "x"
+            inputs[name] = value
+        inputs.update(kwargs)
+        body = self._body(inputs)
+        # The last attempt raises its own error.
         for attempt in range(self._retries + 1):
             try:
-                return self._answers(self._sent(body), count)
+                return self._answers(self._sent(body))
             except MemberUnavailable:
                 if attempt == self._retries:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
     def logits(self, values: Array, rows: int) -> Array:
-        """As for every member, but what is no logits is a failure of the endpoint, not of the
-        network.
+        """As for every member. Values that are not logits are a failure of the endpoint, and not of
+        the network.
         """
         try:
             return super().logits(values, rows)
         except BadNetwork as problem:
             raise MemberUnavailable(str(problem)) from problem
 
-    def _body(self, named: dict[str, Array]) -> bytes:
+    def _body(self, inputs: dict[str, Array]) -> bytes:
+        """A request with inputs [B, ...] by name."""
         if self._protocol == "v1":
-            rows = {name: value.tolist() for name, value in named.items()}
-            if set(named) == {"x"}:
-                return _json({"instances": rows["x"]})
-            columns = zip(*rows.values(), strict=True)
-            return _json({"instances": [dict(zip(rows, row, strict=True)) for row in columns]})
-        inputs = list[dict[str, Any]]()
-        for name, value in named.items():
-            kind = DATATYPES.get(value.dtype.name)
-            if kind is None:
+            return _json({"instances": _instances(inputs)})
+        entries = list[dict[str, Any]]()
+        for name, value in inputs.items():
+            datatype = DATATYPES.get(value.dtype.name)
+            if datatype is None:
                 raise BadNetwork(
                     f"{self.outside_torch} takes numbers, got {value.dtype.name} for {name!r}"
                 )
-            inputs.append(
-                {
-                    "name": name,
-                    "shape": [*value.shape],
-                    "datatype": kind,
-                    "data": value.ravel().tolist(),
-                }
-            )
-        return _json({"inputs": inputs})
+            entry = {
+                "name": name,
+                "shape": [*value.shape],
+                "datatype": datatype,
+                "data": value.ravel().tolist(),
+            }
+            entries.append(entry)
+        return _json({"inputs": entries})
 
     def _sent(self, body: bytes) -> Any:
-        """The answer to a request as JSON, whole and in time."""
+        """Send a request. Returns its answer, which is JSON.
+
+        The timeout of urllib is one for each read. A server that sends a byte now and then would
+        never exceed it, so the clock is checked after every read as well.
+        """
         until = time.monotonic() + self._timeout_s
         request = urllib.request.Request(self._url, data=body, headers=self._headers, method="POST")
         chunks = list[bytes]()
@@ -182,47 +188,57 @@ class Endpoint(Member):
         except (OSError, HTTPException, ValueError) as problem:
             reason = getattr(problem, "reason", problem)
             if isinstance(reason, TimeoutError):
-                brief = f"did not answer within {self._timeout_s:g} seconds"
+                failure = f"did not answer within {self._timeout_s:g} seconds"
             else:
-                brief = f"cannot be reached ({' '.join(str(reason).split())[:100]})"
-            raise MemberUnavailable(f"{self.outside_torch} {brief}") from problem
+                text = " ".join(str(reason).split())[:100]
+                failure = f"cannot be reached ({text})"
+            raise MemberUnavailable(f"{self.outside_torch} {failure}") from problem
         try:
             return json.loads(b"".join(chunks))
         except (ValueError, RecursionError) as problem:
             raise MemberUnavailable(f"{self.outside_torch} does not answer in JSON") from problem
 
-    def _answers(self, body: Any, count: int) -> Array:
-        """Numbers [B, C] of an answer."""
+    def _answers(self, body: Any) -> Array:
+        """The numbers [B, C] in an answer."""
         try:
             if self._protocol == "v1":
                 return np.asarray(body["predictions"], np.float32)
-            outputs = {one["name"]: one for one in body["outputs"]}
-            name = self._output
-            if name is None:
-                name = "logits" if "logits" in outputs else next(iter(outputs))
-                if name != "logits" and len(outputs) > 1:
-                    raise BadNetwork(
-                        f"{self.outside_torch} has the outputs {sorted(outputs)}; say output=..."
-                    )
-            found = np.asarray(outputs[name]["data"], np.float32)
-            return found.reshape([int(size) for size in outputs[name]["shape"]])
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            StopIteration,
-            OverflowError,
-        ) as problem:
+            outputs = {output["name"]: output for output in body["outputs"]}
+            output = outputs[self._name_of_output([*outputs])]
+            shape = [int(size) for size in output["shape"]]
+            return np.asarray(output["data"], np.float32).reshape(shape)
+        except MALFORMED as problem:
             raise MemberUnavailable(
                 f"{self.outside_torch} answers with other JSON than protocol {self._protocol!r} has"
             ) from problem
 
+    def _name_of_output(self, names: Sequence[str]) -> str:
+        """Which output has the answers. Raises BadNetwork if that is not clear."""
+        if self._output is not None:
+            return self._output
+        if "logits" in names:
+            return "logits"
+        if len(names) > 1:
+            raise BadNetwork(
+                f"{self.outside_torch} has the outputs {sorted(names)}. Choose one with output=..."
+            )
+        return names[0]
+
+
+def _instances(inputs: dict[str, Array]) -> list[Any]:
+    """One entry for each row, as protocol v1 has it: a value, or a mapping of several by name."""
+    columns = {name: value.tolist() for name, value in inputs.items()}
+    if set(columns) == {"x"}:
+        rows: list[Any] = columns["x"]
+        return rows
+    instances = list[Any]()
+    for row in zip(*columns.values(), strict=True):
+        instances.append(dict(zip(columns, row, strict=True)))
+    return instances
+
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer with that status: rows are sent where the user said, and nowhere
-    else.
-    """
+    """Treats a redirect as an answer with that status. Rows are sent only to the user's url."""
 
     def redirect_request(self, *_: Any) -> None:
         return None

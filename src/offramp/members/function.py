@@ -14,22 +14,21 @@ __all__ = ["Function"]
 
 
 class Function(Member):
-    """A callable: NumPy arrays [B, ...] in, logits or probabilities [B, C] out; named inputs come
-    by name.
+    """A function as a member: NumPy arrays [B, ...] in, logits or probabilities [B, C] out.
 
-    The answer for a row must not depend on its batch-mates: rows leave, and then others are beside
-    it.
+    Named inputs are passed by name. The answer for a row must not depend on the other rows of the
+    batch, because these change when rows leave.
 
     Args:
         call: the function, or any object that can be called.
         gives: "logits" or "probabilities"; see `Member`.
-        one_by_one: whether it takes single rows, as batches of one.
-        identity: a name and version that stand for what it computes; by default a digest of its
-            code, its defaults, and the values that it captures or reads as globals. Give one where
-            it reads files or depends on libraries that matter.
+        one_by_one: whether it takes only batches of one row.
+        identity: a name and version that identify its computation. By default this is a digest of
+            its code, its defaults, and the values that it captures or reads as globals. Set it if
+            the function reads files, or depends on libraries that matter.
 
     Raises:
-        InvalidArgument: something that it captures cannot be hashed, and no identity is given.
+        InvalidArgument: something that it captures cannot be hashed, and identity is not set.
 
     Example:
         >>> import torch
@@ -54,13 +53,15 @@ class Function(Member):
         self._one_by_one = one_by_one
 
     def predict(self, args: Sequence[Array], kwargs: dict[str, Array]) -> Array:
-        """What the function gives [B, C]."""
-        count = len(args[0]) if args else len(next(iter(kwargs.values())))
+        """The values of the function [B, C]."""
+        first = next(iter([*args, *kwargs.values()]))
+        count = len(first)
         if not self._one_by_one or not count:
             return np.asarray(self._function(*args, **kwargs))
-        found = list[Array]()
+        outputs = list[Array]()
         for row in range(count):
-            some = [value[row : row + 1] for value in args]
-            named = {name: value[row : row + 1] for name, value in kwargs.items()}
-            found.append(np.asarray(self._function(*some, **named)))
-        return np.concatenate(found)
+            alone = slice(row, row + 1)  # keeps the batch dimension: [1, ...]
+            row_args = [value[alone] for value in args]
+            row_kwargs = {name: value[alone] for name, value in kwargs.items()}
+            outputs.append(np.asarray(self._function(*row_args, **row_kwargs)))
+        return np.concatenate(outputs)  # B times [1, C] -> [B, C]

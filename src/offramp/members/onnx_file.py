@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,23 @@ KINDS = {
 
 
 class OnnxFile(Member):
-    """An `.onnx` file: its only output [B, C], or the one called `logits` or named here.
+    """An `.onnx` file as a member.
 
-    The bytes of the file are part of the network: `save` stores them beside the weights, and `load`
-    needs nothing again. A file with a fixed batch size runs in batches of that size, the last one
-    filled up with its last row.
+    The logits [B, C] are its only output, the one called `logits`, or the one named here.
+
+    The bytes of the file are part of the network: `save` stores them with the weights, and `load`
+    does not need the file. A file with a fixed batch size runs in batches of that size; the last
+    batch is filled up with its last row.
 
     Args:
-        path: the file. Its weights must be inside of it, not in files beside it.
+        path: the file. It must contain its weights. None for a member that gets the bytes from a
+            saved network.
         gives: "logits" or "probabilities"; see `Member`.
-        output: which of its outputs are the answers, where there are several.
+        output: which output has the answers, if there are several.
 
     Raises:
-        BadFile: the file cannot be read, or keeps weights elsewhere.
-        InvalidArgument: it has no such output, or several and none is named.
+        BadFile: the file cannot be read, or has weights in other files.
+        InvalidArgument: it has no output of this name, or has several and none is named.
         MissingExtra: ONNX Runtime is not installed.
     """
 
@@ -54,15 +57,14 @@ class OnnxFile(Member):
                 content = Path(path).read_bytes()
             except OSError as problem:
                 raise BadFile(f"cannot read {path}: {problem.strerror or problem}") from problem
-        super().__init__(
-            "an ONNX file" if path is None else f"the ONNX file {Path(path).name!r}",
-            bytes(32),
-            gives,
-        )
+        kind = "an ONNX file"
+        if path is not None:
+            kind = f"the ONNX file {Path(path).name!r}"
+        super().__init__(kind, bytes(32), gives)
         self._output = output
         self._session: Any = None
-        self._threads = 0
-        self._inputs = dict[str, tuple[str, list[Any]]]()
+        self._threads = 0  # of the session
+        self._inputs = dict[str, tuple[str, list[Any]]]()  # type and shape, by name
         self._answers = ""
         self.register_buffer("file", as_bytes(b""))
         if path is not None:
@@ -70,12 +72,18 @@ class OnnxFile(Member):
 
     @property
     def spec(self) -> str:  # type: ignore[override]
-        """How it is built again: its options; the bytes are in the weights."""
-        options = {"gives": self.gives, "output": self._output}
-        told = "&".join(f"{key}={value}" for key, value in options.items() if value is not None)
-        return f"{SPEC}?{told}" if told else SPEC
+        """The text from which it is built again: its options. The bytes are in the weights."""
+        options = list[str]()
+        if self.gives is not None:
+            options.append(f"gives={self.gives}")
+        if self._output is not None:
+            options.append(f"output={self._output}")
+        if not options:
+            return SPEC
+        return f"{SPEC}?{'&'.join(options)}"
 
     def _fill(self, content: bytes) -> None:
+        """Take the bytes of a file."""
         _require_whole(content, self.outside_torch)
         options = json.dumps([self.gives, self._output]).encode()
         self.identity = as_bytes(hashlib.sha256(options + content).digest())
@@ -84,7 +92,7 @@ class OnnxFile(Member):
         self._opened()
 
     def _opened(self) -> Any:
-        """The session on as many threads as torch has now."""
+        """The session. It is opened again if torch's number of threads has changed."""
         if self._session is not None and self._threads == torch.get_num_threads():
             return self._session
         try:
@@ -102,32 +110,37 @@ class OnnxFile(Member):
                 content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as problem:  # errors of the runtime share no class but Exception
-            brief = " ".join(str(problem).split())[:200]
+            reason = " ".join(str(problem).split())[:200]
             raise BadFile(
-                f"{self.outside_torch} cannot be opened by ONNX Runtime: {brief}"
+                f"{self.outside_torch} cannot be opened by ONNX Runtime: {reason}"
             ) from problem
-        self._inputs = {one.name: (str(one.type), [*one.shape]) for one in session.get_inputs()}
+        self._inputs = {}
+        for value in session.get_inputs():
+            self._inputs[value.name] = (str(value.type), [*value.shape])
         self._answers = self._chosen(session.get_outputs())
         self._session = session
         self._threads = torch.get_num_threads()
         return session
 
     def _chosen(self, outputs: Sequence[Any]) -> str:
-        """The name of the output that holds the answers."""
-        names = [one.name for one in outputs]
+        """The name of the output with the answers."""
+        names = [output.name for output in outputs]
         if self._output is not None:
             if self._output not in names:
                 raise InvalidArgument(f"output must be one of {names}, got {self._output!r}")
             return self._output
         if "logits" in names:
             return "logits"
-        likely = [one.name for one in outputs if one.type in KINDS and len(one.shape) == 2]
-        if len(likely) != 1:
+        candidates = list[str]()
+        for output in outputs:
+            if output.type in KINDS and len(output.shape) == 2:
+                candidates.append(str(output.name))
+        if len(candidates) != 1:
             raise InvalidArgument(
-                f"{self.outside_torch} must have one output [B, C] of numbers, got {names}; say "
-                f"output=..."
+                f"{self.outside_torch} must have one output [B, C] of numbers, got {names}. Choose "
+                "one with output=..."
             )
-        return str(likely[0])
+        return candidates[0]
 
     def predict(self, args: Sequence[Array], kwargs: dict[str, Array]) -> Array:
         """The chosen output [B, C]."""
@@ -135,64 +148,82 @@ class OnnxFile(Member):
         names = list(self._inputs)
         if len(args) > len(names):
             raise BadNetwork(f"{self.outside_torch} takes the inputs {names}, got {len(args)}")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if set(given) != set(names):
-            raise BadNetwork(f"{self.outside_torch} takes the inputs {names}, got {sorted(given)}")
-        given = {name: self._cast(name, value) for name, value in given.items()}
-        count = len(next(iter(given.values())))
-        size = self._batch()
+        inputs = dict(zip(names, args, strict=False)) | kwargs
+        if set(inputs) != set(names):
+            raise BadNetwork(f"{self.outside_torch} takes the inputs {names}, got {sorted(inputs)}")
+        inputs = {name: self._cast(name, value) for name, value in inputs.items()}
+        count = len(next(iter(inputs.values())))
+        size = self._batch_size()
         if size is None or size == count:
-            return np.asarray(session.run([self._answers], given)[0])
-        found = list[Array]()
+            return np.asarray(session.run([self._answers], inputs)[0])
+        if not count:
+            return np.zeros((0, 2), np.float32)
+
+        # A fixed batch size: run the rows in batches of it. The last batch repeats the last row,
+        # and its answers for the repeated rows are cut off.
+        answers = list[Array]()
         for start in range(0, count, size):
             rows = np.minimum(np.arange(start, start + size), count - 1)
-            some = {name: value[rows] for name, value in given.items()}
-            found.append(np.asarray(session.run([self._answers], some)[0])[: count - start])
-        return np.concatenate(found) if found else np.zeros((0, 2), np.float32)
+            batch = {name: value[rows] for name, value in inputs.items()}  # [size, ...]
+            values = np.asarray(session.run([self._answers], batch)[0])  # [size, C]
+            answers.append(values[: count - start])
+        return np.concatenate(answers)
 
-    def _batch(self) -> int | None:
-        """The number of rows that the file is written for; None for any."""
-        fixed = {
-            shape[0] for _, shape in self._inputs.values() if shape and isinstance(shape[0], int)
-        }
-        return fixed.pop() if len(fixed) == 1 else None
+    def _batch_size(self) -> int | None:
+        """The batch size for which the file is written; None for any."""
+        sizes = set[int]()
+        for _, shape in self._inputs.values():
+            if shape and isinstance(shape[0], int):
+                sizes.add(shape[0])
+        return sizes.pop() if len(sizes) == 1 else None
 
     def _cast(self, name: str, value: Array) -> Array:
-        """Floats of another width as the file takes them; other types as they are."""
+        """Floats with the width that the file takes; other types unchanged."""
         kind = KINDS.get(self._inputs[name][0])
         if kind is not None and value.dtype.kind == "f":
             return value.astype(kind)
         return value
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """A member that was built without a file takes the bytes; any other one is compared."""
+        """Load a saved member: one without a file takes the saved bytes, any other is compared."""
         content = state_dict.get(prefix + "file")
         if content is not None and not len(self.file):
             self._fill(content.cpu().numpy().tobytes())
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A session is opened again where it is needed: it can be neither copied nor sent."""
+        """The state without the session, which cannot be copied. It is opened again when needed."""
         return {**self.__dict__, "_session": None}
 
 
 def onnx_of(spec: str) -> OnnxFile:
-    """The member that `onnx:FILE?gives=probabilities&output=NAME` names; without a file it waits
-    for the bytes.
+    """The member that a text names.
+
+    Args:
+        spec: such as `onnx:FILE?gives=probabilities&output=NAME`. Without a file the member gets
+            its bytes from a saved network.
+
+    Raises:
+        InvalidArgument: an unknown option.
+        BadFile, MissingExtra: as for `OnnxFile`.
     """
     name, arguments = name_of(spec)
-    if wrong := [key for key in arguments if key not in ("gives", "output")]:
-        raise InvalidArgument(
-            f"{spec!r} must have no options but gives and output, got {wrong[0]!r}"
-        )
-    return OnnxFile(
-        name.removeprefix(SPEC) or None, **{key: str(value) for key, value in arguments.items()}
-    )
+    options = dict[str, str]()
+    for key, value in arguments.items():
+        if key not in ("gives", "output"):
+            raise InvalidArgument(
+                f"{spec!r} must have no options but gives and output, got {key!r}"
+            )
+        options[key] = str(value)
+    return OnnxFile(name.removeprefix(SPEC) or None, **options)
 
 
 def _require_whole(content: bytes, what: str) -> None:
-    """Raise BadFile for a model that keeps weights in other files: those could be any file of the
-    machine.
+    """Raise BadFile if a model has weights in other files. These could be any file of the machine.
+
+    Args:
+        content: bytes of the file.
+        what: a description of it, for messages.
     """
     try:
         import onnx
@@ -202,18 +233,30 @@ def _require_whole(content: bytes, what: str) -> None:
         model = onnx.ModelProto.FromString(content)
     except Exception as problem:
         raise BadFile(f"{what} is not a readable ONNX file") from problem
-    graphs: list[Any] = [model.graph, *model.functions]
-    while graphs:
-        graph = graphs.pop()
-        tensors = list(getattr(graph, "initializer", ()))
+    for tensor in _tensors_of(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise BadFile(
+                f"{what} must contain its weights, got weights in other files. Save it as one file"
+            )
+
+
+def _tensors_of(model: Any) -> Iterator[Any]:
+    """All tensors of a model: weights of its graphs, and attributes of their nodes.
+
+    Graphs can be nested: a node such as an `If` has graphs among its attributes.
+    """
+    waiting: list[Any] = [model.graph, *model.functions]
+    while waiting:
+        graph = waiting.pop()
+        yield from getattr(graph, "initializer", ())  # a function has none
         for sparse in getattr(graph, "sparse_initializer", ()):
-            tensors += [sparse.values, sparse.indices]
+            yield sparse.values
+            yield sparse.indices
         for node in graph.node:
             for attribute in node.attribute:
-                graphs += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-                tensors += [*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])]
-        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
-            raise BadFile(
-                f"{what} must hold its weights itself, got some in files beside it; save it as "
-                f"one file"
-            )
+                waiting += attribute.graphs
+                yield from attribute.tensors
+                if attribute.HasField("g"):
+                    waiting.append(attribute.g)
+                if attribute.HasField("t"):
+                    yield attribute.t

@@ -1,4 +1,4 @@
-"""What a user hands over as a member of a ladder, as a torch module."""
+"""Turns the things that a user passes as members of a ladder into torch modules."""
 
 from __future__ import annotations
 
@@ -15,22 +15,34 @@ __all__ = ["wrapped"]
 
 
 def wrapped(thing: Any) -> Member | None:
-    """An estimator, the path of an `.onnx` file, `onnx:FILE?gives=...` or a function as a member;
-    None for others.
+    """Wrap something that computes as a member.
+
+    Args:
+        thing: an estimator, the path of an `.onnx` file, `onnx:FILE?gives=...`, or a function.
+
+    Returns:
+        The member; None for anything else.
 
     Raises:
-        InvalidArgument: a url, whose version only its user knows.
+        InvalidArgument: it is a url. Only the user knows the version of its model.
     """
-    if isinstance(thing, str) and thing.startswith(SPEC):
-        return onnx_of(thing)
-    if isinstance(thing, str) and thing.startswith(("http://", "https://")):
-        raise InvalidArgument(
-            f"{thing} must come with the version of its model: Endpoint({thing!r}, version='...')"
-        )
+    if isinstance(thing, str):
+        if thing.startswith(SPEC):
+            return onnx_of(thing)
+        if thing.startswith(("http://", "https://")):
+            raise InvalidArgument(
+                f"{thing} needs the version of its model. Use Endpoint({thing!r}, version='...')"
+            )
     if isinstance(thing, (str, Path)):
-        return OnnxFile(thing) if Path(thing).suffix == ".onnx" else None
-    if isinstance(thing, type):
+        if Path(thing).suffix == ".onnx":
+            return OnnxFile(thing)
         return None
-    if any(hasattr(thing, method) for method in METHODS):
-        return Estimator(thing)
-    return Function(thing) if callable(thing) else None
+    if isinstance(thing, type):  # a class is callable, but it is not a function of rows
+        return None
+    # An estimator may be callable too, so its methods come first.
+    for method in METHODS:
+        if hasattr(thing, method):
+            return Estimator(thing)
+    if callable(thing):
+        return Function(thing)
+    return None

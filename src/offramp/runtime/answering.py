@@ -1,9 +1,10 @@
-"""Answers for all rows of a data set, batch by batch, as columns: what `offramp run` prints and
-writes.
+"""Answers for all rows of a data set as columns, one value per row. `offramp run` prints and writes
+them.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,11 +35,11 @@ class AnsweredRows:
     """The answers for rows under a plan.
 
     Attributes:
-        plan: under which they were given.
+        plan: the plan.
         exits: names, shallow to deep.
-        columns: row, answer, exit, why and flagged, one value per row, and label where there are
-            any.
-        seconds: that the network took for all of them.
+        columns: row, answer, exit, why and flagged, one value per row; and label if the data has
+            labels.
+        seconds: the network took for all rows.
     """
 
     plan: Plan
@@ -50,16 +51,16 @@ class AnsweredRows:
         return len(self.columns["row"])
 
     def shares(self) -> dict[str, float]:
-        """By exit the share of rows that left there."""
+        """The share of rows that left at each exit, by name."""
         return {name: float((self.columns["exit"] == name).mean()) for name in self.exits}
 
     def reasons(self) -> dict[str, int]:
-        """By reason (gate, end, deadline, ...) how many rows left for it."""
-        why = self.columns["why"]
-        return {reason: int((why == reason).sum()) for reason in sorted(set(why.tolist()))}
+        """How many rows left for each reason (gate, end, deadline, ...)."""
+        names, counts = np.unique(self.columns["why"], return_counts=True)
+        return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
     def accuracy(self) -> float | None:
-        """The share of right answers; None without labels."""
+        """The share of right answers, 0 to 1; None without labels."""
         label = self.columns.get("label")
         if label is None:
             return None
@@ -78,12 +79,13 @@ class AnsweredRows:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the columns but the label as .npz or .csv. Raises BadFile."""
+        """Write the columns, except the labels, as .npz or .csv. Raises BadFile."""
         if Path(path).suffix == ".npz":
             arrays = {name: self.columns[name] for name in COLUMNS}
             write_arrays(path, to_document("answers", 1, {"plan": str(self.plan)}), arrays)
             return
-        lines = zip(*(self.columns[name].tolist() for name in COLUMNS), strict=True)
+        columns = [self.columns[name].tolist() for name in COLUMNS]
+        lines = zip(*columns, strict=True)  # one tuple per row
         write_csv(path, COLUMNS, lines, what="table of answers")
 
 
@@ -104,13 +106,13 @@ def answer_rows(
         plan: from `calibrate`, or set by hand.
         data: rows, as for `record`.
         batch_size: rows that run together.
-        deadline_ms: no segment starts that would end later than this after its batch began; such
-            answers carry no promise.
+        deadline_ms: milliseconds for each batch. A segment does not start if it would end later.
+            Answers cut short by a deadline have no promise.
         engine: as for `open`.
         progress: whether to draw a bar.
 
     Returns:
-        The answers of all rows in their order.
+        The answers of all rows, in the order of the data.
 
     Raises:
         BadData: the rows do not fit.
@@ -118,11 +120,12 @@ def answer_rows(
     """
     source = rows_for(network, data)
     with proposing(network.fronts.values()):
-        example = None  # rows, where an engine compiles for them or a deadline needs times
+        # Rows to open with: an engine compiles for them, and a deadline needs their times.
+        example = None
         if deadline_ms is not None or (engine != "torch" and not source.one_pass):
             example = next(source.batches(batch_size)).x
-        timed = None if deadline_ms is None else example
-        runner = open(network, plan, engine=engine, timing_rows=timed, example=example)
+        timing_rows = None if deadline_ms is None else example
+        runner = open(network, plan, engine=engine, timing_rows=timing_rows, example=example)
         columns, seconds = _columns(runner, source, batch_size, deadline_ms, progress)
     return AnsweredRows(plan, runner.topology.exits, columns, seconds)
 
@@ -131,22 +134,25 @@ def _columns(
     runner: Runner, source: Rows, size: int, deadline_ms: float | None, progress: bool
 ) -> tuple[dict[str, Array], float]:
     """Columns over all rows, and the seconds that the network took for them."""
-    total = None if source.length is None else -(-source.length // size)
-    chunks = list[dict[str, Array]]()
+    total = None  # batches, for the bar
+    if source.length is not None:
+        total = math.ceil(source.length / size)
+    chunks = dict[str, list[Array]]()
     seconds = 0.0
     for batch in track(source.batches(size), what="running", total=total, show=progress):
         start = time.perf_counter()
-        got = runner(batch.x, deadline_ms=deadline_ms)
+        outputs = runner(batch.x, deadline_ms=deadline_ms)
         seconds += time.perf_counter() - start
-        names = np.array(got.exits)
-        chunk = {
+        names = np.array(outputs.exits)
+        columns = {
             "row": batch.row,
-            "answer": got.logits.argmax(1).cpu().numpy(),
-            "exit": names[got.exit.cpu().numpy()],
-            "why": np.array(got.reasons()),
-            "flagged": got.flagged.cpu().numpy(),
+            "answer": outputs.logits.argmax(1).cpu().numpy(),  # [B, C] -> [B]
+            "exit": names[outputs.exit.cpu().numpy()],
+            "why": np.array(outputs.reasons()),
+            "flagged": outputs.flagged.cpu().numpy(),
         }
         if batch.y is not None:
-            chunk["label"] = batch.y
-        chunks.append(chunk)
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}, seconds
+            columns["label"] = batch.y
+        for name, values in columns.items():
+            chunks.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in chunks.items()}, seconds

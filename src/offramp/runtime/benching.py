@@ -1,6 +1,4 @@
-"""Wall-clock of a plan beside its bare parts and beside the plain network, interleaved in one
-run.
-"""
+"""Wall-clock times of a plan, its bare parts and the plain network, interleaved in one run."""
 
 from __future__ import annotations
 
@@ -21,17 +19,25 @@ from offramp.plans.plan import Plan
 from offramp.plans.schedule import alone, full_schedule
 from offramp.runtime.engine import Engine, engine_of
 from offramp.runtime.measuring import Ratio, interleaved, ratio
+from offramp.runtime.merging import picked
 from offramp.runtime.running import Runner
 from offramp.runtime.session import open
 
 
 @dataclass(frozen=True)
 class Line:
-    """One batch. Milliseconds are medians; ratios of medians come with a 90 % bootstrap interval.
+    """Timings of one batch. Milliseconds are medians; ratios have a 90 % bootstrap interval.
 
-    left: rows by exit. over_parts: run / its bare segments, exits and gates at the batch sizes that
-    remain (the prediction). over_plain: run / the plain network. same: the plain network / itself,
-    which shows the noise.
+    Attributes:
+        batch: rows.
+        left: rows that left at each exit.
+        run_ms: of the plan.
+        parts_ms: of its bare segments, exits and gates at the batch sizes that remain. This is the
+            prediction.
+        plain_ms: of the plain network.
+        over_parts: the plan / its bare parts.
+        over_plain: the plan / the plain network.
+        same: the plain network / itself, which shows the noise.
     """
 
     batch: int
@@ -46,7 +52,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Bench:
-    """Lines by batch, for the exits named."""
+    """The timings of a plan.
+
+    Attributes:
+        exits: their names, to which `Line.left` refers.
+        threads: of torch.
+        lines: one for each batch.
+    """
 
     exits: tuple[str, ...]
     threads: int
@@ -57,20 +69,14 @@ class Bench:
         return asdict(self)
 
     def __str__(self) -> str:
-        head = (
-            f"{'batch':>5}  {'left at ' + '/'.join(self.exits):<28} {'run':>9} "
-            f"{'predicted':>9} {'plain':>9}   "
-        )
-        rows = [
-            f"{head}run/predicted          run/plain              plain/plain ({self.threads} "
-            f"threads)"
-        ]
+        left_at = "left at " + "/".join(self.exits)
+        head = f"{'batch':>5}  {left_at:<28} {'run':>9} {'predicted':>9} {'plain':>9}   "
+        ratio_heads = "run/predicted          run/plain              plain/plain"
+        rows = [f"{head}{ratio_heads} ({self.threads} threads)"]
         for line in self.lines:
             left = "/".join(map(str, line.left))
-            times = " ".join(f"{ms:6.2f} ms" for ms in (line.run_ms, line.parts_ms, line.plain_ms))
-            ratios = "   ".join(
-                f"{value!s:<20}" for value in (line.over_parts, line.over_plain, line.same)
-            )
+            times = f"{line.run_ms:6.2f} ms {line.parts_ms:6.2f} ms {line.plain_ms:6.2f} ms"
+            ratios = f"{line.over_parts!s:<20}   {line.over_plain!s:<20}   {line.same!s:<20}"
             rows.append(f"{line.batch:>5}  {left:<28} {times}   {ratios}")
         return "\n".join(rows)
 
@@ -87,23 +93,27 @@ def bench(
     engine: str = "torch",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Bench:
-    """Time a plan on rows x [N, ...]: one line per batch size, and at batch 1 one line per exit
-    that rows leave at.
+    """Time a plan, and compare it with its bare parts and with the plain network.
 
     The plain network is its engine's bare call: see `plain_of`. Measure where nothing else runs.
 
     Args:
         network: in eval mode.
-        plan: what is timed.
-        x: rows, at least as many as the largest batch.
-        batches: sizes, one line each.
+        plan: to be timed.
+        x: rows [N, ...], at least as many as the largest batch.
+        batches: batch sizes. Each gives one line; batch 1 gives one line for each exit at which
+            rows leave.
         repeats: rounds; each runs every call once.
-        threads: of torch while it lasts; None leaves them as they are.
+        threads: of torch during the measurement; None leaves the number as it is.
         engine: where all of it runs, as for `open`.
-        clock: seconds; `time.process_time` on one thread leaves out what other programs took.
+        clock: seconds; `time.process_time` on one thread leaves out the time of other programs.
+
+    Returns:
+        The timings; print them for a table.
 
     Raises:
         BadData: there are fewer rows than a batch holds.
+        InvalidArgument: batches, repeats or threads are not counts.
     """
     batches = [require_count("batches", batch) for batch in batches]
     if not batches:
@@ -134,32 +144,30 @@ def _benched(
     count = count_of(rows)
     if not count or max(batches) > count:
         raise BadData(
-            f"there are {count} rows, expected at least {max(batches)}; give more rows or smaller "
-            f"batches"
+            f"x must have at least {max(batches)} rows for the largest batch, got {count}"
         )
     engine_stages: Sequence[EngineStage] = shelved.open(
         network, plan.schedule(network.topology), network.device()
     )
-    lines = []
+    lines = list[Line]()
     for batch in batches:
         if batch > 1:
-            picks = [_some(rows, slice(batch))]
+            examples = [picked(rows, slice(batch))]
         else:
-            picks = _one_per_exit(runner, rows)
-        lines += [
-            _line(network, runner, engine_stages, pick, repeats, shelved, clock) for pick in picks
-        ]
+            examples = _one_per_exit(runner, rows)
+        for example in examples:
+            lines.append(_line(network, runner, engine_stages, example, repeats, shelved, clock))
     return Bench(network.topology.exits, torch.get_num_threads(), tuple(lines))
 
 
-def _some(rows: State, which: slice) -> State:
-    return {name: value[which] for name, value in rows.items()}
-
-
 def _one_per_exit(runner: Runner, rows: State) -> list[State]:
-    exits = runner(given(_some(rows, slice(256)))).exit.tolist()
-    firsts = [exits.index(index) for index in sorted(set(exits))]
-    return [_some(rows, slice(first, first + 1)) for first in firsts]
+    """For each exit at which some of the first rows leave, a batch of the first such row."""
+    exits = runner(given(picked(rows, slice(256)))).exit.tolist()
+    batches = list[State]()
+    for index in sorted(set(exits)):
+        first = exits.index(index)
+        batches.append(picked(rows, slice(first, first + 1)))
+    return batches
 
 
 def _line(
@@ -174,15 +182,16 @@ def _line(
     x = given(rows)
     answers = runner(x)
     plain = plain_call(network, rows, engine)
-    # The plain network stands first and last: rounds go forwards and backwards, so that both have
-    # the same neighbours.
-    functions = bare(network, runner.plan, engine_stages, rows, engine)
-    calls = {"plain": plain, "run": lambda: runner(x), "parts": functions, "same": plain}
+    parts = bare(network, runner.plan, engine_stages, rows, engine)
+    # The plain network is first and last: rounds go forwards and backwards, so that both have the
+    # same neighbours.
+    calls = {"plain": plain, "run": lambda: runner(x), "parts": parts, "same": plain}
     times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
     ms = {name: float(np.median(values)) for name, values in times.items()}
+    left = torch.bincount(answers.exit, minlength=len(network.topology.exits))
     return Line(
         batch=len(answers.exit),
-        left=tuple(torch.bincount(answers.exit, minlength=len(network.topology.exits)).tolist()),
+        left=tuple(left.tolist()),
         run_ms=ms["run"],
         parts_ms=ms["parts"],
         plain_ms=ms["plain"],
@@ -195,21 +204,20 @@ def _line(
 def plain_of(
     network: Network, rows: State, engine: Engine
 ) -> Callable[[State], Callable[[], object]]:
-    """The plain network as its engine runs it bare: the user's last model behind its preprocessing,
-    no exits, no gates.
+    """The plain network as its engine runs it bare: the user's last model after its preprocessing,
+    without exits and gates.
 
-    Of a network with forks it is the dearest path, its segments called one after the other.
-
-    Nothing of ours is around the call: `session.run` on arrays, `infer` of a request, the module in
-    inference_mode.
+    For a network with forks it is the most expensive path, its segments called one after the other.
+    The call has no code of ours around it: it is `session.run` on arrays, `infer` of a request, or
+    the module in inference_mode.
 
     Args:
         network: whose last model it is.
-        rows: named inputs [B, ...] such as the call will be given.
+        rows: named inputs [B, ...] like those that the call will get.
         engine: where it runs.
 
     Returns:
-        A function that binds inputs, converted beforehand, and returns the call to time.
+        A function that converts and binds inputs, and returns the call to time.
     """
     plain = last_model(network)
     return engine.bare(plain, alone(plain.members[-1].name), rows)
@@ -223,39 +231,39 @@ def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], ob
 def bare(
     network: Network, plan: Plan, engine_stages: Sequence[EngineStage], rows: State, engine: Engine
 ) -> Callable[[], object]:
-    """The pieces of a plan on the rows that reach them, gathered beforehand: no choosing, no
-    compaction.
+    """The functions of a plan on the rows that reach them, without choosing and compaction.
+
+    The plan runs once, to note each function with its inputs. The call to time runs the noted
+    functions again.
 
     Args:
-        network: whose parts they are.
-        plan: what they were opened for.
-        parts: the stages of the plan, on an engine.
+        network: whose stages they are.
+        plan: for which they were opened.
+        engine_stages: the stages of the plan, on an engine.
         rows: named inputs [B, ...].
-        engine: of the parts.
+        engine: of the stages.
 
     Returns:
         The call to time.
     """
     ready: list[tuple[Callable[[State], State], State]] = []
 
-    def heard(function: Callable[[State], State]) -> Callable[[State], State]:
+    def noting(function: Callable[[State], State]) -> Callable[[State], State]:
         def call(state: State) -> State:
             ready.append((function, dict(state)))
             return function(state)
 
         return call
 
-    listening = [
-        replace(
-            engine_stage,
-            functions={kind: heard(function) for kind, function in engine_stage.functions.items()},
-        )
-        for engine_stage in engine_stages
-    ]
+    noting_stages = list[EngineStage]()
+    for engine_stage in engine_stages:
+        functions = {kind: noting(function) for kind, function in engine_stage.functions.items()}
+        noting_stages.append(replace(engine_stage, functions=functions))
     every: Sequence[EngineStage] = engine.open(
         network, full_schedule(network.topology), network.device()
     )
-    Runner(network, plan, listening, every, None, own_threads=engine.own_threads)(given(rows))
+    runner = Runner(network, plan, noting_stages, every, None, own_threads=engine.own_threads)
+    runner(given(rows))
 
     def call() -> object:
         with torch.inference_mode():

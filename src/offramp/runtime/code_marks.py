@@ -1,23 +1,22 @@
-"""A mark of the code that a network computes with, so that other code under the same names is
-noticed.
+"""Marks of the user's code in a network, so that changed code under the same names is noticed.
 
-The fingerprint of a network is about weights and names. Two functions of one name, or two classes
-with the same keys, may compute differently. So the bytecode of what the user wrote is hashed, of
-gates, exits, preprocessing and models: `forward` and `score`, the methods and functions that they
-call, the user's decorators around them, the constants in them, and the attributes and global values
-that they read, private ones too. An attribute or a global that the forward pass sets itself is a
-counter or a cache and does not count. Comments, docstrings, names of local variables, line numbers
-and methods that no forward pass names do not count. Bytecode depends on the version of Python:
-marks are compared only where Python, its -O flag, torch and the kind of marks are the same.
+The fingerprint of a network covers weights and names. Two functions with the same name, or two
+classes with the same keys, may compute differently. So the bytecode of the user's gates, exits,
+preprocessing and models is hashed: `forward` and `score`, the methods and functions that they call,
+the user's decorators around them, the constants in them, and the attributes and globals that they
+read, private ones too. An attribute or a global that the forward pass sets itself is a counter or a
+cache and does not count. Comments, docstrings, names of local variables, line numbers and methods
+that no forward pass names do not count either. Bytecode depends on the version of Python. Marks are
+therefore compared only if Python, its -O flag, torch and the version of the marks are the same.
 
-A forward pass enters a module by `forward` or `score`. From there on names are followed: whatever
-is called `scale` counts once any code that was reached says `scale`. So marks are made in rounds,
-each with the names of the last one, until no name is new.
+A forward pass enters a module by `forward` or `score`. From there names are followed: everything
+that is called `scale` counts as soon as any reached code names `scale`. So marks are made in
+rounds, each with the names of the last one, until there are no new names.
 
-Code of installed packages, and of offramp itself, does not count: an update would void every
-promise, though it computes the same. Of their layers in a model the numbers and texts count
-(`negative_slope`, `eps`), as its settings. docs/concepts/promises.md lists what is left to the
-probe.
+Code of installed packages, and of offramp itself, does not count. Otherwise an update would void
+every promise, although it computes the same. Of their layers in a model, the numbers and texts
+count as settings (`negative_slope`, `eps`). docs/concepts/promises.md lists changes that only the
+probe can notice.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ from offramp.runtime.bytecode import global_names, imported, names_in, operation
 
 PLAIN = (bool, int, float, complex, str, bytes, bytearray, range, slice, type(None), type(...))
 ENTRIES = ("forward", "score", "both", "__call__")  # where a forward pass enters modules
-# methods that Python calls itself, and no forward pass
+# methods that Python calls outside of a forward pass
 IMPLICIT = (
     "__init__",
     "__post_init__",
@@ -67,26 +66,25 @@ IMPLICIT = (
     "__init_subclass__",
 )
 BY_NAME = ("getattr", "vars", "__dict__", "methodcaller", "attrgetter", "__getattribute__")
-# modules of classes that call no method of the user's but those above
+# modules whose classes call only those of the user's methods that are listed above
 BASES = ("torch.nn.", "offramp.networks.nodes", "abc", "typing", "builtins", "enum", "collections")
 TORCHS = frozenset(vars(nn.Module()))  # torch's own attributes of a module, private ones among them
-LONGEST = 100_000  # entries of a container that are looked at
-DEEPEST = 100  # objects within objects that are looked at
+LONGEST = 100_000  # entries of a container that count
+DEEPEST = 100  # levels of objects within objects that count
 OURS = Path(__file__).resolve().parents[1]
-INSTALLED = [
-    Path(sysconfig.get_path(kind)).resolve()
-    for kind in ("stdlib", "platstdlib", "purelib", "platlib")
-]  # of which none holds what the user wrote
+SCHEMES = ("stdlib", "platstdlib", "purelib", "platlib")
+# folders without code of the user
+INSTALLED = [Path(sysconfig.get_path(scheme)).resolve() for scheme in SCHEMES]
 
 
 @dataclass
 class CodeReads:
-    """What the user's code in a network reads, and stands for now.
+    """The values that the user's code in a network reads, as they are now.
 
     Attributes:
         names: a table (of attributes or globals), a name in it, and the value.
         containers: lists, dicts and sets that are read, each with a copy.
-        tensors: that are plain attributes, globals or weights of modules that nothing registers.
+        tensors: plain attributes, globals, and weights of modules that are not registered.
     """
 
     names: list[tuple[Mapping[str, Any], str, Any]] = field(default_factory=list)
@@ -95,38 +93,38 @@ class CodeReads:
 
 
 def code_reads(network: Network) -> CodeReads:
-    """What the code that `code_marks` covers reads; of slots nothing is listed."""
-    found = CodeReads()
+    """The values that the code under `code_marks` reads, except for attributes in slots."""
+    reads = CodeReads()
     for module in _parts(network).values():
         _, walk = _walked(module)
-        found.names += walk.reads.names
-        found.containers += walk.reads.containers
-        found.tensors += walk.reads.tensors
-    return found
+        reads.names += walk.reads.names
+        reads.containers += walk.reads.containers
+        reads.tensors += walk.reads.tensors
+    return reads
 
 
 def refuse_hidden(network: Network) -> None:
-    """Raise BadNetwork where code reads a module or a parameter that no module registers.
+    """Raise BadNetwork if code reads a module or a parameter that no module registers.
 
-    Its weights would be in no fingerprint, would keep no training rows, and would not be saved,
-    moved or trained.
+    Its weights would not be in the fingerprint, and would not be saved, moved or trained.
     """
-    known = {id(one) for one in (*network.modules(), *network.parameters(), *network.buffers())}
+    registered = (*network.modules(), *network.parameters(), *network.buffers())
+    known = set(map(id, registered))
     for what, module in _parts(network).items():
         _, walk = _walked(module)
         for name, thing in walk.hidden:
             if id(thing) in known:
                 continue
-            kind = "module" if isinstance(thing, nn.Module) else "trainable tensor"
-            index = f"{what} reads the {kind} {name!r}"
             if isinstance(thing, nn.Module):
+                kind = "module"
                 way = "an attribute of a torch.nn.Module, nn.ModuleList or nn.ModuleDict"
             else:
+                kind = "trainable tensor"
                 way = "an nn.Parameter or, with register_buffer, a buffer of a torch.nn.Module"
             raise BadNetwork(
-                f"{index}, which no module registers: it is in a plain list, dict, closure, "
-                f"global or object. Its "
-                f"weights could not be saved or moved, nor its training rows known. Make it {way}."
+                f"{what} reads the {kind} {name!r}, which no module registers. It is in a plain "
+                "list, dict, closure, global or object, so its weights cannot be saved or moved, "
+                f"and its training rows are unknown. Make it {way}."
             )
 
 
@@ -134,21 +132,24 @@ def code_marks(network: Network) -> tuple[tuple[str, str], ...]:
     """Marks of the user's code, and of the settings of torch's layers, in every gate, exit,
     preprocessing and model.
 
-    By what they are of; where there is no such code or layer, there is no mark.
+    Returns:
+        Pairs of a description, such as "gate 'small'", and a mark. The first pair says with which
+        versions of Python and torch the marks can be compared. A part without such code or layers
+        has no mark.
     """
-    found = [(MADE_WITH, _made_with())]
+    marks = [(MADE_WITH, _made_with())]
     for what, module in _parts(network).items():
         mark = _mark(module)
         if mark is not None:
-            found.append((what, mark))
+            marks.append((what, mark))
         mark = _settings_mark(module)
         if mark is not None:
-            found.append((SETTINGS + what, mark))
-    return tuple(found)
+            marks.append((SETTINGS + what, mark))
+    return tuple(marks)
 
 
 def _parts(network: Network) -> dict[str, nn.Module]:
-    """Gates, exits, preprocessing and models by what they are."""
+    """Gates, exits, preprocessing and models, by a description for messages."""
     parts: dict[str, nn.Module] = {}
     for name, gate in network.gates.items():
         parts[f"gate {name!r}"] = gate
@@ -162,7 +163,7 @@ def _parts(network: Network) -> dict[str, nn.Module]:
 
 
 def _settings_mark(module: nn.Module) -> str | None:
-    """A mark of the numbers and texts of torch's layers within a module; None where it has none."""
+    """A mark of the numbers and texts of torch's layers in a module; None without such layers."""
     lines = []
     for name, part in module.named_modules():
         if type(part).__module__.startswith("torch.nn."):
@@ -171,14 +172,16 @@ def _settings_mark(module: nn.Module) -> str | None:
 
 
 def _made_with() -> str:
-    """What marks can be compared under."""
+    """The versions of Python, torch and marks, which must be equal when marks are compared."""
     optimized = f" -O{sys.flags.optimize}" if sys.flags.optimize else ""
     python = f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}{optimized}"
     return f"{python}, torch {torch.__version__}{MARKS}"
 
 
 def _hashed(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    """Sixteen hex digits over some lines."""
+    text = "\n".join(lines).encode("utf-8", "backslashreplace")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _settings(part: nn.Module) -> list[str]:
@@ -197,15 +200,16 @@ def _is_setting(value: object) -> bool:
 
 
 def _mark(module: nn.Module) -> str | None:
-    """Sixteen hex digits over the user's code in a module and in all modules within it; None
-    without such code.
-    """
+    """A mark of the user's code in a module and the modules within it; None without such code."""
     lines, _ = _walked(module)
     return _hashed(lines) if lines else None
 
 
 def _walked(module: nn.Module) -> tuple[list[str], _Walk]:
-    """What the user's code in a module says, and the last round that found it."""
+    """Texts of the user's code in a module, and the last round of the walk.
+
+    A round follows the names known before it, and finds new ones. The last round finds none.
+    """
     names = frozenset[str]()
     stored = frozenset[str]()
     while True:
@@ -218,18 +222,19 @@ def _walked(module: nn.Module) -> tuple[list[str], _Walk]:
 
 
 def _lines(module: nn.Module, walk: _Walk) -> list[str]:
+    """One text for each module within it that has code of the user."""
     lines = []
     for name, part in module.named_modules():
         if _users(type(part)):
             lines.append(f"{name}: {walk.object(part)}")
+        # Functions of the user in attributes: that of a `Scorer` or of a member, and a forward
+        # that replaces the one of the class.
         for key, value in sorted(vars(part).items()):
-            # The function of a `Scorer` or of a member, and a forward that stands before that of
-            # the class
             kind = type(part).__module__
             ours = kind.startswith("offramp.") and not key.startswith("_")
             ours = ours or (kind == "offramp.members.function" and key == "_function")
             if (ours or key == "forward") and callable(value) and not isinstance(value, nn.Module):
-                text = walk.told(value)
+                text = walk.text_of(value)
                 if text != _name(value):
                     lines.append(f"{name}.{key}: {text}")
     return lines
@@ -237,46 +242,54 @@ def _lines(module: nn.Module, walk: _Walk) -> list[str]:
 
 def _users(thing: Any) -> bool:
     """Whether a class or function was written by the user, and not installed with a package."""
-    module = sys.modules.get(getattr(thing, "__module__", None) or "")
+    module_name = getattr(thing, "__module__", None)
+    module = sys.modules.get(module_name or "")
     if isinstance(thing, FunctionType):
         file: str | None = thing.__code__.co_filename
     else:
         file = getattr(module, "__file__", None)
     if module is None and file is None:
-        known = getattr(thing, "__module__", None) or "builtins"
-        return not known.startswith(("builtins", "offramp.", "torch."))
+        return not (module_name or "builtins").startswith(("builtins", "offramp.", "torch."))
     if file is None:  # built into Python, or typed into a shell
-        return getattr(thing, "__module__", "") == "__main__"
+        return module_name == "__main__"
     return not _installed(file)
 
 
 @functools.lru_cache(maxsize=4096)
 def _installed(file: str) -> bool:
-    if file.startswith("<") and not file.startswith("<frozen"):  # typed, or made by exec
+    """Whether a file belongs to Python, to a package or to offramp."""
+    if file.startswith("<frozen"):
+        return True
+    if file.startswith("<"):  # typed, or made by exec
         return False
     path = Path(file).resolve()
-    places = {"site-packages", "dist-packages"}
-    return (
-        file.startswith("<frozen")
-        or not places.isdisjoint(path.parts)
-        or any(path.is_relative_to(index) for index in (OURS, *INSTALLED))
-    )
+    if "site-packages" in path.parts or "dist-packages" in path.parts:
+        return True
+    for folder in (OURS, *INSTALLED):
+        if path.is_relative_to(folder):
+            return True
+    return False
 
 
 class _Walk:
-    """Texts that say what code does; each function, class and object is told once, which also ends
-    circles.
+    """One round: turns the user's code and the values that it reads into texts.
+
+    Each function, class and object is written once, and by its number when it comes again. This
+    also ends cycles.
 
     Args:
-        root: the module whose code is walked; modules that are registered within it are told by
+        root: the module whose code is walked. Modules that are registered within it are written by
             their names.
-        known_names: that the code is known to say, from the round before.
-        known_stored: globals, and attributes of other objects, that the code is known to set.
+        known_names: names in the code that the rounds before have found.
+        known_stored: globals, and attributes of other objects, that the code sets, as far as the
+            rounds before have found them.
 
     Attributes:
-        names: that the code says, found in this round.
-        stored: what the code sets, found in this round.
-        reads: what it reads, found in this round.
+        names: names in the code that this round has found.
+        stored: globals and attributes set by the code that this round has found.
+        reads: values that the code reads.
+        hidden: modules and trainable tensors that are not registered, with the names under which
+            the code reads them.
     """
 
     def __init__(
@@ -287,26 +300,27 @@ class _Walk:
         self.names = set[str]()
         self.stored = set[str]()
         self.reads = CodeReads()
-        self.hidden: list[tuple[str, nn.Module | Tensor]] = []  # by the name under which it is read
-        self.name = ""
-        self.numbers: dict[int, int] = {}
-        self.kept: list[Any] = []  # so that no address is used twice
+        self.hidden: list[tuple[str, nn.Module | Tensor]] = []
+        self.name = ""  # under which the current value is read
+        self.numbers: dict[int, int] = {}  # of things written so far, by id
+        self.kept: list[Any] = []  # these things, so that no id is used twice
         self.depth = 0
         self.registered = {id(part): name for name, part in root.named_modules()}
         self.classes: dict[type, _Reach] = {}
 
     def named(self, name: str, thing: Any) -> str:
-        """What something computes that is read by this name."""
+        """The text of something that is read under this name."""
         before = self.name
         self.name = name
         try:
-            return self.told(thing)
+            return self.text_of(thing)
         finally:
             self.name = before
 
-    def told(self, thing: Any) -> str:
-        """What something computes, as far as the user wrote it."""
+    def text_of(self, thing: Any) -> str:
+        """The text of something: code of the user, a value, or the name of anything else."""
         thing = _undecorated(thing)
+        # Plain values are written out, however often they come.
         if isinstance(thing, enum.Enum):
             return f"{_name(type(thing))}.{thing.name}={thing.value!r}"
         if type(thing) in PLAIN:
@@ -321,6 +335,7 @@ class _Walk:
             return _numbers(thing)
         if isinstance(thing, ModuleType):
             return self._module(thing, self.known_names)
+        # Everything else is written once.
         if id(thing) in self.registered:
             return f"registered {self.registered[id(thing)]!r}"
         if id(thing) in self.numbers:
@@ -331,39 +346,32 @@ class _Walk:
             return _name(type(thing))
         self.depth += 1
         try:
-            return self._told_once(thing)
+            return self._text_once(thing)
         finally:
             self.depth -= 1
 
-    def _told_once(self, thing: Any) -> str:
+    def _text_once(self, thing: Any) -> str:
         if isinstance(thing, (tuple, list, frozenset, set, dict, MappingProxyType)):
             text = self._container(thing)
             return f"{text} {self._object(thing)}" if _users(type(thing)) else text
         if isinstance(thing, BuiltinFunctionType):
             owner = thing.__self__
-            if owner is None or isinstance(owner, ModuleType):
-                of = ""
-            else:
-                of = self.told(owner)
-            return f"{of}.{thing.__name__}"
+            owner_text = ""
+            if owner is not None and not isinstance(owner, ModuleType):
+                owner_text = self.text_of(owner)
+            return f"{owner_text}.{thing.__name__}"
         if isinstance(thing, functools.partial):
-            return (
-                f"partial({self.told(thing.func)}, {self.told(thing.args)}, "
-                f"{self.told(thing.keywords)})"
-            )
+            return f"partial({self._joined(thing.func, thing.args, thing.keywords)})"
         if isinstance(thing, functools.partialmethod):
-            return (
-                f"partialmethod({self.told(thing.func)}, {self.told(thing.args)}, "
-                f"{self.told(thing.keywords)})"
-            )
+            return f"partialmethod({self._joined(thing.func, thing.args, thing.keywords)})"
         if isinstance(thing, MethodType):
-            return f"method({self.told(thing.__func__)}, {self.told(thing.__self__)})"
+            return f"method({self._joined(thing.__func__, thing.__self__)})"
         if isinstance(thing, (staticmethod, classmethod)):
-            return f"{type(thing).__name__}({self.told(thing.__func__)})"
+            return f"{type(thing).__name__}({self.text_of(thing.__func__)})"
         if isinstance(thing, property):
-            return f"property({self.told(thing.fget)}, {self.told(thing.fset)})"
+            return f"property({self._joined(thing.fget, thing.fset)})"
         if isinstance(thing, functools.cached_property):
-            return f"property({self.told(thing.func)})"
+            return f"property({self.text_of(thing.func)})"
         if isinstance(thing, FunctionType):
             return self._function(thing) if _users(thing) else _name(thing)
         if isinstance(thing, type):
@@ -372,26 +380,33 @@ class _Walk:
             return self._hidden(thing)
         return self._object(thing)
 
+    def _joined(self, *things: Any) -> str:
+        return ", ".join(map(self.text_of, things))
+
     def object(self, thing: Any) -> str:
-        """A module that is registered: its class and its attributes."""
+        """The text of a registered module: its class and its attributes."""
         return self._object(thing)
 
     def _container(self, thing: Any) -> str:
         if type(thing) in (list, dict, set):
             self.reads.containers.append((thing, thing.copy()))
+        texts = list[str]()
         if isinstance(thing, (dict, MappingProxyType)):
-            entries = [
-                f"{self.told(key)}: {self.told(thing[key])}" for key in list(thing)[:LONGEST]
-            ]
-            return f"dict({', '.join(entries)})"
+            for key in list(thing)[:LONGEST]:
+                texts.append(f"{self.text_of(key)}: {self.text_of(thing[key])}")
+            return f"dict({', '.join(texts)})"
         if isinstance(thing, (set, frozenset)):
-            # in the order of their texts: that of a set is another one in each process
-            plain = [repr(one) if isinstance(one, PLAIN) else _name(type(one)) for one in thing]
-            return f"set({', '.join(sorted(plain)[:LONGEST])})"
+            for item in thing:
+                texts.append(repr(item) if isinstance(item, PLAIN) else _name(type(item)))
+            # Sorted, because the order of a set differs from process to process.
+            return f"set({', '.join(sorted(texts)[:LONGEST])})"
         kind = "tuple" if isinstance(thing, tuple) else "list"
-        return f"{kind}({', '.join(map(self.told, thing[:LONGEST]))})"
+        return f"{kind}({self._joined(*thing[:LONGEST])})"
 
     def _function(self, function: FunctionType) -> str:
+        """A function: its operations, and the values that it reads of globals, closure and
+        defaults.
+        """
         values = []
         free = function.__code__.co_freevars
         for name, cell in zip(free, function.__closure__ or (), strict=True):
@@ -407,15 +422,15 @@ class _Walk:
         for name, of_self in stored_by(code):
             if not of_self:
                 self.stored.add(name)
-        defaults = self.told(function.__defaults__), self.told(function.__kwdefaults__)
+        defaults = (self.text_of(function.__defaults__), self.text_of(function.__kwdefaults__))
         read = self._globals(code, function.__globals__)
         return f"function({operations(code)}, {read}, {values}, {defaults})"
 
     def _globals(self, code: CodeType, table: dict[str, Any]) -> list[str]:
-        """What a function reads by global names: the user's code and values; of modules what the
-        code names in them.
+        """The values that a function reads by global names. A module counts by the values in it
+        that the code names.
         """
-        found = []
+        texts = []
         named = frozenset(names_in(code))
         for name in global_names(code):
             if name in table and name not in self.known_stored:
@@ -425,21 +440,21 @@ class _Walk:
                     text = self._module(value, named)
                 else:
                     text = self.named(name, value)
-                found.append(f"{name}={text}")
+                texts.append(f"{name}={text}")
         for name in imported(code):
             module = sys.modules.get(name)
             if module is not None:
-                found.append(f"import {name}={self._module(module, named)}")
-        return found
+                texts.append(f"import {name}={self._module(module, named)}")
+        return texts
 
     def _module(self, module: ModuleType, names: Set[str]) -> str:
-        """A module by its name; one of the user's with the values in it that are named."""
+        """A module: its name, or if the user wrote it, the values in it that are named."""
         if _installed(getattr(module, "__file__", None) or "<frozen"):
             return module.__name__
         if id(module) in self.numbers:
             return f"#{self.numbers[id(module)]}"
         self.numbers[id(module)] = len(self.numbers)
-        found = []
+        texts = []
         for key, value in sorted(vars(module).items()):
             if key in names and not _is_dunder(key) and key not in self.known_stored:
                 self.reads.names.append((vars(module), key, value))
@@ -447,9 +462,9 @@ class _Walk:
                     text = self._module(value, names)
                 else:
                     text = self.named(key, value)
-                found.append(f"{key}={text}")
+                texts.append(f"{key}={text}")
         del self.numbers[id(module)]  # another function may name other values in it
-        return f"module({'; '.join(found)})"
+        return f"module({'; '.join(texts)})"
 
     def _reach(self, kind: type) -> _Reach:
         if kind not in self.classes:
@@ -458,26 +473,26 @@ class _Walk:
         return self.classes[kind]
 
     def _class(self, kind: type) -> str:
-        """What a class and the user's classes above it define, as far as a forward pass names
-        it.
+        """A class: the entries of it and of the user's classes above it that a forward pass
+        names.
         """
         reach = self._reach(kind)
-        found = []
-        for one in _own_classes(kind):
-            for key, value in sorted(vars(one).items()):
+        texts = []
+        for user_class in _user_classes(kind):
+            for key, value in sorted(vars(user_class).items()):
                 if not reach.has(key) or key == "_abc_impl":
                     continue
                 if _is_method(value) or not (_is_dunder(key) or key in reach.changing):
-                    self.reads.names.append((vars(one), key, value))
-                    found.append(f"{key}={self.named(key, value)}")
-        return f"class({'; '.join(found)})"
+                    self.reads.names.append((vars(user_class), key, value))
+                    texts.append(f"{key}={self.named(key, value)}")
+        return f"class({'; '.join(texts)})"
 
     def _object(self, thing: Any) -> str:
-        """The class of an object, and its attributes as far as a forward pass names them."""
+        """An object: its class, and the attributes that a forward pass names."""
         kind = type(thing)
         users = _users(kind)
         reach = self._reach(kind) if users else None
-        found = []
+        texts = []
         for key, value in sorted(_attributes(thing).items()):
             if _is_dunder(key) and key != "__wrapped__":
                 continue
@@ -493,22 +508,18 @@ class _Walk:
                 table = getattr(thing, "__dict__", {})
                 if key in table:
                     self.reads.names.append((table, key, value))
-                found.append(f"{key}={self.named(key, value)}")
-        if isinstance(thing, nn.Module):
+                texts.append(f"{key}={self.named(key, value)}")
+        # Buffers that are not saved are not in the fingerprint, so they count here.
+        if isinstance(thing, nn.Module) and reach is not None:
             for key in sorted(thing._non_persistent_buffers_set):
                 buffer = thing._buffers.get(key)
-                if (
-                    buffer is not None
-                    and reach is not None
-                    and reach.has(key)
-                    and key not in reach.changing
-                ):
-                    found.append(f"{key}={self.told(buffer)}")
-        name = self.told(kind) if users else _name(kind)
-        return f"object({name}, {'; '.join(found)})"
+                if buffer is not None and reach.has(key) and key not in reach.changing:
+                    texts.append(f"{key}={self.text_of(buffer)}")
+        name = self.text_of(kind) if users else _name(kind)
+        return f"object({name}, {'; '.join(texts)})"
 
     def _hidden(self, module: nn.Module) -> str:
-        """A module that no module registers: its weights, code and settings."""
+        """A module that is not registered: its weights, code and settings."""
         self.hidden.append((self.name, module))
         lines = []
         for name, part in module.named_modules():
@@ -522,33 +533,50 @@ class _Walk:
 
 
 class _Reach:
-    """What a forward pass may read on a class and its objects, and what it sets on them.
+    """The names that a forward pass may read on a class and its objects, and those that it sets.
 
-    Starting at `forward`, `score`, the operators that Python calls itself, and the names that other
-    code says, every name and text in a method that is reached counts. Below classes of packages,
-    whose methods call those of the user's by any name, all methods count, and so they do where the
-    code looks up attributes by texts that it computes.
+    This is a search. It starts at `forward`, `score`, the operators that Python calls itself, and
+    the names in other code. From every method that is reached, all names and texts in it are
+    reached as well. If the class is below a class of a package whose methods may call those of the
+    user by any name, all methods count. They also count if code looks up attributes by texts that
+    it computes.
+
+    Args:
+        kind: the class.
+        names: names in other code.
+
+    Attributes:
+        everything: whether all methods count.
+        module: whether it is a torch module.
+        reached: names that a forward pass may read.
+        changing: attributes of the object that reached methods set.
+        elsewhere: attributes of other objects, and globals, that reached methods set.
+        said: names in any method.
     """
 
     def __init__(self, kind: type, names: frozenset[str]) -> None:
-        own = _own_classes(kind)
-        others = [one for one in kind.__mro__ if not _users(one) and one is not object]
-        self.everything = not all(one.__module__.startswith(BASES) for one in others)
+        user_classes = _user_classes(kind)
+        others = [base for base in kind.__mro__ if not _users(base) and base is not object]
+        unknown = [base for base in others if not base.__module__.startswith(BASES)]
+        self.everything = bool(unknown)
         self.module = issubclass(kind, nn.Module)
         self.reached = set[str]()
         self.changing = set[str]()
-        self.elsewhere = set[str]()  # attributes of other objects, and globals, that methods set
+        self.elsewhere = set[str]()
+
+        # Where the search starts, and the functions behind each name.
         waiting = [*ENTRIES, *names]
-        for one in own:
-            waiting += [key for key in vars(one) if _is_dunder(key) and key not in IMPLICIT]
-        if self.everything:
-            for one in others:
-                if one is not nn.Module:
-                    waiting += _called_in(one)
         methods: dict[str, list[FunctionType]] = {}
-        for one in own:
-            for key, value in vars(one).items():
+        for user_class in user_classes:
+            for key, value in vars(user_class).items():
+                if _is_dunder(key) and key not in IMPLICIT:
+                    waiting.append(key)
                 methods.setdefault(key, []).extend(_functions(value))
+        if self.everything:
+            for base in others:
+                if base is not nn.Module:
+                    waiting += _called_in(base)
+
         while waiting:
             name = waiting.pop()
             if name in self.reached:
@@ -559,17 +587,17 @@ class _Reach:
             for function in methods.get(name, ()):
                 waiting += names_in(function.__code__)
                 for key, of_self in stored_by(function.__code__):
-                    (self.changing if of_self else self.elsewhere).add(key)
-        self.said = set[str]()  # by any method, for what is below classes of packages
+                    stored = self.changing if of_self else self.elsewhere
+                    stored.add(key)
+        self.said = set[str]()
         for functions in methods.values():
             for function in functions:
                 self.said.update(names_in(function.__code__))
         if not self.reached.isdisjoint(BY_NAME):
-            self.everything = self.everything or any(
-                not set(BY_NAME).isdisjoint(names_in(function.__code__))
-                for name in self.reached.intersection(methods)
-                for function in methods[name]
-            )
+            for name in self.reached.intersection(methods):
+                for function in methods[name]:
+                    if not set(BY_NAME).isdisjoint(names_in(function.__code__)):
+                        self.everything = True  # it looks up attributes by texts
 
     def has(self, key: str) -> bool:
         """Whether a forward pass may read this name on the class."""
@@ -589,25 +617,29 @@ class _Reach:
 
 @functools.lru_cache(maxsize=1024)
 def _called_in(kind: type) -> tuple[str, ...]:
-    """The names that the methods of a class say."""
-    found = set[str]()
+    """The names in the methods of a class."""
+    names = set[str]()
     for value in vars(kind).values():
         for function in _functions(value):
-            found.update(names_in(function.__code__))
-    return tuple(found)
+            names.update(names_in(function.__code__))
+    return tuple(names)
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
-    """The attributes of an object, those in slots among them."""
+    """The attributes of an object, also those in slots."""
     attributes: dict[str, Any] = {}
-    for one in type(thing).__mro__:
-        slots = vars(one).get("__slots__", ())
-        for key in [slots] if isinstance(slots, str) else list(slots):
+    for base in type(thing).__mro__:
+        slots = vars(base).get("__slots__", ())
+        if isinstance(slots, str):
+            slots = [slots]
+        for key in slots:
             if key not in ("__dict__", "__weakref__") and hasattr(thing, key):
                 attributes[key] = getattr(thing, key)
     table = getattr(thing, "__dict__", None)
     if isinstance(table, Mapping):
-        attributes.update((key, value) for key, value in table.items() if isinstance(key, str))
+        for key, value in table.items():
+            if isinstance(key, str):
+                attributes[key] = value
     return attributes
 
 
@@ -621,10 +653,9 @@ def _is_method(value: Any) -> bool:
 
 
 def _undecorated(thing: Any) -> Any:
-    """A function without decorators such as `torch.no_grad()`, whose own code belongs to others.
+    """A function without the decorators of packages, such as `torch.no_grad()`.
 
-    The user's decorators stay: what they compute counts, and the function within is in their
-    closure.
+    The user's decorators stay. Their code counts, and the decorated function is in their closure.
     """
     while callable(thing) and not isinstance(thing, type) and hasattr(thing, "__wrapped__"):
         if isinstance(thing, (FunctionType, MethodType)):
@@ -637,40 +668,42 @@ def _undecorated(thing: Any) -> Any:
 
 
 def _functions(value: Any) -> list[FunctionType]:
-    """The user's functions behind a method: itself, what it decorates, and those in its closure."""
-    found: dict[int, FunctionType] = {}
+    """The functions behind a method: itself, the function that it decorates, and those in its
+    closure.
+    """
+    functions: dict[int, FunctionType] = {}  # by id
     waiting = [value]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, property):
-            waiting += [one.fget, one.fset]
-        elif isinstance(one, (staticmethod, classmethod, MethodType)):
-            waiting.append(one.__func__)
+        thing = waiting.pop()
+        if isinstance(thing, property):
+            waiting += [thing.fget, thing.fset]
+        elif isinstance(thing, (staticmethod, classmethod, MethodType)):
+            waiting.append(thing.__func__)
         elif isinstance(
-            one, (functools.partial, functools.partialmethod, functools.cached_property)
+            thing, (functools.partial, functools.partialmethod, functools.cached_property)
         ):
-            waiting.append(one.func)
-        elif isinstance(one, FunctionType):
-            if id(one) in found:
+            waiting.append(thing.func)
+        elif isinstance(thing, FunctionType):
+            if id(thing) in functions:
                 continue
-            found[id(one)] = one
-            for cell in one.__closure__ or ():
+            functions[id(thing)] = thing
+            for cell in thing.__closure__ or ():
                 try:
                     waiting.append(cell.cell_contents)
                 except ValueError:  # not set yet
                     continue
-        if callable(one) and not isinstance(one, type) and hasattr(one, "__wrapped__"):
-            waiting.append(one.__wrapped__)
-    return list(found.values())
+        if callable(thing) and not isinstance(thing, type) and hasattr(thing, "__wrapped__"):
+            waiting.append(thing.__wrapped__)
+    return list(functions.values())
 
 
-def _own_classes(kind: type) -> list[type]:
-    """A class and those above it, as far as the user wrote them."""
-    return [one for one in kind.__mro__ if _users(one)]
+def _user_classes(kind: type) -> list[type]:
+    """A class and those above it that the user wrote."""
+    return [base for base in kind.__mro__ if _users(base)]
 
 
 def _numbers(value: Any) -> str:
-    """An array by its values."""
+    """The text of an array or a tensor: its type, its shape, and a hash of its values."""
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             return f"array {value.shape}"
@@ -683,8 +716,8 @@ def _numbers(value: Any) -> str:
 
 
 def _name(thing: Any) -> str:
-    """A name; of what the user wrote without its module, which is another one where it runs as a
-    script.
+    """The name of something. A name of the user's code comes without its module, because the module
+    has another name when it runs as a script.
     """
     name = getattr(thing, "__qualname__", type(thing).__name__)
     return name if _users(thing) else f"{getattr(thing, '__module__', '?')}.{name}"

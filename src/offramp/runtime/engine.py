@@ -1,10 +1,10 @@
-"""An engine by its text: the name of a file on the shelf, and after a colon what its `open` is
-asked for.
+"""Engines, and how a text names one: a file in `offramp/engines`, and options after a colon.
 
     torch     torch:bf16     torch:bf16,channels_last     onnxruntime:int8=digits[0:200]
 
 An option is a keyword argument of the engine: alone it is True, after `=` it has a text. Traces and
-plans carry the whole text: an option makes another engine, which voids a promise.
+plans store the whole text. A change of an option makes another engine, and a promise does not hold
+for another engine.
 """
 
 from __future__ import annotations
@@ -27,41 +27,53 @@ from offramp.plans.schedule import Schedule
 
 
 class Engine(abc.ABC):
-    """Contract of what runs segments. A file on the shelf holds one, and its name there is the
-    engine's.
+    """The contract of an engine, which runs segments. A file of `offramp/engines` has one engine,
+    and its name is that of the engine.
 
-    The keyword arguments of the constructor are the options; those that are given reach `options`.
-    Every method below but `open` has a default, and whoever uses an engine asks for nothing that
-    does not stand here.
+    The keyword arguments of the constructor are the options. Every method except `open` has a
+    default. Code that uses an engine relies on nothing else.
+
+    Args:
+        options: those that differ from their defaults, by name.
     """
 
     def __init__(self, **options: Any) -> None:
-        """Keep the options that differ from their defaults, by name."""
         self.options: dict[str, Any] = dict(sorted(options.items()))
 
     @abc.abstractmethod
     def open(
         self, network: Network, schedule: Schedule, device: torch.device
     ) -> tuple[EngineStage, ...]:
-        """One part per stage; an engine may join stages at which nothing is asked. Raises what it
-        refuses.
+        """Open a schedule.
+
+        Args:
+            network: in eval mode.
+            schedule: the stages to run.
+            device: where the network is.
+
+        Returns:
+            One stage of the engine per stage of the schedule. An engine may join a stage without an
+            open exit with the next one.
+
+        Raises:
+            InvalidArgument: the engine does not run on this device, or not with these options.
+            BadNetwork: the engine cannot run this network.
         """
 
     def bare(
         self, network: Network, schedule: Schedule, state: State
     ) -> Callable[[State], Callable[[], object]]:
-        """One node as its engine runs it bare, with nothing of ours around the call: the baseline
-        of timings.
+        """One node without any code of ours around the call. This is the baseline of timings.
 
-        By default the node's part itself, under inference_mode.
+        The default is the stage of the node itself, under inference_mode.
 
         Args:
             network: whose node it is.
-            schedule: of the one stage that is run.
-            state: named inputs [B, ...] such as it will be given.
+            schedule: with this stage alone.
+            state: named inputs [B, ...] like those that the call will get.
 
         Returns:
-            A function that binds inputs, converted beforehand, and returns the call to time.
+            A function that converts and binds inputs, and returns the call to time.
         """
         (engine_stage,) = self.open(network, schedule, network.device())
 
@@ -80,93 +92,110 @@ class Engine(abc.ABC):
         engine_stages: Sequence[EngineStage],
         rows: State,
     ) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
-        """A schedule lowered to one call on arrays, with gates, compaction and order inside.
+        """A whole schedule as one call on arrays, gates and compaction included.
 
-        By default an engine has none, and stages run one after the other.
+        By default an engine has no such call, and stages run one after the other.
 
         Args:
             network: whose schedule it is.
-            schedule: a chain with a gate that is open.
-            parts: its stages, opened on this engine and compiled.
-            rows: named inputs [B, ...] such as will be served.
+            schedule: a chain with an open gate.
+            engine_stages: its stages, opened on this engine and compiled.
+            rows: named inputs [B, ...] like those that will be served.
 
         Returns:
-            A function of named arrays that gives logits [B, C] and codes [B]: see `one_graph`.
+            A function of named arrays that returns logits [B, C] and codes [B]: see `one_graph`.
 
         Raises:
-            BadNetwork: it cannot be had; the sentence says why.
+            BadNetwork: the engine has no such call for this schedule; the message has the reason.
         """
         raise BadNetwork("this engine has no single graph for it")
 
     def version(self) -> str:
-        """What runs and in which version, for traces and plans; by default the name on the shelf.
+        """The name and version of the runtime, for traces and plans. By default this is the name of
+        the engine.
 
-        Raises MissingExtra when what it runs on is not installed.
+        Raises MissingExtra if the runtime is not installed.
         """
         return type(self).__module__.rpartition(".")[2]
 
     def marks(self) -> list[str]:
-        """What traces and plans remember of the options, in order; by default as they were
+        """The options as traces and plans store them, in order. By default this is how they were
         written.
         """
-        return [key if value is True else f"{key}={value}" for key, value in self.options.items()]
+        marks = list[str]()
+        for key, value in self.options.items():
+            marks.append(key if value is True else f"{key}={value}")
+        return marks
 
     @property
     def identity(self) -> str:
-        """What traces and plans remember: `version`, and the options by their `marks`. Raises
-        MissingExtra.
+        """The engine as traces and plans store it: `version`, and the `marks` of its options.
+        Raises MissingExtra.
         """
-        told = ",".join(self.marks())
-        return self.version() + (f":{told}" if told else "")
+        marks = self.marks()
+        if not marks:
+            return self.version()
+        return f"{self.version()}:{','.join(marks)}"
 
     @property
     def compiles(self) -> bool:
-        """Whether its parts are made when their first rows arrive."""
+        """Whether its stages are compiled when their first rows arrive."""
         return False
 
     @property
     def own_threads(self) -> bool:
-        """Whether it computes on other threads than torch (which had better not have woken its own
-        just before), and on copies of the weights.
+        """Whether it computes on threads and copies of the weights of its own, and not on those of
+        torch. Torch's threads then should not be woken before a call.
         """
         return False
 
     @property
     def trained_on(self) -> NDArray[np.uint64] | None:
-        """The digests of rows [n] that its options were set by, which promise nothing any more;
-        None without.
+        """The digests [n] of rows that set some of its options; None without such rows. These rows
+        count as training rows.
         """
         return None
 
 
 def engine_of(text: str) -> tuple[Engine, str]:
-    """An engine, and what traces and plans remember of it.
+    """Make an engine from a text.
 
-    Raises UnknownName for a name or an option that there is not, InvalidArgument for a value that
-    it does not take, MissingExtra when what it runs on is not installed.
+    Args:
+        text: such as "torch:bf16"; see the top of this file.
+
+    Returns:
+        The engine, and the text by which traces and plans store it.
+
+    Raises:
+        UnknownName: there is no such engine or option.
+        InvalidArgument: an option does not take this value.
+        MissingExtra: the runtime is not installed.
     """
-    name, _, asked = text.partition(":")
+    name, _, options_text = text.partition(":")
     kind = kind_of(name)
-    takes = inspect.signature(kind).parameters
-    known = [key for key, one in takes.items() if one.kind is one.KEYWORD_ONLY]
+    known = dict[str, inspect.Parameter]()
+    for key, parameter in inspect.signature(kind).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            known[key] = parameter
     options: dict[str, Any] = {}
-    for option in filter(None, asked.split(",")):
+    for option in filter(None, options_text.split(",")):
         key, equals, value = option.partition("=")
         if key not in known:
-            raise unknown(key, known, f"option of the engine {name!r}")
-        flag = takes[key].default is False
-        if flag == bool(equals) or (equals and not value):
-            raise InvalidArgument(
-                f"got the option {option!r} of {name}, expected {key if flag else key + '=...'}; "
-                f"write it so"
-            )
-        options[key] = True if flag else value
+            raise unknown(key, list(known), f"option of the engine {name!r}")
+        # An option with the default False stands alone; any other one needs a value.
+        is_flag = known[key].default is False
+        if is_flag and equals:
+            raise InvalidArgument(f"option {key} of {name} must have no value, got {option!r}")
+        if not is_flag and not value:
+            raise InvalidArgument(f"option {key} of {name} must have a value, got {option!r}")
+        options[key] = True if is_flag else value
     engine = kind(**options)
     return engine, engine.identity
 
 
 def kind_of(name: str) -> type[Engine]:
-    """The engine that a file on the shelf holds. Raises UnknownName."""
-    offered = vars(find_file("engines", name))
-    found: list[type[Engine]] = [offered[each] for each in offered["__all__"]]
-    return found[0]
+    """The class of an engine, by the name of its file. Raises UnknownName."""
+    module = vars(find_file("engines", name))
+    class_name = module["__all__"][0]
+    kind: type[Engine] = module[class_name]
+    return kind

@@ -48,7 +48,7 @@ from offramp.runtime.staleness import ChangeDetector
 
 Call = Callable[[State], State]
 Key = tuple[object, ...]
-# what a stage reads: name, type, shape of a row
+# the tensors that a stage reads: name, type, shape of a row
 Rows = tuple[tuple[str, torch.dtype, tuple[int | None, ...]], ...]
 Made = TypeVar("Made")
 Making = Callable[[EngineStage, State], Call]
@@ -68,7 +68,7 @@ def parts_of(
 
     Args:
         network: in eval mode, on the CPU.
-        schedule: what is to run.
+        schedule: the stages to run.
         device: of the network.
         engine: the engine's name, with everything that decides what `compiled` returns.
         compiled: turns a graph into a call.
@@ -106,9 +106,9 @@ def parts_of(
 
     def compiled_stage(number: int, engine_stage: EngineStage) -> EngineStage:
         def make(state: State) -> Call:
-            shapes = []
-            for name in read_by(engine_stage, state):
-                shapes.append((name, str(state[name].dtype), _shape(engine_stage, name, state)))
+            shapes = list[tuple[object, ...]]()
+            for name, dtype, shape in _rows_of(engine_stage, state):
+                shapes.append((name, str(dtype), shape))
             key = f"part {marks()} {engine_stage.stage.nodes} {engine_stage.writes} {shapes}"
 
             def write() -> Graph:
@@ -124,7 +124,7 @@ def parts_of(
     if engine_stages is None:
         engine_stages = [engine_stage for engine_stage, _ in stages_in_torch()]
         _remember(network, stages_key, engine_stages)
-    return tuple(compiled_stage(n, engine_stage) for n, engine_stage in enumerate(engine_stages))
+    return tuple(map(compiled_stage, range(len(engine_stages)), engine_stages))
 
 
 def _remember(network: Network, key: str, engine_stages: Sequence[EngineStage]) -> None:
@@ -286,8 +286,10 @@ def linked(schedule: Schedule, engine_stages: Sequence[EngineStage]) -> tuple[En
     for engine_stage in engine_stages:
         tensors[engine_stage.name] = (engine_stage.reads, engine_stage.writes)
     stages = schedule.linked(tensors).stages
-    pairs = zip(engine_stages, stages, strict=True)
-    return tuple(replace(engine_stage, stage=stage) for engine_stage, stage in pairs)
+    linked_stages = list[EngineStage]()
+    for engine_stage, stage in zip(engine_stages, stages, strict=True):
+        linked_stages.append(replace(engine_stage, stage=stage))
+    return tuple(linked_stages)
 
 
 def schedule_of(schedule: Schedule, engine_stages: Sequence[EngineStage]) -> Schedule:
@@ -310,8 +312,9 @@ def _passing(
     if joined:
         run = run.joined()
     for stage in run.stages:
-        pairs = [(as_planned[name], full[name]) for name in stage.nodes]
-        yield _as_one(stage, [planned for planned, _ in pairs]), pairs
+        planned = [as_planned[name] for name in stage.nodes]
+        whole = [full[name] for name in stage.nodes]
+        yield _as_one(stage, planned), list(zip(planned, whole, strict=True))
 
 
 def _by_name(engine_stages: Sequence[EngineStage]) -> dict[str, EngineStage]:
@@ -337,7 +340,7 @@ def _torch_parts(
 def _eager(network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
     """The stages in torch, which know the dimensions that follow the length of a text."""
     engine_stages = _torch_parts(network, schedule, device)
-    if not any(member.length for member in network.members):
+    if not _texts_of(network):
         return engine_stages
     free = compiled_of(network).once("free dims", lambda: free_dims(network, device))
     with_free = list[EngineStage]()
@@ -353,14 +356,15 @@ def free_dims(network: Network, device: torch.device) -> dict[str, tuple[int, ..
     The network runs on texts of several lengths. A dimension whose size differs between the runs
     follows the length.
     """
-    texts = {name for member in network.members for name in member.length}
     rows = trial_rows(network)
-    now = next(value.shape[1] for name, value in rows.items() if name in texts)
+    free = _texts_of(network)
+    texts = [name for name in rows if name in free]
+    now = rows[texts[0]].shape[1]
     engine_stages = _torch_parts(network, full_schedule(network.topology), device)
     runs = list[State]()
     for length in (now, now - 1, now + 1, now // 2, 2 * now):
         state = dict(rows)
-        for name in texts & rows.keys():
+        for name in texts:
             twice = torch.cat([rows[name], rows[name]], 1)  # [B, 2 T, ...]
             state[name] = twice[:, :length]
         with contextlib.suppress(BadData), torch.inference_mode():  # some models take few lengths
@@ -368,16 +372,28 @@ def free_dims(network: Network, device: torch.device) -> dict[str, tuple[int, ..
                 engine_stage.call(state)
             runs.append(state)
     first, *others = runs
-    return {name: _differing(name, value, others) for name, value in first.items()}
+    dims = dict[str, tuple[int, ...]]()
+    for name, value in first.items():
+        dims[name] = _differing(name, value, others)
+    return dims
+
+
+def _texts_of(network: Network) -> set[str]:
+    """The inputs whose length is free."""
+    texts = set[str]()
+    for member in network.members:
+        texts.update(member.length)
+    return texts
 
 
 def _differing(name: str, value: torch.Tensor, others: Sequence[State]) -> tuple[int, ...]:
     """The dimensions after the batch in which a tensor has other sizes in other runs."""
     dims = list[int]()
     for dim in range(1, value.dim()):
-        sizes = {other[name].shape[dim] for other in others}
-        if sizes - {value.shape[dim]}:
-            dims.append(dim)
+        for other in others:
+            if other[name].shape[dim] != value.shape[dim]:
+                dims.append(dim)
+                break
     return tuple(dims)
 
 
@@ -407,10 +423,7 @@ class _CompiledStage(CompiledPiece):
         self.sealed = False
 
     def __call__(self, state: State) -> State:
-        names = read_by(self.engine_stage, state)
-        key: Rows = tuple(
-            (name, state[name].dtype, _shape(self.engine_stage, name, state)) for name in names
-        )
+        key = _rows_of(self.engine_stage, state)
         call = self.calls.get(key)
         if call is None:
             if self.sealed:
@@ -425,7 +438,7 @@ class _CompiledStage(CompiledPiece):
 
     def compiled_for(self) -> list[dict[str, Wanted]]:
         """What this stage reads, by name, for each kind of rows that it was compiled for."""
-        return [_wanted(key) for key in self.calls]
+        return list(map(_wanted, self.calls))
 
     def on_arrays(self) -> OnArrays | None:
         """The call on NumPy arrays. None if the engine has no such call, or if the stage was
@@ -437,14 +450,15 @@ class _CompiledStage(CompiledPiece):
         run = getattr(call, "run", None)
         if run is None:
             return None
-        return OnArrays(call.reads, call.writes, run, inputs_of(_wanted(key)))  # type: ignore[attr-defined]
+        inputs = inputs_of(_wanted(key))
+        return OnArrays(call.reads, call.writes, run, inputs)  # type: ignore[attr-defined]
 
     def _refusal(self, key: Rows) -> str:
         known: Rows = next(iter(self.calls), ())
         return (
             f"segment {self.engine_stage.name!r} was compiled for rows of "
-            f"{_in_words(known) or 'no kind'}, got {_in_words(key)}; nothing "
-            "is compiled while serving: open the network again with example=such rows"
+            f"{_in_words(known) or 'no kind'}, got {_in_words(key)}. Nothing is compiled while "
+            "serving. Use open(..., example=x) with rows like these"
         )
 
 
@@ -461,13 +475,23 @@ def _in_words(key: Rows) -> str:
     return ", ".join(kinds)
 
 
+def _rows_of(engine_stage: EngineStage, state: State) -> Rows:
+    """Names, types and shapes of the rows that a stage reads from a state."""
+    rows = list[tuple[str, torch.dtype, tuple[int | None, ...]]]()
+    for name in read_by(engine_stage, state):
+        rows.append((name, state[name].dtype, _shape(engine_stage, name, state)))
+    return tuple(rows)
+
+
 def _shape(engine_stage: EngineStage, name: str, state: State) -> tuple[int | None, ...]:
     """The shape of a row; None for a dimension that follows the length of a text."""
-    shape = tuple(state[name].shape[1:])
     free = engine_stage.free.get(name)
     if not free:
-        return shape
-    return tuple(None if dim in free else size for dim, size in enumerate(shape, 1))
+        return tuple(state[name].shape[1:])
+    shape = list[int | None](state[name].shape)
+    for dim in free:  # dimension 0 is the batch
+        shape[dim] = None
+    return tuple(shape[1:])
 
 
 @dataclass(frozen=True)
@@ -519,7 +543,7 @@ def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Compiled) 
     in torch, on up to four rows.
     """
     rows = {name: value[:4].clone() for name, value in state.items()}
-    (node, full), *others = pairs
+    (node, full), *others = pairs  # the first pair, and those that follow
     graph = _graph(node, full, rows, kept)
     for following, full in others:
         with torch.no_grad():
@@ -537,8 +561,7 @@ def _graph(engine_stage: EngineStage, full: EngineStage, state: State, kept: Com
             full = engine_stage
             break
     reads = read_by(full, state)
-    shapes = [(name, state[name].dtype, _shape(full, name, state)) for name in reads]
-    key = ("graph", engine_stage.name, *full.writes, *shapes)
+    key = ("graph", engine_stage.name, *full.writes, *_rows_of(full, state))
     graph: Graph = _once(kept, key, full, lambda: written(full, reads, state))
     if full.writes == engine_stage.writes:
         return graph

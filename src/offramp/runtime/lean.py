@@ -1,12 +1,11 @@
-"""The loop of a chain on NumPy arrays, for engines that take arrays: what a small batch waits for,
-and no more.
+"""A fast loop over a chain of stages, on NumPy arrays, for engines that take arrays.
 
-`Runner._walk` serves every schedule and every engine. At batch 1 on a small network its tensors,
-dictionaries and checks take longer than the network itself. This loop does the same for the usual
-case: a chain, rows of the shapes that were compiled, no deadline. For all else it gives None, and
-the Runner walks.
+`Runner._walk` serves every schedule and every engine. At batch 1 on a small network, its tensors,
+dictionaries and checks take longer than the network itself. The loop here computes the same for the
+common case: a chain, rows of the compiled shapes, no deadline. In all other cases it returns None,
+and the Runner uses `_walk`.
 
-Shapes: B rows handed in, n rows still here, C classes.
+Shapes: B rows in x, n rows still on their way, C classes.
 """
 
 from __future__ import annotations
@@ -31,46 +30,57 @@ from offramp.runtime.outputs import GATE, Outputs, RowNumbers, Unpacked
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]  # of a row; None where it follows the length of a text
-# what is read, by name -> what is given, in order
+# the arrays that are read, by name -> the arrays that are written, in order
 Run = Callable[[Mapping[str, Array]], Sequence[Array]]
 
 
 class CompiledPiece(abc.ABC):
-    """A function of an engine's stage that is compiled for the shapes and types of rows that
-    arrive.
-    """
+    """A function of a stage that is compiled for the shapes and types of the rows that arrive."""
 
     @abc.abstractmethod
     def __call__(self, state: State) -> State:
-        """The named tensors that it gives."""
+        """The named tensors that it writes."""
 
     @abc.abstractmethod
     def seal(self) -> None:
-        """From here on nothing is compiled: rows of other shapes are refused."""
+        """Compile nothing from now on. Rows of other shapes raise an error."""
 
     @abc.abstractmethod
     def compiled_for(self) -> list[dict[str, Wanted]]:
-        """By name what it reads, once for each kind of rows that it was compiled for."""
+        """What it reads, by name; once for each kind of rows that it was compiled for."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The type and the shape of the rows that were compiled for."""
+    """The type and shape of rows for which a stage was compiled.
+
+    Attributes:
+        dtype: of the rows.
+        shape: of a row; None for a dimension of any size.
+    """
 
     dtype: torch.dtype
     shape: Shape
 
     def fits(self, dtype: torch.dtype, shape: Sequence[int]) -> bool:
-        """Whether rows of this type and shape were compiled for."""
+        """Whether rows have this type and shape."""
         if dtype != self.dtype or len(shape) != len(self.shape):
             return False
-        return all(size is None or size == got for size, got in zip(self.shape, shape, strict=True))
+        for wanted, size in zip(self.shape, shape, strict=True):
+            if wanted is not None and wanted != size:
+                return False
+        return True
 
 
 @dataclass(frozen=True)
 class OnArrays:
-    """What an engine's stage computes, on NumPy arrays: `reads` by name in, `writes` in order
-    out.
+    """A stage as a function of NumPy arrays.
+
+    Attributes:
+        reads: names of the arrays that it reads.
+        writes: names of the arrays that it returns, in order.
+        run: the function.
+        inputs: types and shapes of the network's inputs among `reads`.
     """
 
     reads: tuple[str, ...]
@@ -81,28 +91,26 @@ class OnArrays:
 
 @runtime_checkable
 class ArrayFunction(Protocol):
-    """A function of an engine's stage that can be run on arrays as well."""
+    """A function of a stage that also runs on arrays."""
 
     def on_arrays(self) -> OnArrays | None:
-        """The call on arrays; None where there is none, or where it is compiled for several
-        shapes.
-        """
+        """The function of arrays; None if there is none, or if it has several shapes."""
 
 
 @dataclass(frozen=True)
 class _LeanStep:
-    """A stage of the chain, with all that the loop needs of it at hand.
+    """A stage of the chain, prepared for the loop.
 
     Attributes:
-        run: what it computes.
-        reads: names of what `run` is given.
-        score: where among its results the score is; -1 without a gate.
-        threshold: scores from here on leave; never +inf, which closes a gate.
-        logits: where among its results the answer is; -1 without one.
-        exit_index: the number of its exit; -1 without one.
-        keeps: names of what later stages read of its results, and where among them it is.
-        carries: names of all that later stages read.
-        why: why rows are answered that end here; -1 where none do.
+        run: the function of the stage.
+        reads: names of the arrays that `run` reads.
+        score: position of the score among its results; -1 without a gate.
+        threshold: rows with this score or a larger one leave. Never +inf, which closes a gate.
+        logits: position of the answer among its results; -1 without an exit.
+        exit_index: the number of its exit; -1 without an exit.
+        keeps: the results that later stages read: their names and positions.
+        carries: names of all arrays that later stages read.
+        why: the reason of rows that end here; -1 if rows go on.
     """
 
     run: Run
@@ -117,67 +125,97 @@ class _LeanStep:
 
 
 def lean_chain(topology: Topology, engine_stages: Sequence[EngineStage]) -> LeanChain | None:
-    """The loop over these stages; None where it cannot be had: forks, several shapes, or no
-    arrays.
+    """Make the loop over some stages.
+
+    Args:
+        topology: of the network.
+        engine_stages: of a schedule, opened on an engine.
+
+    Returns:
+        The loop. None if the network has forks, if stages were compiled for several shapes, or if
+        the engine does not run on arrays.
     """
     if not topology.is_chain or topology.defaults:
         return None
-    found = list[OnArrays]()
+    functions = list[OnArrays]()
     inputs = dict[str, Wanted]()
     for engine_stage in engine_stages:
-        (function, *others) = engine_stage.functions.values()
-        if isinstance(function, ArrayFunction):
-            on_arrays = function.on_arrays()
-        else:
-            on_arrays = None
-        if others or on_arrays is None or not expected(engine_stage.stage):
+        on_arrays = _array_function(engine_stage)
+        if on_arrays is None:
             return None
-        if any(inputs.get(name, wanted) != wanted for name, wanted in on_arrays.inputs.items()):
-            return None
-        inputs.update(on_arrays.inputs)
-        found.append(on_arrays)
+        for name, wanted in on_arrays.inputs.items():
+            if inputs.setdefault(name, wanted) != wanted:  # two stages want different shapes
+                return None
+        functions.append(on_arrays)
     if not inputs:
         return None
+    # Each stage must lead to the next one, and the last one to the end.
     following = [engine_stage.name for engine_stage in engine_stages[1:]]
+    following.append(LEAVE)
     steps = list[_LeanStep]()
-    for engine_stage, one, after in zip(engine_stages, found, [*following, LEAVE], strict=True):
+    for engine_stage, on_arrays, after in zip(engine_stages, functions, following, strict=True):
         if engine_stage.stage.edges[-1].to != after:
             return None
-        steps.append(_step(topology, engine_stage, one, tuple(inputs)))
+        steps.append(_step(topology, engine_stage, on_arrays, tuple(inputs)))
     return LeanChain(steps, inputs, topology.exits)
 
 
+def _array_function(engine_stage: EngineStage) -> OnArrays | None:
+    """The only function of a stage as a function of arrays; None if the loop cannot use it."""
+    function, *others = engine_stage.functions.values()
+    if others or not isinstance(function, ArrayFunction) or not expected(engine_stage.stage):
+        return None
+    return function.on_arrays()
+
+
 def expected(stage: Stage) -> bool:
-    """Whether rows leave here by one score, or all go on, or all end."""
+    """Whether a stage is usual: rows leave here by one score, or all go on, or all end."""
     if not stage.gate:
         return len(stage.edges) == 1
     return len(stage.edges) == 2 and stage.edges[0].to == LEAVE and stage.exit
 
 
 def _step(
-    topology: Topology, engine_stage: EngineStage, one: OnArrays, inputs: Sequence[str]
+    topology: Topology, engine_stage: EngineStage, on_arrays: OnArrays, inputs: Sequence[str]
 ) -> _LeanStep:
     stage = engine_stage.stage
-    columns = {name: index for index, name in enumerate(one.writes)}
+    positions = {name: index for index, name in enumerate(on_arrays.writes)}
     carries = list[str]()
+    keeps = list[tuple[str, int]]()
     for name in stage.edges[-1].carries:
-        carries += inputs if name == INPUT else [name]
+        if name == INPUT:  # stands for all inputs
+            carries += inputs
+        else:
+            carries.append(name)
+    for name in carries:
+        if name in positions:
+            keeps.append((name, positions[name]))
+    score = -1
+    threshold = 0.0
+    if stage.gate:
+        score = positions[stage.name + SCORE]
+        threshold = float(np.float32(stage.thresholds[0]))
     return _LeanStep(
-        run=one.run,
-        reads=one.reads,
-        score=columns[stage.name + SCORE] if stage.gate else -1,
-        threshold=float(np.float32(stage.thresholds[0])) if stage.gate else 0.0,
-        logits=columns.get(stage.name + LOGITS, -1),
+        run=on_arrays.run,
+        reads=on_arrays.reads,
+        score=score,
+        threshold=threshold,
+        logits=positions.get(stage.name + LOGITS, -1),
         exit_index=topology.exit_index(stage.name) if stage.exit else -1,
-        keeps=tuple((name, columns[name]) for name in carries if name in columns),
+        keeps=tuple(keeps),
         carries=tuple(carries),
         why=WHY.index(stage.why) if stage.last else -1,
     )
 
 
 class LeanChain:
-    """A chain of stages as a loop on arrays. `chain(x)` -> Outputs, or None for what the Runner has
-    to look at.
+    """A chain of stages as a loop on arrays. `chain(x)` returns Outputs, or None for rows that need
+    the general loop of the Runner.
+
+    Args:
+        steps: the stages, in order.
+        inputs: types and shapes of the inputs, by name.
+        exits: names of the exits of the network.
     """
 
     def __init__(
@@ -186,23 +224,26 @@ class LeanChain:
         self._steps = tuple(steps)
         self.exits = exits
         self._inputs = dict(inputs)
-        self._only = None
+        # NumPy type and row shape, if there is a single input of one shape: the fastest check.
+        self._only: tuple[np.dtype[Any], Shape] | None = None
         if tuple(inputs) == (INPUT,) and None not in inputs[INPUT].shape:
             wanted = inputs[INPUT]
-            self._only = torch.empty(0, dtype=wanted.dtype).numpy().dtype, wanted.shape
+            self._only = (torch.empty(0, dtype=wanted.dtype).numpy().dtype, wanted.shape)
 
     def __call__(self, x: Any) -> Outputs | None:
-        """Answers for x [B, ...]. Raises whatever the engine raises."""
+        """The Outputs for x [B, ...]. Raises whatever the engine raises."""
         state = self.bound(x)
         if state is None:
             return None
         count = len(next(iter(state.values())))
         if count == 1:
             return self._one(state)
-        return self._several(state, count) if count else None
+        if not count:
+            return None
+        return self._several(state)
 
     def bound(self, x: Any) -> dict[str, Array] | None:
-        """The inputs as arrays by name; None unless they are just what was compiled for."""
+        """The inputs as arrays by name. None if they have other types or shapes than compiled."""
         if self._only is not None:
             array = _plain_array(x)
             dtype, shape = self._only
@@ -220,34 +261,33 @@ class LeanChain:
             if not wanted.fits(torch.from_numpy(array[:0]).dtype, array.shape[1:]):
                 return None
             state[name] = array
-        return state if len({len(array) for array in state.values()}) == 1 else None
+        counts = set(map(len, state.values()))
+        return state if len(counts) == 1 else None
 
     def _one(self, state: dict[str, Array]) -> Outputs:
-        """A batch of one row: scores are compared as Python's floats."""
+        """A batch of one row. Its scores are compared as Python floats, which is fastest."""
         bad: tuple[tuple[RowNumbers, Any], ...] = ()
         for step in self._steps:
-            found = step.run({name: state[name] for name in step.reads})
+            results = step.run({name: state[name] for name in step.reads})
             if step.score >= 0:
-                score = found[step.score].item()
+                score = results[step.score].item()
                 if score >= step.threshold:  # `choose`, for a threshold below +inf
-                    return Unpacked(
-                        found[step.logits], ((None, step.exit_index),), GATE, bad, self.exits
-                    )
-                if score != score:
+                    passed = ((None, step.exit_index),)
+                    return Unpacked(results[step.logits], passed, GATE, bad, self.exits)
+                if score != score:  # NaN
                     bad = ((None, np.True_),)
             elif step.why >= 0:
-                return Unpacked(
-                    found[step.logits], ((None, step.exit_index),), step.why, bad, self.exits
-                )
+                passed = ((None, step.exit_index),)
+                return Unpacked(results[step.logits], passed, step.why, bad, self.exits)
             for name, index in step.keeps:
-                state[name] = found[index]
+                state[name] = results[index]
         raise AssertionError("a chain ends in a stage that answers")
 
-    def _several(self, state: dict[str, Array], count: int) -> Outputs | None:
+    def _several(self, state: dict[str, Array]) -> Outputs | None:
         """A batch of several rows.
 
-        The answers of a stage are written for all rows that are still here; those of the rows that
-        go on are written over by later stages. So rows that leave are never gathered.
+        A stage writes its answers for all rows that are still on their way. Later stages overwrite
+        those of the rows that go on. So rows that leave are never gathered.
         """
         logits: Array | None = None  # [B, C]
         rows: RowNumbers = None
@@ -255,19 +295,20 @@ class LeanChain:
         bad = list[tuple[RowNumbers, Any]]()
         why = GATE
         for step in self._steps:
-            found = step.run({name: state[name] for name in step.reads})
-            ends = step.why >= 0
-            later: Any = None
+            results = step.run({name: state[name] for name in step.reads})
+            ends = step.why >= 0  # whether all rows end here
+            later: Any = None  # positions of the rows that go on; None without a gate
             if step.score >= 0:
-                scores = found[step.score]  # [n]
+                scores = results[step.score]  # [n]
                 later = staying(scores, step.threshold)
                 if len(later):
                     nan = np.isnan(scores)
                     if nan.any():
                         bad.append((rows, nan))
                 ends = not len(later)
+            # Some rows are answered here.
             if ends or (later is not None and len(later) < len(scores)):
-                answers = found[step.logits]
+                answers = results[step.logits]  # [n, C]
                 if logits is None and rows is None:
                     logits = answers
                 elif (
@@ -275,7 +316,7 @@ class LeanChain:
                     or answers.dtype != logits.dtype
                     or answers.shape[1] != logits.shape[1]
                 ):
-                    return None
+                    return None  # exits with answers of different types or sizes
                 else:
                     logits[rows] = answers
                 passed.append((rows, step.exit_index))
@@ -283,7 +324,8 @@ class LeanChain:
                     why = step.why if step.score < 0 else GATE
                     return Unpacked(logits, passed, why, bad, self.exits)
             for name, index in step.keeps:
-                state[name] = found[index]
+                state[name] = results[index]
+            # Gather the rows that go on.
             if later is not None and len(later) < len(scores):
                 state = {name: state[name][later] for name in step.carries}
                 rows = later if rows is None else rows[later]
@@ -291,24 +333,25 @@ class LeanChain:
 
 
 def staying(scores: Array, threshold: float) -> NDArray[np.int64]:
-    """The rows of scores [n] that do not leave: `choose` for one score a row and a threshold below
-    +inf.
+    """The positions of rows that do not leave, for scores [n] and a threshold below +inf.
+
+    This is `choose` for one score a row. A row whose score is NaN stays.
     """
     return np.flatnonzero(~(scores >= np.float32(threshold)))
 
 
 def _plain_array(x: Any) -> Array | None:
-    """An array, or the memory of a plain tensor on the CPU; None for all else."""
+    """An array, or the memory of a plain tensor on the CPU; None for anything else."""
     if type(x) is np.ndarray:
         return x
     if type(x) is not Tensor:
         return None
     try:
         return x.numpy()
-    except (RuntimeError, TypeError):  # it needs a gradient, or lies on another device
+    except (RuntimeError, TypeError):  # it needs a gradient, or is on another device
         return None
 
 
 def inputs_of(reads: Mapping[str, Wanted]) -> dict[str, Wanted]:
-    """Of what a stage reads the inputs."""
+    """The inputs of the network among the tensors that a stage reads."""
     return {name: wanted for name, wanted in reads.items() if is_input(name)}

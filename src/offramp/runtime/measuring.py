@@ -1,9 +1,11 @@
-"""MACs and milliseconds of parts. Timings are medians of interleaved repeats; ratios carry a
-bootstrap interval.
+"""Measures MACs and milliseconds of the parts of a network.
+
+Timings are medians of interleaved repeats. Ratios of timings come with a bootstrap interval.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +21,15 @@ from offramp.networks.members import outside_torch
 from offramp.networks.network import EngineStage
 from offramp.networks.taps import listening
 
-SIZES = (1, 4, 16, 64)
+SIZES = (1, 4, 16, 64)  # batch sizes at which parts are timed
+WARMUPS = 2  # forwards before those that count
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def macs(call: Callable[[], object]) -> float:
-    """Multiply-adds of convolutions and matrix products in one call (element-wise work counts
-    nothing).
+    """Multiply-adds of convolutions and matrix products in one call. Element-wise operations do not
+    count.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
@@ -40,18 +43,25 @@ def interleaved(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Array]:
-    """Milliseconds [repeats] of each call; every round runs all of them once, so that drift hits
-    all alike.
+    """Time several calls in rounds. Every round runs each call once, so drift affects all equally.
 
-    clock: seconds; `time.process_time` on one thread leaves out what other programs took.
+    Args:
+        calls: by name.
+        repeats: rounds. Every second round runs the calls in reverse order.
+        warmup: how often each call runs before, without being timed.
+        clock: seconds; `time.process_time` on one thread leaves out the time of other programs.
+
+    Returns:
+        Milliseconds [repeats] of each call, by name.
     """
     for call in calls.values():
         for _ in range(warmup):
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls.items())
-    for turn in range(repeats):
-        for name, call in order if turn % 2 == 0 else reversed(order):
+    for number in range(repeats):
+        in_turn = order if number % 2 == 0 else order[::-1]
+        for name, call in in_turn:
             start = clock()
             call()
             _wait()
@@ -72,24 +82,46 @@ class Ratio:
 
 
 def ratio(above: Array, below: Array, *, seed: int = 0, draws: int = 1000) -> Ratio:
-    """Median(above) / median(below) over paired repeats; the pairs are drawn again, so that drift
-    cancels.
+    """Median(above) / median(below) of paired repeats, with a bootstrap interval.
+
+    The bootstrap draws pairs, so that drift cancels.
+
+    Args:
+        above: timings [repeats] of one call.
+        below: timings [repeats] of the other call, from the same rounds.
+        seed: of the draws.
+        draws: bootstrap samples.
     """
     rng = np.random.default_rng(seed)
-    picks = rng.integers(0, len(above), (draws, len(above)))
-    spread = np.median(above[picks], axis=1) / np.median(below[picks], axis=1)
+    picks = rng.integers(0, len(above), (draws, len(above)))  # [draws, repeats]
+    spread = np.median(above[picks], axis=1) / np.median(below[picks], axis=1)  # [draws]
     low, high = np.quantile(spread, [0.05, 0.95])
     return Ratio(float(np.median(above) / np.median(below)), float(low), float(high))
 
 
 def line(sizes: Sequence[int], ms: Sequence[float]) -> tuple[float, float]:
-    """a and b >= 0 of ms = a + b n with the smallest squared relative error."""
+    """Fit a line through timings.
+
+    Args:
+        sizes: batch sizes n.
+        ms: milliseconds at each size.
+
+    Returns:
+        a and b >= 0 of ms = a + b n with the smallest squared relative error.
+    """
     from scipy.optimize import nnls
 
-    design = np.column_stack([np.ones(len(sizes)), np.asarray(sizes, float)])
-    weights = 1 / np.maximum(np.asarray(ms, float), 1e-9)
-    (a, b), _ = nnls(design * weights[:, None], np.asarray(ms, float) * weights)
+    times = np.asarray(ms, float)
+    design = np.column_stack([np.ones(len(sizes)), np.asarray(sizes, float)])  # [sizes, 2]
+    weights = 1 / np.maximum(times, 1e-9)  # makes errors relative
+    (a, b), _ = nnls(design * weights[:, None], times * weights)
     return float(a), float(b)
+
+
+def median_line(times: Mapping[str, Array]) -> tuple[float, float]:
+    """Fit a line through the medians of timings at `SIZES`. The name of a size is its number."""
+    medians = [float(np.median(times[str(size)])) for size in SIZES]
+    return line(SIZES, medians)
 
 
 def cost(
@@ -100,24 +132,32 @@ def cost(
     repeats: int = 5,
     counted: Callable[[State], object] | None = None,
 ) -> Array:
-    """[3]: MACs per row, ms per call and ms per row of a part (NaN when not timed); state_of(n)
-    makes n rows.
+    """What one part costs.
 
-    counted: the same part in torch, where operations can be counted. call: None for what runs
-    inside another part.
+    Args:
+        call: the part; None if it runs inside another part.
+        state_of: makes the inputs of the part for a number of rows.
+        timed: whether to measure milliseconds.
+        repeats: of the timings at each batch size.
+        counted: the same part in torch, where operations can be counted.
+
+    Returns:
+        [3]: MACs per row, milliseconds per call, milliseconds per row. The last two are NaN if not
+        timed.
     """
-    two = state_of(2)
-    seen = counted or call
-    per_row = 0.0 if seen is None else macs(lambda: seen(two)) / 2
+    two_rows = state_of(2)
+    in_torch = counted or call
+    macs_per_row = 0.0
+    if in_torch is not None:
+        macs_per_row = macs(lambda: in_torch(two_rows)) / 2
     if not timed:
-        return np.array([per_row, np.nan, np.nan])
+        return np.array([macs_per_row, np.nan, np.nan])
     if call is None:
-        return np.array([per_row, 0.0, 0.0])
-    states = {n: state_of(n) for n in SIZES}
+        return np.array([macs_per_row, 0.0, 0.0])
+    calls = {str(size): _bind(call, state_of(size)) for size in SIZES}
     with torch.inference_mode():
-        calls = {str(n): _bind(call, state) for n, state in states.items()}
         times = interleaved(calls, repeats=repeats)
-    return np.array([per_row, *line(SIZES, [float(np.median(times[str(n)])) for n in SIZES])])
+    return np.array([macs_per_row, *median_line(times)])
 
 
 def costs_of(
@@ -127,24 +167,32 @@ def costs_of(
     timed: bool,
     counted: Sequence[EngineStage] | None = None,
 ) -> dict[str, Array]:
-    """MACs and milliseconds of every segment, exit and gate on some rows: [3] each, as columns of a
-    trace.
+    """What every segment, exit and gate costs on some rows.
 
-    counted: the same parts in torch, where multiply-adds can be counted. What an engine fused into
-    one piece has all its milliseconds there.
+    Args:
+        engine_stages: whose functions are timed. A function that an engine fused into another one
+            has its milliseconds there.
+        x: inputs by name, [B, ...] each.
+        timed: whether to measure milliseconds.
+        counted: the same stages in torch, where multiply-adds can be counted.
+
+    Returns:
+        Columns of a trace, [3] each, as `cost` returns them.
     """
     state = dict(x)
     costs: dict[str, Array] = {}
 
-    def of(count: int) -> State:
-        return {key: tiled(value, count) for key, value in state.items()}
+    def rows_of(count: int) -> State:
+        return tiled_state(state, count)
 
     for engine_stage, plain in zip(engine_stages, counted or engine_stages, strict=True):
         for kind, function in plain.functions.items():
-            price = cost(engine_stage.functions.get(kind), of, timed=timed, counted=function)
+            call = engine_stage.functions.get(kind)
+            price = cost(call, rows_of, timed=timed, counted=function)
             if kind == "segment" and outside_torch(plain.modules):
-                price[0] = np.nan
+                price[0] = np.nan  # its operations cannot be counted
             costs[f"cost/{kind}/{engine_stage.name}"] = price
+            # Later parts read what this one writes.
             with torch.inference_mode():
                 state.update(function(state))
     return costs
@@ -152,8 +200,13 @@ def costs_of(
 
 @dataclass(frozen=True)
 class Percentile:
-    """The 95th percentile of a part's milliseconds by batch size: between measured sizes a straight
-    line.
+    """The 95th percentile of a stage's milliseconds as a function of the batch size.
+
+    Between measured sizes it is a straight line.
+
+    Attributes:
+        sizes: measured batch sizes, rising.
+        ms: the percentile at each of them.
     """
 
     sizes: tuple[int, ...]
@@ -168,24 +221,37 @@ class Percentile:
 def percentiles(
     engine_stages: Sequence[EngineStage], rows: State, *, repeats: int = 20
 ) -> tuple[Percentile, ...]:
-    """Each part's 95th percentile at batch 1 to 64, on the given rows, repeated to fill a batch."""
-    found = []
+    """Each stage's 95th percentile at batch 1 to 64.
+
+    Args:
+        engine_stages: in the order in which they run.
+        rows: inputs by name, [B, ...] each. They are repeated to fill a batch.
+        repeats: timings at each size.
+    """
+    percentiles = list[Percentile]()
     with torch.inference_mode():
-        states = {n: {name: tiled(value, n) for name, value in rows.items()} for n in SIZES}
+        states = {size: tiled_state(rows, size) for size in SIZES}
         for engine_stage in engine_stages:
-            calls = {str(n): _bind(engine_stage.call, dict(state)) for n, state in states.items()}
+            calls = dict[str, Callable[[], object]]()
+            for size, state in states.items():
+                calls[str(size)] = _bind(engine_stage.call, dict(state))
             times = interleaved(calls, repeats=repeats)
-            worst = np.maximum.accumulate([float(np.quantile(times[str(n)], 0.95)) for n in SIZES])
-            found.append(Percentile(SIZES, tuple(map(float, worst))))
+            measured = [float(np.quantile(times[str(size)], 0.95)) for size in SIZES]
+            # A larger batch never counts as faster than a smaller one.
+            rising = np.maximum.accumulate(measured)
+            percentiles.append(Percentile(SIZES, tuple(map(float, rising))))
             for state in states.values():
                 engine_stage.call(state)
-    return tuple(found)
+    return tuple(percentiles)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """When each module has ended, as a part (0 to 1) of one eager forward; and the milliseconds of
-    that forward.
+    """When each module ends within one eager forward.
+
+    Attributes:
+        shares: by module, the time of its end as a share (0 to 1) of the forward.
+        ms: milliseconds of the forward.
     """
 
     shares: Mapping[str, float]
@@ -193,52 +259,75 @@ class Pace:
 
 
 def pace(model: nn.Module, preprocess: nn.Module | None, rows: State, *, repeats: int = 9) -> Pace:
-    """Medians over repeats of one forward of these rows, preprocessing included, after two that are
-    not counted.
+    """Measure when each module ends within a forward, as medians over repeats.
 
-    A module that runs more than once counts to its last end. The stamps themselves take a
-    microsecond or so each, which small modules feel; on a GPU each waits for what was started, so
-    that modules do not overlap as they else may.
+    A module that runs more than once counts to its last end. A time stamp takes about a
+    microsecond, which matters for small modules. On a GPU each stamp waits for the work that was
+    started, so modules do not overlap as they otherwise may.
+
+    Args:
+        model: in eval mode.
+        preprocess: runs before it and counts; None for none.
+        rows: inputs by name, [B, ...] each.
+        repeats: forwards that count. Two more run before them.
     """
-    names = {name: module for name, module in model.named_modules() if name}
-    found = [
-        _stamped(names, lambda: call_model(model, preprocess, rows), rows)
-        for _ in range(repeats + 2)
-    ][2:]
-    shares = {
-        name: float(np.median([ends[name] / whole for ends, whole in found]))
-        for name in found[0][0]
-    }
-    return Pace(shares, float(np.median([whole for _, whole in found])))
+    modules = dict(model.named_modules())
+    del modules[""]  # the model itself
+    shares_of = dict[str, list[float]]()
+    totals = list[float]()
+    for number in range(WARMUPS + repeats):
+        ends, total = _stamped(modules, lambda: call_model(model, preprocess, rows), rows)
+        if number < WARMUPS:
+            continue
+        totals.append(total)
+        for name, end in ends.items():
+            shares_of.setdefault(name, []).append(end / total)
+    shares = {name: float(np.median(values)) for name, values in shares_of.items()}
+    return Pace(shares, float(np.median(totals)))
 
 
 def _stamped(
     modules: Mapping[str, nn.Module], call: Callable[[], object], rows: State
 ) -> tuple[dict[str, float], float]:
-    """Milliseconds from the start of a call to the end of each module, and to its own end."""
+    """Milliseconds from the start of a call to the end of each module, and to the end of the call.
+
+    A module whose output is the output of the call ends with the call.
+    """
     ends = dict[str, float]()
-    final = list[tuple[str, object]]()
-    wait = _wait if any(value.is_cuda for value in rows.values()) else lambda: None
+    # The last modules that returned the same value: one is inside the other.
+    last = list[tuple[str, object]]()
+    on_gpu = any(value.is_cuda for value in rows.values())
 
-    def heard(name: str, output: object) -> None:
-        wait()
+    def stamp(name: str, output: object) -> None:
+        if on_gpu:
+            _wait()
         ends[name] = (time.perf_counter() - start) * 1e3
-        if not (final and final[-1][1] is output):
-            final.clear()
-        # modules that gave one and the same value, one inside the other
-        final.append((name, output))
+        if last and last[-1][1] is not output:
+            last.clear()
+        last.append((name, output))
 
-    with torch.inference_mode(), listening(modules, heard):
+    with torch.inference_mode(), listening(modules, stamp):
         start = time.perf_counter()
         result = call()
-        wait()
-        whole = (time.perf_counter() - start) * 1e3
-    return ends | {name: whole for name, output in final if output is result}, whole
+        if on_gpu:
+            _wait()
+        total = (time.perf_counter() - start) * 1e3
+    for name, output in last:
+        if output is result:
+            ends[name] = total
+    return ends, total
 
 
 def tiled(rows: Tensor, count: int) -> Tensor:
-    """The first `count` rows, starting again at the first when there are fewer."""
-    return rows.repeat(-(-count // len(rows)), *[1] * (rows.dim() - 1))[:count].contiguous()
+    """The first `count` rows [count, ...]. If there are fewer, they are repeated from the first."""
+    copies = math.ceil(count / len(rows))
+    other_dims = [1] * (rows.dim() - 1)
+    return rows.repeat(copies, *other_dims)[:count].contiguous()
+
+
+def tiled_state(state: State, count: int) -> State:
+    """`tiled` for every tensor of a state."""
+    return {name: tiled(value, count) for name, value in state.items()}
 
 
 def _bind(call: Callable[[State], object], state: State) -> Callable[[], object]:

@@ -1,15 +1,16 @@
-"""A schedule lowered to one graph: its stages, gates, compaction and order inside, one call a
-batch.
+"""Writes a whole schedule as one graph, which answers a batch in one call.
 
-    first stage -> score >= threshold? -> If some rows stay: gather them, run the rest, scatter
-                                          If none stays: nothing else runs
+    first stage -> score >= threshold?
+        If some rows stay: gather them, run the rest of the network, scatter the results
+        Otherwise:         nothing else runs
 
-The graph gives `logits` [B, C] and `code` [B]: how many gates a row has passed, and above that
-`NAN_CODE` for each gate whose score was NaN. Which exit answered and why follows from the number.
-At batch 1 every node takes about a microsecond, so that a row which leaves at the first gate passes
-six of ours.
+The rest of the network has the same form, so each gate is an `If` inside the one before it. The
+graph returns `logits` [B, C] and `code` [B]. A code counts the gates that the row has passed, plus
+`NAN_CODE` for each gate whose score was NaN. The exit that answered, and the reason, follow from
+this number. At batch 1 every node of a graph takes about a microsecond. A row that leaves at the
+first gate passes six nodes that are not in the network.
 
-Shapes: B rows handed in, n rows still here, C classes.
+Shapes: B rows in x, n rows at a stage, m rows that go on from there, C classes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import BadNetwork
-from offramp.networks.inputs import State, given
+from offramp.networks.inputs import State, count_of, given
 from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
 from offramp.plans.schedule import Schedule
 from offramp.plans.signature import INPUT
@@ -41,35 +42,50 @@ OUTPUTS = ("logits", "code")
 
 @dataclass
 class Body:
-    """Nodes and weights of a graph being written."""
+    """Nodes and weights of a graph that is being written."""
 
     nodes: list[Any] = field(default_factory=list)
     weights: list[Any] = field(default_factory=list)
 
     def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """A node with one output; its name comes back."""
+        """Add a node with one output.
+
+        Args:
+            kind: the operator.
+            inputs: names of the values that it reads.
+            output: name of the value that it computes.
+            attributes: of the operator.
+
+        Returns:
+            The name of the output.
+        """
         from onnx import helper
 
-        self.nodes.append(
-            helper.make_node(kind, [*inputs], [output], name=f"offramp {output}", **attributes)
-        )
+        name = f"offramp {output}"
+        node = helper.make_node(kind, [*inputs], [output], name=name, **attributes)
+        self.nodes.append(node)
         return output
 
     def constant(self, name: str, value: Any) -> str:
-        """A weight; its name comes back."""
+        """Add a weight. Returns its name."""
         from onnx import numpy_helper
 
         self.weights.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def graph(self, name: str, outputs: Sequence[str], kinds: Sequence[int]) -> Any:
-        """All of it as one graph, or as the branch of an `If`."""
+        """Make a graph, or the branch of an `If`.
+
+        Args:
+            name: of the graph.
+            outputs: names of the values that it returns.
+            kinds: their types, as numbers of `onnx.TensorProto`.
+        """
         from onnx import helper
 
-        ends = [
-            helper.make_tensor_value_info(end, kind, None)
-            for end, kind in zip(outputs, kinds, strict=True)
-        ]
+        ends = list[Any]()
+        for output, kind in zip(outputs, kinds, strict=True):
+            ends.append(helper.make_tensor_value_info(output, kind, None))
         return helper.make_graph(self.nodes, name, [], ends, self.weights)
 
 
@@ -81,7 +97,7 @@ class _Written:
         name: of the stage.
         graph: its segment, exit and gate.
         threshold: of its gate; None without one.
-        carries: names of what later stages read.
+        carries: names of the tensors that later stages read.
         last: whether all rows end here.
     """
 
@@ -93,110 +109,141 @@ class _Written:
 
 
 def lowered(
-    network: Network, schedule: Schedule, parts: Sequence[EngineStage], rows: State
+    network: Network, schedule: Schedule, engine_stages: Sequence[EngineStage], rows: State
 ) -> Graph:
-    """A schedule as one graph.
+    """Write a schedule as one graph.
 
     Args:
         network: whose schedule it is.
-        schedule: with a gate that is open.
-        parts: the same, opened on the engine, and compiled.
-        rows: named inputs [B, ...] such as will be served.
+        schedule: with an open gate.
+        engine_stages: its stages, opened on the engine and compiled.
+        rows: named inputs [B, ...] like those that will be served.
 
     Raises:
-        BadNetwork: it cannot be expressed; the sentence says why.
+        BadNetwork: the schedule cannot be one graph; the message has the reason.
     """
-    require_lowerable(network, parts)
+    require_lowerable(network, engine_stages)
     shapes = [(name, str(value.dtype), tuple(value.shape[1:])) for name, value in rows.items()]
-    stages = [(part.stage.nodes, part.stage.thresholds, part.writes) for part in parts]
+    stages = list[tuple[object, ...]]()
+    for engine_stage in engine_stages:
+        stage = engine_stage.stage
+        stages.append((stage.nodes, stage.thresholds, engine_stage.writes))
     key = f"one graph {network_marks(network)()} {stages} {shapes}"
-    return kept_graph(key, lambda: _lowered(network, schedule, parts, rows))
+    return kept_graph(key, lambda: _lowered(network, schedule, engine_stages, rows))
 
 
 def _lowered(
-    network: Network, schedule: Schedule, parts: Sequence[EngineStage], rows: State
+    network: Network, schedule: Schedule, engine_stages: Sequence[EngineStage], rows: State
 ) -> Graph:
-    tried = {name: value[:4].clone() for name, value in rows.items()}
-    inputs = tuple(rows)
+    # A few rows run along, because each graph is written for tensors like those that it reads.
+    state = {name: value[:4].clone() for name, value in rows.items()}
+    graphs = graphs_of(network, schedule, state)
     written = list[_Written]()
     answers = list[Tensor]()
     with torch.inference_mode():
-        for part, graph in zip(parts, graphs_of(network, schedule, tried), strict=True):
-            part.call(tried)
-            stage = part.stage
+        for engine_stage, graph in zip(engine_stages, graphs, strict=True):
+            engine_stage.call(state)
+            stage = engine_stage.stage
             carries = list[str]()
             for name in stage.edges[-1].carries:
-                carries += inputs if name == INPUT else [name]
-            limit = float(np.float32(stage.thresholds[0])) if stage.gate else None
-            written.append(_Written(part.name, graph, limit, tuple(carries), stage.last))
+                if name == INPUT:  # stands for all inputs
+                    carries += rows
+                else:
+                    carries.append(name)
+            threshold = float(np.float32(stage.thresholds[0])) if stage.gate else None
+            written.append(
+                _Written(engine_stage.name, graph, threshold, tuple(carries), stage.last)
+            )
             if stage.exit and (stage.gate or stage.last):
-                answers.append(tried[part.name + LOGITS])
-    if len({(value.dtype, value.shape[1:]) for value in answers}) != 1:
+                answers.append(state[engine_stage.name + LOGITS])
+    kinds = {(logits.dtype, logits.shape[1:]) for logits in answers}
+    if len(kinds) != 1:
         raise BadNetwork("its exits answer in different types or numbers of classes")
     return _joined(written, answers[0])
 
 
-def require_lowerable(network: Network, parts: Sequence[EngineStage]) -> None:
-    """Raise BadNetwork with the reason why a schedule is no single graph."""
+def require_lowerable(network: Network, engine_stages: Sequence[EngineStage]) -> None:
+    """Raise BadNetwork if a schedule cannot be one graph, with the reason."""
     if not network.topology.is_chain or network.topology.defaults:
         raise BadNetwork("it has forks")
-    if not any(part.stage.gate for part in parts):
-        raise BadNetwork("the plan asks no gate")
-    for part in parts:
-        if not expected(part.stage):
-            raise BadNetwork(f"gate {part.name!r} chooses among more than leaving and going on")
+    gates = [engine_stage for engine_stage in engine_stages if engine_stage.stage.gate]
+    if not gates:
+        raise BadNetwork("the plan has no open gate")
+    for engine_stage in engine_stages:
+        if not expected(engine_stage.stage):
+            raise BadNetwork(
+                f"gate {engine_stage.name!r} chooses among more than leaving and going on"
+            )
 
 
 def _joined(stages: Sequence[_Written], logits: Tensor) -> Graph:
+    """One graph of all stages, whose answers are like `logits` [n, C]."""
     from onnx import TensorProto, helper
 
     models = [stage.graph.model for stage in stages]
-    size = sum(model.ByteSize() for model in models)
-    if size > MOST_BYTES:
-        raise BadNetwork(f"its graphs take {size / 1e9:.1f} GB, and one graph holds at most 2")
-    versions = {(one.domain, one.version) for model in models for one in model.opset_import}
-    if len({domain for domain, _ in versions}) != len(versions):
-        raise BadNetwork("its graphs are written in different versions of ONNX")
-    number = {
+    _require_joinable(models)
+    type_numbers = {
         torch.float32: TensorProto.FLOAT,
         torch.float64: TensorProto.DOUBLE,
         torch.float16: TensorProto.FLOAT16,
     }
-    if logits.dtype not in number:
+    if logits.dtype not in type_numbers:
         raise BadNetwork(f"its answers are {str(logits.dtype).removeprefix('torch.')}")
+    kinds = (type_numbers[logits.dtype], TensorProto.INT64)
+
     body = Body()
-    ends = _rest(body, stages, {}, (number[logits.dtype], TensorProto.INT64))
+    ends = _rest(body, stages, {}, kinds)
     for end, output in zip(ends, OUTPUTS, strict=True):
         body.add("Identity", [end], output)
-    graph = body.graph("offramp", OUTPUTS, (number[logits.dtype], TensorProto.INT64))
-    known = dict[str, Any]()
-    given = {name for stage in stages for name in stage.graph.writes}
+    graph = body.graph("offramp", OUTPUTS, kinds)
+
+    # The inputs are the tensors that some stage reads and no stage writes.
+    written = set[str]()
+    for stage in stages:
+        written.update(stage.graph.writes)
+    inputs = dict[str, Any]()
     for model in models:
         for value in model.graph.input:
-            if value.name not in given:
-                known.setdefault(value.name, value)
-    graph.input.extend(known.values())
-    whole = helper.make_model(
+            if value.name not in written:
+                inputs.setdefault(value.name, value)
+    graph.input.extend(inputs.values())
+    joined = helper.make_model(
         graph, opset_imports=models[0].opset_import, ir_version=models[0].ir_version
     )
-    return Graph(stages[-1].name, tuple(known), OUTPUTS, whole)
+    return Graph(stages[-1].name, tuple(inputs), OUTPUTS, joined)
+
+
+def _require_joinable(models: Sequence[Any]) -> None:
+    """Raise BadNetwork if models are too large together, or written for different ONNX versions."""
+    size = sum([model.ByteSize() for model in models])
+    if size > MOST_BYTES:
+        raise BadNetwork(f"its graphs take {size / 1e9:.1f} GB, and one graph holds at most 2")
+    versions = dict[str, int]()  # by domain of operators
+    for model in models:
+        for opset in model.opset_import:
+            if versions.setdefault(opset.domain, opset.version) != opset.version:
+                raise BadNetwork("its graphs are written in different versions of ONNX")
 
 
 def _rest(
     body: Body, stages: Sequence[_Written], scope: Mapping[str, str], kinds: Sequence[int]
 ) -> tuple[str, str]:
-    """Write the stages from `stages[0]` on into `body`.
+    """Write the rest of a chain of stages.
+
+    A gate becomes an `If` with two branches. In the first, some rows go on: their tensors are
+    gathered, the rest of the chain runs on them, and the results are scattered among those of all n
+    rows here. In the second, no row goes on, and the answers of this stage are those of all rows.
 
     Args:
-        body: where they are written.
-        stages: of the chain.
-        scope: the names that tensors have here, where rows were gathered.
+        body: takes the nodes and weights.
+        stages: the stages from here on.
+        scope: the names that tensors have in this branch; gathered tensors have new names.
         kinds: the types of logits and codes.
 
     Returns:
         The names of the logits [n, C] and codes [n] of the rows here.
     """
-    from onnx import TensorProto
+    from onnx import TensorProto, helper
 
     stage = stages[0]
     later = stages[1:]
@@ -208,47 +255,48 @@ def _rest(
         return name + LOGITS, _zeros(body, name)
     if stage.threshold is None:
         return _rest(body, later, scope, kinds)
+
+    # Does any row stay? The largest code is 1 if so, and 0 if all rows leave.
     limit = body.constant(f"{name}::threshold", np.float32(stage.threshold))
-    # of NaN it is false
+    # [n] bool; false for NaN
     reached = body.add("GreaterOrEqual", [name + SCORE, limit], f"{name}::reached")
     stay = body.add("Not", [reached], f"{name}::stay")  # [n] bool
     code = body.add("Cast", [stay], f"{name}::code", to=TensorProto.INT64)  # [n]: 0 leaves, 1 stays
     most = body.add("ReduceMax", [code], f"{name}::most", keepdims=0)
     some = body.add("Cast", [most], f"{name}::some", to=TensorProto.BOOL)
+
+    # First branch: gather the m rows that stay, and run the rest of the chain on them.
     goes = Body()
-    ends = Body()
     axis = goes.constant(f"{name}::axis", np.array([0]))
-    index = goes.add(
-        "Squeeze", [goes.add("NonZero", [stay], f"{name}::where"), axis], f"{name}::index"
-    )  # [m]
+    where = goes.add("NonZero", [stay], f"{name}::where")  # [1, m]
+    index = goes.add("Squeeze", [where, axis], f"{name}::index")  # [m]
     inner = dict(scope)
     for key in stage.carries:
         inner[key] = goes.add("Gather", [scope.get(key, key), index], f"{name}::{key}", axis=0)
-    logits, codes = _rest(goes, later, inner, kinds)
-    # A row that goes on has passed one gate more, and is marked if the score was NaN.
+    logits, codes = _rest(goes, later, inner, kinds)  # [m, C], [m]
+    # A row that goes on has passed one gate more, and is marked if its score was NaN.
     bad = goes.add("IsNaN", [name + SCORE], f"{name}::bad")
     one = goes.constant(f"{name}::1", np.int64(1))
     marked = goes.constant(f"{name}::nan", np.int64(1 + NAN_CODE))
     more = goes.add("Where", [bad, marked, one], f"{name}::more")  # [n]
     more = goes.add("Gather", [more, index], f"{name}::more here", axis=0)  # [m]
     codes = goes.add("Add", [codes, more], f"{name}::codes")
+    # Write the results of the m rows over those of the n rows.
     last = goes.constant(f"{name}::last axis", np.array([1]))
     places = goes.add("Unsqueeze", [index, last], f"{name}::places")  # [m, 1]
-    found = (
-        goes.add("ScatterND", [name + LOGITS, places, logits], f"{name}::both logits"),
-        goes.add("ScatterND", [code, places, codes], f"{name}::both codes"),
-    )
-    done = (
-        ends.add("Identity", [name + LOGITS], f"{name}::all logits"),
-        ends.add("Identity", [code], f"{name}::all codes"),
-    )
-    from onnx import helper
+    both_logits = goes.add("ScatterND", [name + LOGITS, places, logits], f"{name}::both logits")
+    both_codes = goes.add("ScatterND", [code, places, codes], f"{name}::both codes")
+    some_stay = goes.graph(f"{name} goes on", [both_logits, both_codes], kinds)
 
-    branch = goes.graph(f"{name} goes on", found, kinds)
-    other = ends.graph(f"{name} ends", done, kinds)
+    # Second branch: all rows leave here. An `If` may not return outer values, hence the copies.
+    ends = Body()
+    all_logits = ends.add("Identity", [name + LOGITS], f"{name}::all logits")
+    all_codes = ends.add("Identity", [code], f"{name}::all codes")
+    all_leave = ends.graph(f"{name} ends", [all_logits, all_codes], kinds)
+
     outputs = (f"{name}::logits", f"{name}::passed")
     node = helper.make_node(
-        "If", [some], [*outputs], name=f"{name}::if", then_branch=branch, else_branch=other
+        "If", [some], [*outputs], name=f"{name}::if", then_branch=some_stay, else_branch=all_leave
     )
     body.nodes.append(node)
     return outputs
@@ -267,24 +315,31 @@ def _int_zero() -> Any:
 
 
 class OneGraph:
-    """A schedule in one call: x -> Answers, or None for what the Runner has to look at."""
+    """A schedule in one call. `graph(x)` returns Outputs, or None for rows that need the general
+    loop of the Runner.
 
-    def __init__(self, run: Run, lean: LeanChain, parts: Sequence[EngineStage]) -> None:
-        """Take the call.
+    Args:
+        run: returns logits and codes for inputs by name.
+        lean: the same schedule as a loop over its stages.
+        engine_stages: of the schedule.
+    """
 
-        Args:
-            run: logits and codes of inputs by name.
-            lean: the same schedule in parts.
-            parts: of the schedule.
-        """
+    def __init__(self, run: Run, lean: LeanChain, engine_stages: Sequence[EngineStage]) -> None:
         self._run = run
         self._lean = lean
-        answering = [part.stage for part in parts if part.stage.gate or part.stage.last]
-        self._places = np.array([lean.exits.index(stage.name) for stage in answering])
-        self._why = np.array([GATE if stage.gate else WHY.index(stage.why) for stage in answering])
+        # By the number of gates passed: which exit answers there, and why.
+        exits = list[int]()
+        reasons = list[int]()
+        for engine_stage in engine_stages:
+            stage = engine_stage.stage
+            if stage.gate or stage.last:
+                exits.append(lean.exits.index(stage.name))
+                reasons.append(GATE if stage.gate else WHY.index(stage.why))
+        self._exit_indices = np.array(exits)
+        self._why = np.array(reasons)
 
     def __call__(self, x: Any) -> Outputs | None:
-        """Answers for x [B, ...]. Raises whatever the engine raises."""
+        """The Outputs for x [B, ...]. Raises whatever the engine raises."""
         state = self._lean.bound(x)
         if state is None:
             return None
@@ -292,46 +347,55 @@ class OneGraph:
         if not count:
             return None
         logits, codes = self._run(state)
-        return Coded(logits, codes, self._places, self._why, self._lean.exits)
+        return Coded(logits, codes, self._exit_indices, self._why, self._lean.exits)
 
 
 class Coded(Outputs):
-    """Answers as one graph gives them: tensors are made when somebody asks for one of them."""
+    """Outputs of one graph. Tensors are made when somebody asks for one of them.
+
+    Args:
+        logits: [B, C].
+        codes: [B].
+        exit_indices: the exit that answers, by the number of gates passed.
+        why: the reason, by the number of gates passed.
+        exits: the names of the exits.
+    """
 
     def __init__(
-        self, logits: Array, codes: Array, places: Array, why: Array, exits: tuple[str, ...]
+        self, logits: Array, codes: Array, exit_indices: Array, why: Array, exits: tuple[str, ...]
     ) -> None:
-        """Keep logits [B, C] and codes [B]; by the number of gates passed which exit answered, and
-        why.
-        """
         self._exits = exits
-        self._found = (logits, codes, places, why)
+        self._coded = (logits, codes, exit_indices, why)
 
     @cached_property
     def _tensors(self) -> Tensors:  # type: ignore[override]
-        logits, codes, places, why = self._found
-        passed = codes % NAN_CODE
+        logits, codes, exit_indices, why = self._coded
+        passed = codes % NAN_CODE  # [B], number of gates
         reasons = why[passed]
         flags = codes >= NAN_CODE
-        # what left at a gate had a score, so its logits were finite
+        # A row that left at a gate had a score, so its logits were finite.
         ended = np.flatnonzero(reasons != GATE)
         flags[ended] |= ~np.isfinite(logits[ended].astype(np.float32, copy=False)).all(-1)
-        found = [torch.from_numpy(array) for array in (logits, places[passed], reasons, flags)]
-        return found[0], found[1], found[2], found[3]
+        return (
+            torch.from_numpy(logits),
+            torch.from_numpy(exit_indices[passed]),
+            torch.from_numpy(reasons),
+            torch.from_numpy(flags),
+        )
 
 
 def farthest(
-    graph: OneGraph, lean: LeanChain, parts: Sequence[EngineStage], rows: State, band: float
+    graph: OneGraph, lean: LeanChain, engine_stages: Sequence[EngineStage], rows: State, band: float
 ) -> float:
-    """How far the logits of one graph lie from those of the parts, on rows that take the same way.
+    """Compare the logits of one graph with those of the stages, on rows with the same exit.
 
     Args:
         graph: the schedule in one call.
-        lean: the same in parts.
-        parts: of the schedule.
+        lean: the same schedule as a loop over its stages.
+        engine_stages: of the schedule.
         rows: named inputs [B, ...].
-        band: logits may differ by it, or by a tenth of it times the largest; a row whose score
-            lies within it of a threshold may take the other way.
+        band: logits may differ by it, or by a tenth of it times the largest logit. A row with a
+            score within the band of a threshold may leave at another exit.
 
     Returns:
         The largest distance.
@@ -340,32 +404,40 @@ def farthest(
         BadNetwork: something differs by more.
     """
     x = given(rows)
-    mine = graph(x)
-    its = lean(x)
-    if mine is None or its is None:
+    in_one = graph(x)
+    in_stages = lean(x)
+    if in_one is None or in_stages is None:
         return 0.0
-    same = (mine.exit == its.exit).numpy()
-    if not same.all():
-        state = {name: value[~same] for name, value in rows.items()}
-        close = np.zeros(int((~same).sum()), bool)
-        with torch.inference_mode():
-            for part in parts:
-                part.call(state)
-                if part.stage.gate:
-                    scores = state[part.name + SCORE].numpy()
-                    close |= np.abs(scores - np.float32(part.stage.thresholds[0])) <= band
-        if not close.all():
-            raise BadNetwork(f"{int((~close).sum())} of {len(same)} rows take another way in it")
-    if not (mine.flagged == its.flagged).numpy()[same].all():
+    same_exit = (in_one.exit == in_stages.exit).numpy()  # [B]
+    if not same_exit.all():
+        others = {name: value[~same_exit] for name, value in rows.items()}
+        count = _far_from_thresholds(engine_stages, others, band)
+        if count:
+            raise BadNetwork(f"{count} of {len(same_exit)} rows leave elsewhere in it")
+    if not (in_one.flagged == in_stages.flagged).numpy()[same_exit].all():
         raise BadNetwork("it flags other rows")
-    ours = mine.logits.numpy()[same]
-    wanted = its.logits.numpy()[same]
-    sound = np.isfinite(wanted)
-    if (sound != np.isfinite(ours)).any():
+    logits = in_one.logits.numpy()[same_exit]
+    reference = in_stages.logits.numpy()[same_exit]
+    finite = np.isfinite(reference)
+    if (finite != np.isfinite(logits)).any():
         raise BadNetwork("its answers are finite where others are not")
-    if not sound.any():
+    if not finite.any():
         return 0.0
-    far = float(np.abs(ours[sound] - wanted[sound]).max())
-    if not far <= band * max(1.0, float(np.abs(wanted[sound]).max()) / 10):
-        raise BadNetwork(f"its logits lie {far:.2g} away from those of the parts")
-    return far
+    distance = float(np.abs(logits[finite] - reference[finite]).max())
+    if not distance <= band * max(1.0, float(np.abs(reference[finite]).max()) / 10):
+        raise BadNetwork(f"its logits differ by {distance:.2g} from those of the stages")
+    return distance
+
+
+def _far_from_thresholds(engine_stages: Sequence[EngineStage], rows: State, band: float) -> int:
+    """How many rows have no score within the band of a threshold."""
+    state = dict(rows)
+    close = np.zeros(count_of(rows), bool)
+    with torch.inference_mode():
+        for engine_stage in engine_stages:
+            engine_stage.call(state)
+            if engine_stage.stage.gate:
+                scores = state[engine_stage.name + SCORE].numpy()
+                threshold = np.float32(engine_stage.stage.thresholds[0])
+                close |= np.abs(scores - threshold) <= band
+    return int((~close).sum())

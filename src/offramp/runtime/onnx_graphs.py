@@ -1,5 +1,7 @@
-"""A part of a network as one ONNX graph: written by torch, cut down to what is asked for, joined
-with the next.
+"""A stage of a network as one ONNX graph.
+
+torch writes the graph. `Graph.only` cuts it down to some outputs, and `Graph.then` joins it with
+the graph of the next stage.
 """
 
 from __future__ import annotations
@@ -31,11 +33,27 @@ def _from_scalar(self: Tensor, other: float, alpha: float = 1) -> Tensor:
 # operation
 REWRITTEN: dict[Any, Any] = {torch.ops.aten.rsub.Scalar: _from_scalar}
 
+# Errors of torch's ONNX writer that name an operator.
+NO_OPERATOR = (
+    r"No ONNX function found for <OpOverload\(op='([\w.:]+)'",
+    r"No decompositions? registered for (?:the complex-valued )?.*?([\w]+\.[\w.]+)",
+)
+LOGGERS = (
+    "torch.onnx",
+    "torch.onnx._internal.exporter._registration",
+    "torch.fx.experimental.symbolic_shapes",
+)
+
 
 @dataclass(frozen=True)
 class Graph:
-    """An `onnx.ModelProto` whose inputs are `reads` and whose outputs are `writes`, each [B, ...]
-    with B free.
+    """A graph with named inputs and outputs, each [B, ...] with any B.
+
+    Attributes:
+        node: of the network; the last one if the graph has several.
+        reads: names of the inputs.
+        writes: names of the outputs.
+        model: the `onnx.ModelProto`.
     """
 
     node: str
@@ -44,7 +62,7 @@ class Graph:
     model: Any
 
     def to_bytes(self) -> bytes:
-        """As a file holds it: a line of JSON, then the model."""
+        """The content of a file: a line of JSON, then the model."""
         head = json.dumps([self.node, self.reads, self.writes]).encode()
         return head + b"\n" + bytes(self.model.SerializeToString())
 
@@ -61,12 +79,19 @@ class Graph:
             return None
 
     def only(self, writes: Sequence[str]) -> Graph:
-        """The graph without what nothing in `writes` needs, inputs included."""
-        model = type(self.model)()
-        model.CopyFrom(self.model)
+        """The graph cut down to some outputs.
+
+        Nodes, weights and inputs that these outputs do not need are removed.
+
+        Args:
+            writes: names of the outputs to keep.
+        """
+        model = self._copy()
         graph = model.graph
         needed = set(writes)
         _keep(graph.output, needed)
+        # Nodes come in the order of computation. Going backwards, all users of a value are seen
+        # before the node that computes it.
         for node in reversed([*graph.node]):
             if needed.isdisjoint(node.output):
                 graph.node.remove(node)
@@ -74,47 +99,64 @@ class Graph:
                 needed.update(_used(node))
         _keep(graph.initializer, needed)
         _keep(graph.input, needed)
-        reads = tuple(value.name for value in graph.input)
-        return Graph(self.node, reads, tuple(value.name for value in graph.output), model)
+        return Graph(self.node, _names(graph.input), _names(graph.output), model)
 
     def then(self, after: Graph) -> Graph:
-        """Both as one, where `after` goes on from what this one writes."""
-        model = type(self.model)()
-        model.CopyFrom(self.model)
-        mine = model.graph
-        its = after.model.graph
-        mine.node.extend(its.node)
-        mine.initializer.extend(its.initializer)
-        mine.input.extend(
-            value for value in its.input if value.name not in {*self.reads, *self.writes}
-        )
-        mine.output.extend(its.output)
-        reads, writes = ((value.name for value in ends) for ends in (mine.input, mine.output))
-        return Graph(after.node, tuple(reads), tuple(writes), model)
+        """Join this graph with one that reads some of its outputs. The result has the outputs of
+        both.
+        """
+        model = self._copy()
+        graph = model.graph
+        following = after.model.graph
+        graph.node.extend(following.node)
+        graph.initializer.extend(following.initializer)
+        for value in following.input:
+            if value.name not in self.reads and value.name not in self.writes:
+                graph.input.append(value)
+        graph.output.extend(following.output)
+        return Graph(after.node, _names(graph.input), _names(graph.output), model)
 
     def renamed(self, names: Mapping[str, str]) -> Any:
-        """A copy of the model in which the tensors that it reads have other names."""
-        model = type(self.model)()
-        model.CopyFrom(self.model)
+        """A copy of the model with other names for values: `names` maps old to new."""
+        model = self._copy()
         _rename(model.graph, names)
         return model
 
+    def _copy(self) -> Any:
+        model = type(self.model)()
+        model.CopyFrom(self.model)
+        return model
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    return tuple(value.name for value in values)
+
 
 def written(engine_stage: EngineStage, reads: tuple[str, ...], state: State) -> Graph:
-    """One `torch.export` of a part with a dynamic batch, written as ONNX. Raises BadData,
-    BadNetwork, MissingExtra.
+    """Export a stage with `torch.export` and write it as ONNX, for any batch size.
+
+    Args:
+        engine_stage: the stage.
+        reads: names of the tensors that it reads.
+        state: named tensors [B, ...] with the shapes to export for.
+
+    Raises:
+        BadData: the stage fails on these tensors.
+        BadNetwork: the stage cannot be exported, or an operator has no ONNX form.
+        MissingExtra: the packages that write ONNX are not installed.
     """
     name = engine_stage.name
     require_onnx()
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         try:
             program = program_of(engine_stage, reads, state).run_decompositions(REWRITTEN)
-            model = torch.onnx.export(program, dynamo=True, verbose=False).model_proto  # type: ignore[union-attr]
-        except OfframpError:  # rows that do not fit are told as the eager engine tells it
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+            model = exported.model_proto  # type: ignore[union-attr]
+        except OfframpError:  # rows that do not fit: the same error as with engine='torch'
             raise
         except Exception as problem:  # torch.export and its ONNX writer raise anything
             raise BadNetwork(
-                f"segment {name!r} cannot be written as ONNX: {_told(problem)}; run it with "
+                f"segment {name!r} cannot be written as ONNX: {_reason(problem)}. Use "
                 f"engine='torch'"
             ) from problem
     _rename_all(model.graph, name, reads, engine_stage.writes)
@@ -122,7 +164,7 @@ def written(engine_stage: EngineStage, reads: tuple[str, ...], state: State) -> 
 
 
 def require_onnx() -> None:
-    """Raise MissingExtra without the packages that write ONNX."""
+    """Raise MissingExtra if the packages that write ONNX are not installed."""
     for package in ("onnx", "onnxscript"):
         try:
             __import__(package)
@@ -130,54 +172,64 @@ def require_onnx() -> None:
             raise MissingExtra(package, "onnxruntime", "writing ONNX graphs") from problem
 
 
-def _told(problem: Exception) -> str:
-    """The operator that is at fault where it is named anywhere in the chain of causes, else the
-    first line.
+def _reason(problem: Exception) -> str:
+    """Why an export failed.
+
+    This is the operator at fault if an error in the chain of causes names it, and otherwise the
+    first line of the first cause.
     """
     cause: BaseException | None = problem
-    texts = []
+    texts = list[str]()
     while cause is not None:
         texts.append(str(cause))
         cause = cause.__cause__ or cause.__context__
     for text in texts:
-        if found := re.search(
-            r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", text
-        ) or re.search(
-            r"No decompositions? registered for (?:the complex-valued )?.*?([\w]+\.[\w.]+)", text
-        ):
-            return f"there is no ONNX for the operator {found[1]}"
-    return next(
-        (line.strip() for line in texts[-1].splitlines() if line.strip()), type(problem).__name__
-    ).rstrip(".")
+        for pattern in NO_OPERATOR:
+            match = re.search(pattern, text)
+            if match:
+                return f"there is no ONNX for the operator {match[1]}"
+    lines = texts[-1].strip().splitlines() or [type(problem).__name__]
+    return lines[0].strip().rstrip(".")
 
 
 def _rename_all(graph: Any, node: str, reads: Sequence[str], writes: Sequence[str]) -> None:
-    """Tensors that are passed on get their own names, everything inside gets the node's before it.
+    """Give values the names under which stages pass them on.
 
-    A value that is given back twice, or as it came, gets an Identity for each name but one.
+    The exporter chooses names of its own. Inputs become `reads`, outputs become `writes`, and all
+    other values get the name of the node in front, so that graphs can be joined. One value can
+    stand behind two outputs, or an output can be an input. A value has only one name, so every
+    further output is written by an Identity node.
+
+    Args:
+        graph: changed in place.
+        node: of the network.
+        reads: new names of the inputs, in order.
+        writes: new names of the outputs, in order.
     """
-    for each in graph.node:
-        each.name = f"{node}:{each.name}"  # for graphs that are put together
-    known = [
-        *(value.name for value in graph.initializer),
-        *(out for each in graph.node for out in each.output),
-    ]
-    names = {name: f"{node}:{name}" for name in known}
-    names |= dict(zip((value.name for value in graph.input), reads, strict=True))
-    taken = {value.name for value in graph.input}
-    copies = list[tuple[str, str]]()
+    names = dict[str, str]()  # old -> new
+    for value in graph.initializer:
+        names[value.name] = f"{node}:{value.name}"
+    for operation in graph.node:
+        operation.name = f"{node}:{operation.name}"
+        for output in operation.output:
+            names[output] = f"{node}:{output}"
+    for value, new in zip(graph.input, reads, strict=True):
+        names[value.name] = new
+
+    has_name = {value.name for value in graph.input}
+    copies = list[tuple[str, str]]()  # a value, and the further name that it needs
     for value, new in zip(graph.output, writes, strict=True):
-        if value.name in taken:
+        if value.name in has_name:
             copies.append((value.name, new))
         else:
-            taken.add(value.name)
+            has_name.add(value.name)
             names[value.name] = new
     _rename(graph, names)
-    for end, new in copies:
+    for old, new in copies:
         copy = graph.node.add()
         copy.op_type = "Identity"
         copy.name = f"{node}:identity {new}"
-        copy.input.append(names[end])
+        copy.input.append(names[old])
         copy.output.append(new)
     for value, new in zip(graph.output, writes, strict=True):
         value.name = new
@@ -186,8 +238,8 @@ def _rename_all(graph: Any, node: str, reads: Sequence[str], writes: Sequence[st
 def _rename(graph: Any, names: Mapping[str, str]) -> None:
     """Rename values in a graph and in the graphs inside it."""
     for node in graph.node:
-        for ends in (node.input, node.output):
-            ends[:] = [names.get(name, name) for name in ends]
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _rename(attribute.g, names)
@@ -197,29 +249,26 @@ def _rename(graph: Any, names: Mapping[str, str]) -> None:
 
 
 def _used(node: Any) -> Iterator[str]:
-    """All values that a node reads, those of graphs inside it included."""
+    """All values that a node reads, also within graphs inside it."""
     yield from node.input
     for attribute in node.attribute:
-        if attribute.HasField("g"):
+        if attribute.HasField("g"):  # the branch of an `If`, for example
             for inner in attribute.g.node:
                 yield from _used(inner)
-            yield from (value.name for value in attribute.g.output)
+            yield from _names(attribute.g.output)
 
 
 def _keep(values: Any, names: Collection[str]) -> None:
-    for value in [each for each in values if each.name not in names]:
-        values.remove(value)
+    """Remove the values with other names."""
+    for value in list(values):
+        if value.name not in names:
+            values.remove(value)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to ourselves what the exporters print."""
-    names = (
-        "torch.onnx",
-        "torch.onnx._internal.exporter._registration",
-        "torch.fx.experimental.symbolic_shapes",
-    )
-    loggers = [logging.getLogger(name) for name in names]
+    """Hide the output of the exporters."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [logger.disabled for logger in loggers]
     try:
         for logger in loggers:

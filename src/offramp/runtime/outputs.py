@@ -1,7 +1,7 @@
-"""What a Runner gives, and how it is filled in: rows in the order of x, whatever order they leave
-in.
+"""The Outputs of a Runner, and how they are filled: in the order of x, although rows leave in
+another order.
 
-Shapes: B rows handed in, n rows at one exit, C classes.
+Shapes: B rows in x, n rows at one exit, C classes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from offramp.plans.trace import WHY
 GATE, END, DEEPEST, DEADLINE, UNAVAILABLE = range(len(WHY))
 
 Array = np.ndarray[Any, np.dtype[Any]]
-RowNumbers = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None: all of them
+RowNumbers = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None: all rows
 Passed = Sequence[tuple[RowNumbers, int]]  # rows, and the exit that answered them
-# rows, and whether their score was NaN
+# rows, and for each whether its score was NaN
 Bad = Sequence[tuple[RowNumbers, np.ndarray[Any, np.dtype[np.bool_]]]]
 
 
@@ -31,14 +31,15 @@ Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # logits, exit, why, flagged
 
 
 class Outputs:
-    """What a runner gives, in the order of x. It cannot be changed.
+    """The answers for a batch x, in the order of its rows. They cannot be changed.
 
     Attributes:
         logits: [B, C].
-        exit: [B] int64, an index into `exits`.
-        why: [B] int64, an index into trace.WHY: gate, end, deepest, deadline, unavailable.
-        flagged: [B] bool: a score of this row was NaN, or its answer is not finite.
-        exits: The names of the exits.
+        exit: [B] int64, the exit that answered: an index into `exits`.
+        why: [B] int64, the reason: an index into trace.WHY (gate, end, deepest, deadline,
+            unavailable).
+        flagged: [B] bool, whether a score of the row was NaN, or its answer is not finite.
+        exits: names of the exits.
     """
 
     def __init__(
@@ -82,40 +83,40 @@ class Outputs:
 
     def __repr__(self) -> str:
         counts = np.bincount(self.exit.cpu().numpy(), minlength=len(self.exits)).tolist()
-        left = ", ".join(
-            f"{count} at {name}" for name, count in zip(self.exits, counts, strict=True)
-        )
-        return f"Answers({len(self)} rows: {left})"
+        left = list[str]()
+        for name, count in zip(self.exits, counts, strict=True):
+            left.append(f"{count} at {name}")
+        return f"Answers({len(self)} rows: {', '.join(left)})"
 
     def reasons(self) -> list[str]:
         """`why` in words, one per row."""
         return [WHY[code] for code in self.why.tolist()]
 
     def to(self, device: torch.device) -> Outputs:
-        """The same on another device."""
-        logits, exit, why, flagged = (tensor.to(device) for tensor in self._tensors)
-        return Outputs(logits, exit, why, flagged, self._exits)
+        """The same Outputs on another device."""
+        logits, exit, why, flagged = self._tensors
+        return Outputs(
+            logits.to(device), exit.to(device), why.to(device), flagged.to(device), self._exits
+        )
 
 
 class Unpacked(Outputs):
-    """Answers as the lean walk leaves them: tensors are made when somebody asks for one of them.
+    """The Outputs of the lean loop. Tensors are made when somebody asks for one of them.
 
-    At batch 1 four tensors take as long as a small network.
+    At batch 1, making four tensors takes as long as a small network.
+
+    Args:
+        logits: [B, C], of all rows.
+        passed: pairs of rows and the exit that answered them. A row counts to the last pair that
+            has it. Rows None means all rows.
+        why: the reason for the rows of the last pair. All others left at a gate.
+        bad: pairs of rows, and for each row whether its score was NaN.
+        exits: the names of the exits.
     """
 
     def __init__(
         self, logits: Array, passed: Passed, why: int, bad: Bad, exits: tuple[str, ...]
     ) -> None:
-        """Keep what was decided.
-
-        Args:
-            logits: [B, C], of all rows.
-            passed: pairs of rows and the exit that answered them, unless a later pair holds them
-                too. Rows None stands for all of them.
-            why: of the rows of the last pair; all others left at a gate.
-            bad: pairs of rows and whether their score was NaN.
-            exits: the names of the exits.
-        """
         self._exits = exits
         self._left = (logits, passed, why, bad)
 
@@ -123,23 +124,27 @@ class Unpacked(Outputs):
     def _tensors(self) -> Tensors:  # type: ignore[override]
         logits, passed, why, bad = self._left
         count = len(logits)
-        places = np.empty(count, np.int64)
+        exit_indices = np.empty(count, np.int64)
         reasons = np.full(count, GATE, np.int64)
         flags = np.zeros(count, bool)
-        for rows, index in passed:
-            places[_where(rows)] = index
+        for rows, index in passed:  # later exits overwrite earlier ones
+            exit_indices[_where(rows)] = index
         for rows, nan in bad:
             flags[_where(rows)] |= nan
-        if why != GATE:  # what leaves at a gate had a score, so its logits were finite
+        if why != GATE:  # a row that left at a gate had a score, so its logits were finite
             last = _where(passed[-1][0])
             reasons[last] = why
             flags[last] |= ~np.isfinite(logits[last].astype(np.float32, copy=False)).all(-1)
-        arrays = (logits, places, reasons, flags)
-        made = tuple(torch.from_numpy(array) for array in arrays)
-        return made[0], made[1], made[2], made[3]
+        return (
+            torch.from_numpy(logits),
+            torch.from_numpy(exit_indices),
+            torch.from_numpy(reasons),
+            torch.from_numpy(flags),
+        )
 
 
 def _where(rows: RowNumbers) -> Any:
+    """An index for rows; None means all rows."""
     return slice(None) if rows is None else rows
 
 
@@ -161,10 +166,10 @@ class Answers(Protocol):
 
 
 class OutputBuffer:
-    """Answers being filled. What is decided per row is kept on the host; only logits live on the
-    device.
+    """Outputs that are being filled.
 
-    When all rows are put at once, nothing is copied.
+    Exits, reasons and flags stay on the host, because they are decided there. Logits stay on the
+    device. If all rows are put at once, nothing is copied.
     """
 
     def __init__(
@@ -179,11 +184,18 @@ class OutputBuffer:
         self.flags = np.zeros(count, bool)
 
     def put(self, rows: RowNumbers, logits: Tensor, index: int, why: int) -> None:
-        """Write the answers [n, C] of rows; None stands for all of them."""
-        where = slice(None) if rows is None else rows
+        """Write the answers of some rows.
+
+        Args:
+            rows: their numbers [n]; None for all rows.
+            logits: [n, C].
+            index: the exit that answered.
+            why: the reason, as an index into trace.WHY.
+        """
+        where = _where(rows)
         self.codes[0, where] = index
         self.codes[1, where] = why
-        # what leaves at a gate had a score: its logits were finite
+        # A row that leaves at a gate had a score, so its logits were finite.
         if why != GATE and not math.isfinite(_sum(logits)):
             self.flags[where] |= ~np.isfinite(logits.float().cpu().numpy()).all(-1)
         if rows is None:
@@ -193,24 +205,23 @@ class OutputBuffer:
             self.logits = logits.new_empty(self.count, logits.shape[1])
         if self.logits.shape[1] != logits.shape[1]:
             raise BadNetwork(
-                f"exit {self.exits[index]!r} answers with {logits.shape[1]} classes, an earlier "
-                f"one with "
-                f"{self.logits.shape[1]}, expected one number; check the members"
+                f"all exits must have the same number of classes, got {logits.shape[1]} at exit "
+                f"{self.exits[index]!r} and {self.logits.shape[1]} at an earlier one. Check the "
+                "members"
             )
         if self.logits.dtype != logits.dtype:  # members of different precision
             wide = torch.promote_types(self.logits.dtype, logits.dtype)
             self.logits = self.logits.to(wide)
             logits = logits.to(wide)
-        self.logits.index_copy_(
-            0, torch.from_numpy(rows).to(self.device, non_blocking=True), logits
-        )
+        positions = torch.from_numpy(rows).to(self.device, non_blocking=True)
+        self.logits.index_copy_(0, positions, logits)
 
     def flag(self, rows: RowNumbers, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-        """Mark rows [n] whose score was NaN."""
-        self.flags[slice(None) if rows is None else rows] |= bad
+        """Mark rows whose score was NaN: `bad` [n] says which of `rows` [n]."""
+        self.flags[_where(rows)] |= bad
 
     def answers(self) -> Outputs:
-        """All of them; of an empty batch, none."""
+        """The Outputs of all rows. They are empty for an empty batch."""
         if self.logits is None:
             logits = torch.zeros(0, self.classes, device=self.device)
         else:
@@ -224,10 +235,11 @@ class OutputBuffer:
 
 
 def _sum(logits: Tensor) -> float:
-    """Of all logits [n, C]: not finite when one of them is not. One number, because a batch of one
-    waits for it.
+    """The sum of all logits [n, C], which is not finite if one of them is not.
+
+    One number is enough, and faster than a look at each: a batch of one waits for this.
     """
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        with np.errstate(all="ignore"):  # NaN and infinities are what is looked for
-            return float(np.add.reduce(logits.numpy(), axis=None))  # half of what torch takes
+        with np.errstate(all="ignore"):  # NaN and infinities are expected here
+            return float(np.add.reduce(logits.numpy(), axis=None))  # twice as fast as torch
     return float(logits.sum())

@@ -1,15 +1,16 @@
-"""What milliseconds need besides those of segments, exits and gates: the Runner's own, the bare
-network's, the noise.
+"""Measures milliseconds that are not in a segment, exit or gate: those of the Runner and of the
+plain network, and the noise of the timings.
 
-The sum of a network's parts is not what a user waits for: a Runner checks, compares scores and
-gathers rows, and the plain network beside it runs as one call. All three are measured where the
-parts are, so that a plan's price says what `bench` would measure.
+A user waits longer than the sum of a network's parts: the Runner checks, compares scores and
+gathers rows. The plain network, for comparison, runs as one call. Both are measured together with
+the parts, so that the price of a plan agrees with what `bench` measures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from offramp.runtime.benching import plain_of
 from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import linked
 from offramp.runtime.lean import OnArrays, Wanted
-from offramp.runtime.measuring import SIZES, interleaved, line, tiled
+from offramp.runtime.measuring import SIZES, interleaved, line, median_line, tiled_state
+from offramp.runtime.merging import picked
 from offramp.runtime.programs import read_by
 from offramp.runtime.running import Runner
 
@@ -39,94 +41,89 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def runner_costs(
     network: Network, engine_stages: Sequence[EngineStage], x: State, *, own_threads: bool
 ) -> dict[str, Array]:
-    """Milliseconds of the Runner itself: `cost/runner` for a batch, `cost/runner/<gate>` at each
-    gate, [3] each.
+    """Measure the milliseconds of the Runner itself.
 
-    A Runner is timed on parts that compute nothing: they hand out what the real parts gave before.
-    At every gate one row leaves, so that the others are gathered, tensors of the real sizes; a
-    batch of one goes on.
+    A Runner is timed on stages that compute nothing: they return tensors that the real stages
+    computed before. At every gate one row leaves, so that the other rows are gathered, from tensors
+    of the real sizes. A batch of one goes on to the end.
+
+    Runners of increasing depth are timed: the first ends at the first exit, the next at the second
+    exit, and so on. The difference between two of them is the cost of one more gate.
 
     Args:
         network: whose Runner it is.
-        parts: all of its parts, as an engine opened them, every gate open.
+        engine_stages: all of its stages, as an engine opened them, every gate open.
         x: some rows, by the names of the inputs.
-        own_threads: whether the engine computes on threads of its own, where rows are gathered by
+        own_threads: whether the engine computes on threads of its own. Rows are then gathered by
             NumPy.
 
     Returns:
-        Columns of a trace: no MACs, milliseconds per call, milliseconds per row.
+        Columns of a trace: `cost/runner` for a batch and `cost/runner/<gate>` at each gate. Each
+        is [3]: no MACs, milliseconds per call, milliseconds per row.
     """
+    topology = network.topology
+    # All tensors of the network, at each batch size.
     states = dict[int, State]()
-    for count in SIZES:
-        states[count] = _computed(
-            engine_stages, {name: tiled(value, count) for name, value in x.items()}
-        )
-    plan = Plan.by_hand(dict.fromkeys(network.topology.gates, 0.5))
+    for size in SIZES:
+        states[size] = _computed(engine_stages, tiled_state(x, size))
+    plan = Plan.by_hand(dict.fromkeys(topology.gates, 0.5))
     calls = dict[str, Callable[[], object]]()
-    for depth, node in enumerate(network.topology.exits):
-        for count in SIZES:
-            rows = given({name: states[count][name] for name in x})
-            canned = list[EngineStage]()
-            for engine_stage in engine_stages[: depth + 1]:
-                inputs = {name: states[count][name] for name in x}
-                canned.append(
-                    _canned(
-                        engine_stage,
-                        states[count],
-                        last=engine_stage is engine_stages[depth],
-                        inputs=inputs,
-                    )
-                )
-            some = linked(Schedule(tuple(engine_stage.stage for engine_stage in canned)), canned)
-            short = plan.changed(max_exit=node)
-            calls[f"{depth}/{count}"] = _bound(
-                Runner(network, short, some, engine_stages, None, own_threads=own_threads), rows
+    for depth, node in enumerate(topology.exits):
+        short_plan = plan.changed(max_exit=node)
+        for size, state in states.items():
+            inputs = {name: state[name] for name in x}
+            stages = _canned_stages(engine_stages[: depth + 1], state, inputs)
+            runner = Runner(
+                network, short_plan, stages, engine_stages, None, own_threads=own_threads
             )
+            # Bound to the inputs, and not to the loop variables.
+            calls[f"{depth}/{size}"] = _bound(runner, given(inputs))
     times = interleaved(calls, repeats=REPEATS, warmup=2)
-    found = dict[str, Array]()
+
+    # What each depth takes longer than the one before.
+    costs = dict[str, Array]()
     before = [0.0] * len(SIZES)
-    for depth in range(len(network.topology.exits)):
-        now = [float(np.median(times[f"{depth}/{count}"])) for count in SIZES]
-        more = [max(0.0, after - earlier) for after, earlier in zip(now, before, strict=True)]
-        name = RUNNER if depth == 0 else f"{RUNNER}/{network.topology.gates[depth - 1]}"
-        found[f"cost/{name}"] = np.array([0.0, *line(SIZES, more)])
+    for depth in range(len(topology.exits)):
+        now = [float(np.median(times[f"{depth}/{size}"])) for size in SIZES]
+        added = list[float]()
+        for ms, ms_before in zip(now, before, strict=True):
+            added.append(max(0.0, ms - ms_before))
+        name = RUNNER
+        if depth > 0:
+            name = f"{RUNNER}/{topology.gates[depth - 1]}"
+        costs[f"cost/{name}"] = np.array([0.0, *line(SIZES, added)])
         before = now
-    return found
+    return costs
 
 
 def plain_costs(network: Network, engine: Engine, x: State) -> dict[str, Array]:
-    """Milliseconds of the last model as its engine runs it bare, as `cost/plain` [3].
+    """Measure the milliseconds of the last model as its engine runs it bare.
 
-    Nothing where it cannot be had: a model that only its parts can be run of on this engine, and
-    engines whose call must be compiled for it first.
+    Returns:
+        `cost/plain` [3]: no MACs, milliseconds per call, milliseconds per row. Empty if the engine
+        can run only parts of the model, or if it would have to compile the model first.
     """
     if {"compile", "cuda_graphs"} & set(engine.options):
         return {}
-    states = {count: {name: tiled(value, count) for name, value in x.items()} for count in SIZES}
+    states = {size: tiled_state(x, size) for size in SIZES}
     try:
         bind = plain_of(network, states[SIZES[-1]], engine)
-        times = interleaved(
-            {str(count): bind(states[count]) for count in SIZES}, repeats=REPEATS, warmup=2
-        )
+        calls = {str(size): bind(states[size]) for size in SIZES}
+        times = interleaved(calls, repeats=REPEATS, warmup=2)
     except OfframpError:
         return {}
-    return {
-        f"cost/{PLAIN}": np.array(
-            [0.0, *line(SIZES, [float(np.median(times[str(n)])) for n in SIZES])]
-        )
-    }
+    return {f"cost/{PLAIN}": np.array([0.0, *median_line(times)])}
 
 
 class Noise:
-    """How far timings of the same call lie apart: all parts on the same rows, timed before and
-    after other things.
+    """How much timings of the same call differ: all stages on the same rows, timed before and after
+    everything else.
     """
 
     def __init__(self, engine_stages: Sequence[EngineStage], x: State) -> None:
         self._calls = dict[str, Callable[[], object]]()
-        for count in NOISE_SIZES:
-            rows = {name: tiled(value, count) for name, value in x.items()}
-            self._calls[str(count)] = lambda rows=rows: _computed(engine_stages, rows)  # type: ignore[misc]
+        for size in NOISE_SIZES:
+            self._calls[str(size)] = partial(_computed, engine_stages, tiled_state(x, size))
         self._times: list[dict[str, Array]] = []
 
     def time(self) -> None:
@@ -134,20 +131,19 @@ class Noise:
         self._times.append(interleaved(self._calls, repeats=REPEATS))
 
     def share(self) -> float:
-        """The upper quartile of all timings of a call above the lower one, as a share of it; of
-        both calls the more.
+        """How far the upper quartile of a call's timings is above the lower one, as a share of the
+        lower one. The largest of all calls counts.
         """
         spreads = list[float]()
         for name in self._calls:
-            low, high = np.quantile(
-                np.concatenate([times[name] for times in self._times]), [0.25, 0.75]
-            )
+            timings = np.concatenate([times[name] for times in self._times])
+            low, high = np.quantile(timings, [0.25, 0.75])
             spreads.append(float(high / low) - 1)
         return max(spreads)
 
 
 def _computed(engine_stages: Sequence[EngineStage], rows: State) -> State:
-    """Every named tensor of a batch."""
+    """Every named tensor of a batch, from running all stages."""
     state = dict(rows)
     with torch.inference_mode():
         for engine_stage in engine_stages:
@@ -155,16 +151,32 @@ def _computed(engine_stages: Sequence[EngineStage], rows: State) -> State:
     return state
 
 
-def _canned(engine_stage: EngineStage, state: State, *, last: bool, inputs: State) -> EngineStage:
-    """A part that computes nothing: it hands out the first rows of what was computed before.
+def _canned_stages(
+    engine_stages: Sequence[EngineStage], state: State, inputs: State
+) -> tuple[EngineStage, ...]:
+    """Stages that compute nothing; all rows end at the last of them."""
+    canned = list[EngineStage]()
+    for engine_stage in engine_stages:
+        is_last = engine_stage is engine_stages[-1]
+        canned.append(_canned(engine_stage, state, last=is_last, inputs=inputs))
+    schedule = Schedule(tuple(engine_stage.stage for engine_stage in canned))
+    return linked(schedule, canned)
 
-    Its score lets one row leave of several, and none of one.
+
+def _canned(engine_stage: EngineStage, state: State, *, last: bool, inputs: State) -> EngineStage:
+    """A stage that computes nothing: it returns the first rows of tensors that were computed
+    before.
+
+    Of several rows its scores let one leave. A single row stays.
     """
-    made = {name: state[name] for name in engine_stage.writes if name in state}
+    outputs: State = {}
+    for name in engine_stage.writes:
+        if name in state:
+            outputs[name] = state[name]
     score = engine_stage.name + SCORE
-    if score in made:
-        made[score] = torch.zeros_like(made[score])
-        made[score][0] = 1.0
+    if score in outputs:
+        outputs[score] = torch.zeros_like(outputs[score])
+        outputs[score][0] = 1.0
     stage = engine_stage.stage
     if last:
         stage = replace(
@@ -173,49 +185,47 @@ def _canned(engine_stage: EngineStage, state: State, *, last: bool, inputs: Stat
     elif stage.gate:
         stage = replace(stage, thresholds=(0.5,))
     engine_stage = replace(engine_stage, stage=stage)
-    return replace(
-        engine_stage,
-        functions={"segment": _Canned(made, score, read_by(engine_stage, inputs), inputs)},
-    )
+    function = _Canned(outputs, score, read_by(engine_stage, inputs), inputs)
+    return replace(engine_stage, functions={"segment": function})
 
 
 class _Canned:
-    """A piece that hands out tensors, or the same memory as arrays."""
+    """A function that returns the first rows of ready tensors, or of the same memory as arrays."""
 
-    def __init__(self, made: State, score: str, reads: Sequence[str], inputs: State) -> None:
-        self._made = made
-        self._score = score
+    def __init__(self, outputs: State, score: str, reads: Sequence[str], inputs: State) -> None:
+        self._outputs = outputs
         self._reads = tuple(reads)
         self._inputs = inputs
-        if score not in made:
-            self._one = {}
-        else:
-            self._one = {score: torch.zeros_like(made[score][:1])}
+        self._single = dict(outputs)  # the outputs for a batch of one, which does not leave
+        if score in outputs:
+            self._single[score] = torch.zeros_like(outputs[score][:1])
 
     def __call__(self, rows: State) -> State:
         count = count_of(rows)
-        found = {name: value[:count] for name, value in self._made.items()}
-        if count == 1:
-            found.update(self._one)
-        return found
+        outputs = self._single if count == 1 else self._outputs
+        return picked(outputs, slice(count))
 
     def on_arrays(self) -> OnArrays | None:
-        """The same for the loop on arrays; None where tensors are on another device."""
-        if any(value.device.type != "cpu" for value in self._made.values()):
-            return None
-        several = [value.detach().numpy() for value in self._made.values()]
-        single = [value.detach().numpy() for value in (self._made | self._one).values()]
+        """The same for the loop on arrays; None if the tensors are on another device."""
+        several = list[Array]()
+        single = list[Array]()
+        for name, value in self._outputs.items():
+            if value.device.type != "cpu":
+                return None
+            several.append(value.detach().numpy())
+            single.append(self._single[name].detach().numpy())
 
         def run(given: Mapping[str, Array]) -> list[Array]:
             count = len(next(iter(given.values())))
-            return [value[:count] for value in (single if count == 1 else several)]
+            outputs = single if count == 1 else several
+            return [value[:count] for value in outputs]
 
-        wanted = {
-            name: Wanted(value.dtype, tuple(value.shape[1:]))
-            for name, value in self._inputs.items()
-        }
-        inputs = {name: wanted[name] for name in self._reads if name in wanted}
-        return OnArrays(self._reads, tuple(self._made), run, inputs)
+        inputs = dict[str, Wanted]()
+        for name in self._reads:
+            if name in self._inputs:
+                value = self._inputs[name]
+                inputs[name] = Wanted(value.dtype, tuple(value.shape[1:]))
+        return OnArrays(self._reads, tuple(self._outputs), run, inputs)
 
 
 def _bound(runner: Runner, rows: Any) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""A part as one exported program on positional tensors, for what compiles it."""
+"""A stage as one exported program on positional tensors, for engines that compile."""
 
 from __future__ import annotations
 
@@ -15,38 +15,61 @@ from offramp.plans.signature import INPUT
 
 
 def read_by(engine_stage: EngineStage, state: Iterable[str]) -> tuple[str, ...]:
-    """The tensors that a part reads, each input by its own name."""
-    inputs = [name for name in state if name == INPUT or name.startswith(INPUT + "/")]
-    return tuple(
-        dict.fromkeys(
-            key for name in engine_stage.reads for key in (inputs if name == INPUT else (name,))
-        )
-    )
+    """The names of the tensors that a stage reads.
+
+    A stage may read x, which stands for all inputs. Here each input has its own name.
+
+    Args:
+        engine_stage: the stage.
+        state: the names of the tensors at hand.
+
+    Returns:
+        The names, each once, in the order in which the stage reads them.
+    """
+    names = list[str]()
+    for read in engine_stage.reads:
+        if read == INPUT:
+            names += [name for name in state if name == INPUT or name.startswith(INPUT + "/")]
+        else:
+            names.append(read)
+    return tuple(dict.fromkeys(names))
 
 
 def program_of(engine_stage: EngineStage, reads: Sequence[str], state: State) -> ExportedProgram:
-    """One `torch.export` of a part: (*reads) -> (*writes), [B, ...] each, with B and what is `free`
-    in it free.
+    """Export a stage with `torch.export`: (*reads) -> (*writes), [B, ...] each.
 
-    Call it outside of inference mode. Raises what the part says to rows that do not fit, and
-    anything for what cannot be exported.
+    The batch dimension B is dynamic, and so are the dimensions in `engine_stage.free`. Call this
+    outside of inference mode.
+
+    Args:
+        engine_stage: the stage.
+        reads: names of the inputs, as `read_by` returns them.
+        state: named tensors [B, ...] with the shapes to export for.
+
+    Raises:
+        Exception: whatever the stage raises for rows that do not fit, and whatever torch.export
+            raises for code that cannot be exported.
     """
     with plain_attention():
         rows = tuple(_some(state[name]) for name in reads)
-        _StageModule(engine_stage, reads)(*(row.clone() for row in rows))
-        free = torch.export.Dim.DYNAMIC
-        dynamic = {
-            "tensors": tuple(
-                dict.fromkeys((0, *engine_stage.free.get(name, ())), free) for name in reads
-            )
-        }
+        # A run before the export, so that rows that do not fit raise the stage's own error.
+        copies = [row.clone() for row in rows]
+        _StageModule(engine_stage, reads)(*copies)
+
+        dynamic = list[dict[int, object]]()
+        for name in reads:
+            dims = (0, *engine_stage.free.get(name, ()))
+            dynamic.append(dict.fromkeys(dims, torch.export.Dim.DYNAMIC))
         return torch.export.export(
-            _StageModule(engine_stage, reads), rows, dynamic_shapes=dynamic, strict=False
+            _StageModule(engine_stage, reads),
+            rows,
+            dynamic_shapes={"tensors": tuple(dynamic)},
+            strict=False,
         )
 
 
 class _StageModule(nn.Module):
-    """A part as a module of positional tensors."""
+    """A stage as a module of positional tensors."""
 
     def __init__(self, engine_stage: EngineStage, reads: Sequence[str]) -> None:
         super().__init__()
@@ -56,6 +79,7 @@ class _StageModule(nn.Module):
         self.training = self.held.training = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        # The export must know that all tensors have the same number of rows.
         require: Callable[[bool], None] = torch._check
         for tensor in tensors[1:]:
             require(tensor.shape[0] == tensors[0].shape[0])
@@ -65,6 +89,8 @@ class _StageModule(nn.Module):
 
 
 def _some(value: Tensor) -> Tensor:
-    """Two rows at least: torch.export takes a batch of one for a constant."""
+    """Two to four rows. With one row, torch.export would take the batch size for a constant."""
     few = value[:4].detach()
-    return (torch.cat([few, few]) if len(few) == 1 else few).clone()
+    if len(few) == 1:
+        few = torch.cat([few, few])  # [1, ...] -> [2, ...]
+    return few.clone()

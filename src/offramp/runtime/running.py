@@ -72,7 +72,7 @@ class Observed:
 
     def scored(self, scores: Tensor, thresholds: np.ndarray[Any, Any], rows: RowNumbers) -> None:
         """Note the scores [n] or [n, K - 1] that decide where rows go."""
-        table = scores.detach().float().cpu().numpy().reshape(len(scores), -1)
+        table = scores.detach().float().cpu().numpy().reshape(len(scores), -1)  # [n, K - 1]
         close = np.zeros(len(table), bool)
         for limit in np.unique(thresholds):
             close |= (np.abs(table.astype(float) - float(limit)) <= self.band).any(1)
@@ -144,7 +144,8 @@ class Runner:
         self._detect_changes(network, own_threads)
         self._expect_inputs(network)
 
-        # The quick ways, which leave everything unusual to `_walk`.
+        # Two fast paths for common batches: a loop on arrays, and one graph of the whole plan.
+        # `_walk` takes all other batches.
         self._lean: LeanChain | None = None
         if own_threads and not self._may_fail and self._as_recorded():
             self._lean = lean_chain(self.topology, engine_stages)
@@ -178,12 +179,16 @@ class Runner:
     def _expect_inputs(self, network: Network) -> None:
         """Remember which inputs the network reads, of which shapes."""
         # Dimensions that follow the length of a text can have any size.
-        self._free = {name for member in network.members for name in member.length}
+        self._free = set[str]()
+        for member in network.members:
+            self._free.update(member.length)
         self._known: frozenset[str] | None
         self._shapes: dict[str, tuple[int | None, ...]] | None
         probe = self.plan.origin.probe if self.plan.origin else None
         if probe:
-            self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs}
+            self._shapes = {}
+            for recorded in probe.inputs:
+                self._shapes[recorded.name] = self._required_shape(recorded.name, recorded.shape)
             self._known = frozenset(self._shapes)
             self._classes = probe.classes
         else:
@@ -197,8 +202,10 @@ class Runner:
         """Whether the stages were compiled for rows of the recorded shapes."""
         if self._shapes is None or self._compiled is None:
             return True
-        compiled = {name: wanted.shape for name, wanted in self._compiled.items()}
-        return compiled == {name: self._shapes.get(name) for name in compiled}
+        for name, wanted in self._compiled.items():
+            if wanted.shape != self._shapes.get(name):
+                return False
+        return True
 
     def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Outputs:
         """The Outputs of a batch.
@@ -222,19 +229,24 @@ class Runner:
         if deadline_ms is not None:
             if self._percentiles is None:
                 raise InvalidArgument(
-                    "a deadline needs measured segments; open the network with timing_rows=some "
+                    "deadline_ms needs measured segments. Use open(..., timing_rows=x) with some "
                     "rows"
                 )
             _require_deadline(deadline_ms)
         if self._rounds is None:
             self._containers.check()
         batch = self._batch(x)
-        until = None if deadline_ms is None else start + deadline_ms / 1e3
+        until = None
+        if deadline_ms is not None:
+            until = start + deadline_ms / 1e3
         with ambient.autocast_off(self.device.type), self._mode():
             answers = self._walk(batch, until)
         self._spot_check()
-        came_from = _device_of(x)
-        return answers if came_from in (None, self.device) else answers.to(came_from)
+        # Outputs go to the device of x. Arrays have none, and get those of the network.
+        device_of_x = _device_of(x)
+        if device_of_x is None or device_of_x == self.device:
+            return answers
+        return answers.to(device_of_x)
 
     @property
     def shares(self) -> int:
@@ -261,7 +273,7 @@ class Runner:
         """
         try:
             answers = quick(x)
-        except Exception:  # Runtimes share no class of errors. `_walk` says it in a sentence.
+        except Exception:  # Runtimes share no class of errors. `_walk` raises one with a message.
             return None
         self._spot_check()
         return answers
@@ -376,27 +388,37 @@ class Runner:
     def _batch(self, x: Any) -> State:
         if self._settings is not None and ambient.settings() != self._settings:
             raise StaleRunner(
-                f"torch's float32 matmul precision or default type was changed after the network "
-                f"was opened: "
-                f"{ambient.settings()}, and then {self._settings}; change it back, or open again"
+                "torch's float32 matmul precision or default type has changed since the network "
+                f"was opened: it is {ambient.settings()}, and was {self._settings}. Change it "
+                "back, or open again"
             )
         batch = as_inputs(x, self.device)
         require_inputs(batch, self._needed)
-        if INPUT not in batch and (extra := extra_inputs(batch, self._known)):
-            raise BadData(unread_text(extra, list(batch), "the batch"))
-        shapes = {name: self._asked(name, tuple(value.shape[1:])) for name, value in batch.items()}
-        if self._shapes is not None and shapes != self._shapes:
-            raise BadData(
-                f"rows have shapes {shapes}, expected {self._shapes} as recorded; check the data"
-            )
+        if INPUT not in batch:  # several inputs by name
+            extra = extra_inputs(batch, self._known)
+            if extra:
+                raise BadData(unread_text(extra, list(batch), "the batch"))
+        if self._shapes is not None:
+            shapes = dict[str, tuple[int | None, ...]]()
+            for name, value in batch.items():
+                shapes[name] = self._required_shape(name, tuple(value.shape[1:]))
+            if shapes != self._shapes:
+                raise BadData(f"rows must have the recorded shapes {self._shapes}, got {shapes}")
         return batch
 
-    def _asked(self, name: str, shape: tuple[int, ...]) -> tuple[int | None, ...]:
+    def _required_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int | None, ...]:
         """The shape that rows must have; None for the length of a text, which is free."""
-        return (None, *shape[1:]) if name in self._free else shape
+        if name in self._free:
+            return (None, *shape[1:])
+        return shape
 
     def _walk(self, batch: State, until: float | None, seen: Observed | None = None) -> Outputs:
         """Run the schedule: each stage in turn, on the rows that wait for it.
+
+        `waiting` has the rows that go on, by the stage at which they wait. A stage takes the rows
+        that wait for it, runs them, and sends each along an edge: to its answer, or to wait for a
+        later stage. Stages are in an order in which all edges lead forward, so that one pass over
+        them is enough.
 
         Args:
             batch: the inputs by name, [B, ...] each.
@@ -414,7 +436,8 @@ class Runner:
             groups = waiting.pop(engine_stage.name, None)
             if groups is None:  # no row waits for this stage
                 continue
-            group = groups[0] if len(groups) == 1 else merged(groups, self._gather)
+            group = merged(groups, self._gather)
+            # A stage that would end too late does not run: rows get their latest answers.
             has_answers = until is not None and group.latest is not None
             if has_answers and not self._fits(number, group.size, until):
                 group = self._answered(result, group, DEADLINE)
@@ -430,6 +453,7 @@ class Runner:
                     raise
                 self._answered(result, group, UNAVAILABLE)
                 continue
+            # Keep the answers of this exit, in case a deadline or a failure needs them.
             if (until is not None or self._may_fail) and stage.exit:
                 indices = np.full(group.size, self._exit_indices[stage.name])
                 group = group._replace(latest=Latest(indices, group.state[stage.name + LOGITS]))
@@ -452,10 +476,10 @@ class Runner:
             self._send(result, waiting, stage, stage.edges[0], group, inputs)
             return
         successor, not_first = self._chosen(result, stage, group)
-        if not len(not_first):  # the common cases of small batches first
+        if not len(not_first):  # all rows take the first edge: common in small batches
             self._send(result, waiting, stage, stage.edges[0], group, inputs)
             return
-        if len(stage.edges) == 2:
+        if len(stage.edges) == 2:  # rows leave or go on: `not_first` are those that go on
             if len(not_first) < group.size:
                 first = (successor == 0).nonzero()[0]
                 self._send(result, waiting, stage, stage.edges[0], group, inputs, first)
@@ -487,7 +511,9 @@ class Runner:
         not_first = successor.nonzero()[0]
         if len(not_first):  # a row whose score is NaN never takes the first edge
             bad = np.isnan(scores)
-            result.flag(group.rows, bad[:, 0] if bad.shape[1] == 1 else bad.any(1))
+            # [n, K - 1] -> [n]
+            bad_rows = bad[:, 0] if bad.shape[1] == 1 else bad.any(1)
+            result.flag(group.rows, bad_rows)
         return successor, not_first
 
     def _send(
@@ -511,9 +537,7 @@ class Runner:
             inputs: the names of the inputs.
             chosen: positions in the group of the rows that go this way; None for all of them.
         """
-        rows = group.rows
-        if chosen is not None:
-            rows = chosen if rows is None else rows[chosen]
+        rows = group.rows if chosen is None else _numbers(group.rows, chosen)
         if edge.to == LEAVE:
             logits = group.state[stage.name + LOGITS]
             if chosen is not None:
@@ -527,26 +551,26 @@ class Runner:
             state = self._gather(state, chosen)
             size = len(chosen)
             if latest is not None:
-                latest = Latest(
-                    latest.places[chosen], self._gather({"": latest.logits}, chosen)[""]
-                )
+                logits = self._gather({"": latest.logits}, chosen)[""]
+                latest = Latest(latest.exits[chosen], logits)
         waiting.setdefault(edge.to, []).append(Group(rows, state, size, latest))
 
     def _answered(self, result: OutputBuffer, group: Group, why: int) -> Group:
         """Write the latest answers of a group's rows. Returns the rows that have no answer yet."""
         latest = group.latest
         assert latest is not None
-        for index in np.unique(latest.places[latest.places >= 0]).tolist():
-            here = (latest.places == index).nonzero()[0]
+        # One `put` for each exit that has answered some of the rows.
+        for index in np.unique(latest.exits[latest.exits >= 0]).tolist():
+            here = (latest.exits == index).nonzero()[0]
             if len(here) == group.size:
                 result.put(group.rows, latest.logits, index, why)
             else:
-                rows = here if group.rows is None else group.rows[here]
-                result.put(rows, self._gather({"": latest.logits}, here)[""], index, why)
-        rest = (latest.places < 0).nonzero()[0]
+                logits = self._gather({"": latest.logits}, here)[""]
+                result.put(_numbers(group.rows, here), logits, index, why)
+        rest = (latest.exits < 0).nonzero()[0]
         if not len(rest):
             return Group(None, {}, 0, None)
-        rows = rest if group.rows is None else group.rows[rest]
+        rows = _numbers(group.rows, rest)
         return Group(rows, self._gather(group.state, rest), len(rest), None)
 
     def _call(self, engine_stage: EngineStage, state: State) -> None:
@@ -565,13 +589,15 @@ class Runner:
         return time.perf_counter() + self._percentiles[number](count) / 1e3 <= until
 
 
+def _numbers(rows: RowNumbers, chosen: Index) -> Index:
+    """The numbers in x of some rows of a group. `rows` are those of the group; None means all."""
+    return chosen if rows is None else rows[chosen]
+
+
 def _require_deadline(value: object) -> None:
     """Raise InvalidArgument unless a deadline is a number. Infinity means no deadline."""
     if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
-        raise InvalidArgument(
-            f"deadline_ms must be a number of milliseconds, got {value!r}; leave it out for no "
-            f"deadline"
-        )
+        raise InvalidArgument(f"deadline_ms must be a number of milliseconds, got {value!r}")
 
 
 def compiled_for(engine_stages: Sequence[EngineStage]) -> dict[str, Wanted] | None:
@@ -595,7 +621,7 @@ def _may_be_unavailable(engine_stage: EngineStage) -> bool:
 
 def _all_answered(group: Group) -> bool:
     """Whether every row of a group has an answer of some exit."""
-    return group.latest is not None and bool((group.latest.places >= 0).all())
+    return group.latest is not None and bool((group.latest.exits >= 0).all())
 
 
 def _device_of(x: Any) -> torch.device | None:
@@ -607,14 +633,15 @@ def _device_of(x: Any) -> torch.device | None:
     return x.device if isinstance(x, Tensor) else None
 
 
-def _by_torch(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
+def _by_torch(state: State, rows: Index) -> State:
+    """Gather rows of every tensor: [n, ...] -> [m, ...]."""
     index = torch.from_numpy(rows).to(next(iter(state.values())).device, non_blocking=True)
     return {key: value.index_select(0, index) for key, value in state.items()}
 
 
-def _by_numpy(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
-    """For engines with threads of their own. Torch's threads spin while they wait for work, and
-    would take the engine's cores.
+def _by_numpy(state: State, rows: Index) -> State:
+    """Gather rows for engines with threads of their own. Torch's threads spin while they wait for
+    work, and would take the engine's cores.
     """
     return {key: torch.from_numpy(value.detach().numpy()[rows]) for key, value in state.items()}
 

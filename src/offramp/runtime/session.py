@@ -37,12 +37,12 @@ def open(
     timing_rows: Any = None,
     example: Any = None,
 ) -> Runner:
-    """Check once, and make a Runner. The network stays where it is: place it first, then open it.
+    """Check a network and a plan once, and make a Runner.
 
-    A plan that was calibrated is compared with this network: weights and configuration, engine,
-    precision, the code of gates, exits and models that is the user's own, and logits and scores on
-    the rows of its probe. docs/concepts/promises.md says what cannot be seen. Autocast around the
-    call does not count.
+    The network stays on its device: move it first, then open it. A calibrated plan is compared with
+    this network: weights and configuration, engine, precision, the user's code of gates, exits and
+    models, and logits and scores on the rows of its probe. docs/concepts/promises.md lists changes
+    that cannot be noticed. Autocast around the call has no effect.
 
     Args:
         network: In eval mode.
@@ -52,9 +52,9 @@ def open(
         timing_rows: Rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
         example: Rows [B, ...] as they will be served. An engine that compiles needs them where
             neither the plan nor the network has seen any, as in a ladder with a plan set by hand.
-            All is compiled here and nothing while serving, so rows of other types and shapes are
-            refused later (texts may have any length). If some of these rows are recorded rows that
-            the plan knows by their digests, logits and scores are compared on them as well.
+            Everything is compiled here and nothing while serving, so rows of other types and shapes
+            raise an error later (texts may have any length). If the plan knows some of these rows
+            by their digests, logits and scores are compared on them as well.
 
     Returns:
         The network under this plan: immutable, thread-safe, callable.
@@ -84,36 +84,35 @@ def _opened(
     home_device = network.device()
     if device is not None and not _there(torch.device(device), home_device):
         raise InvalidArgument(
-            f"the network is on {home_device}, asked for was {device}; call "
+            f"device must be {home_device}, where the network is, got {device}. Call "
             f"net.to({str(device)!r}) first"
         )
-    shelved, identity = engine_of(engine)
+    chosen_engine, identity = engine_of(engine)
     check_origin(network, plan, identity)
-    engine_stages: Sequence[EngineStage] = shelved.open(
+    engine_stages: Sequence[EngineStage] = chosen_engine.open(
         network, plan.schedule(network.topology), home_device
     )
-    every: Sequence[EngineStage] = shelved.open(
+    every: Sequence[EngineStage] = chosen_engine.open(
         network, full_schedule(network.topology), home_device
     )
-    every = _with_pieces_of(engine_stages, every)
+    every = _with_functions_of(engine_stages, every)
     compare_probe(network, plan, every, example)
-    # graphs of their own, which nothing else has looked at
-    if any(engine_stage.stage.passes for engine_stage in engine_stages):
+    # Joined stages have graphs of their own, which the comparison above did not run.
+    joined = [engine_stage for engine_stage in engine_stages if engine_stage.stage.passes]
+    if joined:
         compare_probe(network, plan, engine_stages, example)
-    if shelved.compiles:
+    if chosen_engine.compiles:
         served = _served(network, plan, engine, timing_rows if example is None else example)
         for some in (engine_stages, every):
             _warm(network, served, some)
             _seal(some)
-    one = None
+    graph = None
     way = f"one after the other on {identity}"
-    if shelved.own_threads:
-        one, way = _in_one(
-            network, plan, shelved, identity, engine_stages, _known_rows(network, plan, served)
-        )
-    if timing_rows is None:
-        timed = None
-    else:
+    if chosen_engine.own_threads:
+        known = _known_rows(network, plan, served)
+        graph, way = _in_one(network, plan, chosen_engine, identity, engine_stages, known)
+    timed = None
+    if timing_rows is not None:
         timed = percentiles(engine_stages, _some_rows(as_inputs(timing_rows, home_device)))
     return Runner(
         network,
@@ -121,8 +120,8 @@ def _opened(
         engine_stages,
         every,
         timed,
-        own_threads=shelved.own_threads,
-        one_graph=one,
+        own_threads=chosen_engine.own_threads,
+        one_graph=graph,
         way=way,
     )
 
@@ -135,28 +134,29 @@ def _in_one(
     engine_stages: Sequence[EngineStage],
     known: Sequence[State],
 ) -> tuple[OneGraph | None, str]:
-    """The plan as one graph where the engine has it, compared with the parts on all rows at hand.
+    """The plan as one graph, if the engine has it, compared with the stages on all known rows.
 
     Returns:
-        The graph, or None; and a line for print that says which way it is, and why.
+        The graph, or None; and a line for print that says how the plan runs, and why.
     """
     in_parts = f"one after the other on {identity}"
     lean = lean_chain(network.topology, engine_stages)
     if lean is None:
-        return None, f"{in_parts}: it is no chain on arrays of one shape"
+        return None, f"{in_parts}: it is not a chain on arrays of one shape"
     band = BAND if plan.origin is None else plan.origin.band
     try:
         require_lowerable(network, engine_stages)
         run = engine.in_one(network, plan.schedule(network.topology), engine_stages, known[0])
         graph = OneGraph(run, lean, engine_stages)
-        far = max(farthest(graph, lean, engine_stages, rows, band) for rows in known)
+        distances = [farthest(graph, lean, engine_stages, rows, band) for rows in known]
     except OfframpError as problem:
         return None, f"{in_parts}: {problem}"
     except Exception as problem:  # errors of runtimes share no class but Exception
         return None, f"{in_parts}: one graph failed with {type(problem).__name__}"
-    count = sum(count_of(rows) for rows in known)
+    count = sum(map(count_of, known))
     compared = (
-        f"compared with the stages one by one on {count} rows, logits at most {far:.1g} apart"
+        f"compared with the stages one by one on {count} rows, logits at most "
+        f"{max(distances):.1g} apart"
     )
     return (
         graph,
@@ -165,55 +165,64 @@ def _in_one(
 
 
 def _known_rows(network: Network, plan: Plan, served: State) -> list[State]:
-    """All rows at hand on which two ways can be compared: those served, the seeded and the recorded
-    ones.
+    """All rows on which two ways to run can be compared: those to be served, and the seeded and
+    recorded rows of the plan's probe.
     """
-    found = [served]
+    batches = [served]
     probe = plan.origin.probe if plan.origin else None
-    if probe is not None and (probe.rows is None or probe.rows):
-        found.append(as_inputs(probe.batch(), network.device()))
-    if probe is not None and probe.recorded is not None and (kept := probe.recorded.arrays()):
-        found.append(as_inputs(given_as(kept), network.device()))
-    return found
+    if probe is None:
+        return batches
+    if probe.rows is None or probe.rows:
+        batches.append(as_inputs(probe.batch(), network.device()))
+    arrays = probe.recorded.arrays() if probe.recorded is not None else {}
+    if arrays:
+        batches.append(as_inputs(given_as(arrays), network.device()))
+    return batches
 
 
-def _there(asked: torch.device, device: torch.device) -> bool:
-    """Whether a network is where it was asked for: `cuda` is any GPU."""
-    return asked.type == device.type and asked.index in (None, device.index or 0)
+def _there(wanted: torch.device, device: torch.device) -> bool:
+    """Whether a network is on the wanted device: `cuda` is any GPU."""
+    return wanted.type == device.type and wanted.index in (None, device.index or 0)
 
 
 def _some_rows(rows: State) -> State:
     if not count_of(rows):
-        raise BadData(
-            "timing_rows has no rows, expected at least one to time segments on; give some, or "
-            "leave it out"
-        )
+        raise BadData("timing_rows must have at least one row, got none")
     return rows
 
 
 def check_origin(network: Network, plan: Plan, engine: str) -> None:
+    """Compare a network with the one for which a plan was calibrated.
+
+    Args:
+        network: to be opened.
+        plan: the plan. One set by hand passes.
+        engine: identity of the engine.
+
+    Raises:
+        Mismatch: the network, engine, precision or code differs.
+    """
     if plan.origin is None:
         return
-    mine = (network.fingerprint(), engine, network.precision())
-    its = plan.origin.key
-    if mine != its:
+    network_key = (network.fingerprint(), engine, network.precision())
+    plan_key = plan.origin.key
+    if network_key != plan_key:
         raise Mismatch(
-            f"the plan is for network {its[0]} on {its[1]} in {its[2]}, this is network {mine[0]} "
-            f"on {mine[1]} in "
-            f"{mine[2]}; record and calibrate this one, or drop the promise: "
-            f"Plan.by_hand(plan.thresholds)"
+            f"the plan is for network {plan_key[0]} on {plan_key[1]} in {plan_key[2]}, this is "
+            f"network {network_key[0]} on {network_key[1]} in {network_key[2]}. Record and "
+            "calibrate this one, or drop the promise with Plan.by_hand(plan.thresholds)"
         )
     plan.origin.refuse_other_code(code_marks(network))
 
 
 def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
-    """Rows like those that will be served: an example, those of the plan's probe, or those that a
-    cut was tried on.
+    """Rows like those that will be served: an example, rows of the plan's probe, or rows on which a
+    cut was tried.
     """
     if example is not None:
         state = as_inputs(example, network.device())
         if not count_of(state):
-            raise BadData("the example has no rows, expected at least one")
+            raise BadData("example must have at least one row, got none")
         return state
     probe = plan.origin.probe if plan.origin else None
     if probe is not None and probe.known:
@@ -222,50 +231,63 @@ def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
     if not state:
         raise InvalidArgument(
             f"{engine} compiles a network for rows of one shape, and neither the plan nor the "
-            f"network has seen rows; "
-            "give some: open(..., example=x), or ladder(..., example=x)"
+            "network has seen rows. Use open(..., example=x), or ladder(..., example=x)"
         )
     return state
 
 
 def _warm(network: Network, rows: State, engine_stages: Sequence[EngineStage]) -> None:
-    """Run parts on rows, along every edge: what compiles does so before it serves."""
-    state = dict(with_defaults(network.topology, {name: value[:2] for name, value in rows.items()}))
+    """Run stages on two rows, along every edge, so that they are compiled before they serve."""
+    two_rows = {name: value[:2] for name, value in rows.items()}
+    state = dict(with_defaults(network.topology, two_rows))
     with torch.inference_mode():
         for engine_stage in engine_stages:
             engine_stage.call(state)
 
 
 def _seal(engine_stages: Sequence[EngineStage]) -> None:
-    """From here on parts compile nothing: rows that would need it are refused."""
+    """Let stages compile nothing from now on. Rows that would need it raise an error."""
     for engine_stage in engine_stages:
         for function in engine_stage.functions.values():
             if isinstance(function, CompiledPiece):
                 function.seal()
 
 
-def _with_pieces_of(
+def _with_functions_of(
     engine_stages: Sequence[EngineStage], every: Sequence[EngineStage]
 ) -> list[EngineStage]:
-    """The parts of every exit, with the pieces of a plan's where they are the same: compiled, or
-    recorded, once.
+    """Let stages share functions, so that each is compiled or recorded once.
+
+    Args:
+        engine_stages: of a plan.
+        every: the stages in which every exit runs.
+
+    Returns:
+        `every`, with the functions of those stages of the plan that compute the same.
     """
-    mine = {engine_stage.name: engine_stage for engine_stage in engine_stages}
-    shared = []
+    of_plan = {engine_stage.name: engine_stage for engine_stage in engine_stages}
+    shared = list[EngineStage]()
     for engine_stage in every:
-        same = mine.get(engine_stage.name)
-        if same is not None and same.functions.keys() == engine_stage.functions.keys():
-            here = (same.reads, same.writes, same.stage.nodes)
-            if here == (engine_stage.reads, engine_stage.writes, engine_stage.stage.nodes):
-                engine_stage = replace(engine_stage, functions=same.functions)
+        same = of_plan.get(engine_stage.name)
+        if same is not None and _compute_the_same(same, engine_stage):
+            engine_stage = replace(engine_stage, functions=same.functions)
         shared.append(engine_stage)
     return shared
+
+
+def _compute_the_same(first: EngineStage, second: EngineStage) -> bool:
+    return (
+        first.functions.keys() == second.functions.keys()
+        and first.reads == second.reads
+        and first.writes == second.writes
+        and first.stage.nodes == second.stage.nodes
+    )
 
 
 def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Outputs:
     """Open a network under a plan and answer one batch.
 
-    The last runner of a network is kept, and used again while nothing has changed. For a server,
+    The last Runner of a network is kept, and used again while nothing has changed. For a server,
     use `open`.
 
     Args:
@@ -275,7 +297,7 @@ def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Outpu
         engine: torch, onnxruntime or openvino, with options as in "torch:bf16".
 
     Returns:
-        Logits, exit and reason of every row, in the order of x.
+        The logits, exit and reason of every row, in the order of x.
 
     Raises:
         Mismatch: The plan was made for another network, engine, precision or code.
@@ -293,7 +315,7 @@ def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Outpu
         same = last.plan is plan and last.engine == engine
         return same and last.runner.takes(x) and _current(last.runner)
 
-    # without waiting for other threads that open or compile
+    # A look first, which does not wait for other threads that open or compile.
     last: _Opened | None = kept.found("runner")
     if last is None or not fits(last):
         last = kept.once("runner", make, fits)
@@ -302,7 +324,7 @@ def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Outpu
 
 @dataclass(frozen=True)
 class _Opened:
-    """The last Runner of a network, and under what it was opened."""
+    """The last Runner of a network, and the plan and engine with which it was opened."""
 
     plan: Plan
     engine: str
@@ -310,14 +332,18 @@ class _Opened:
 
 
 def _one_of(x: Any) -> Any:
-    """A batch as an example; of an empty one, a row of zeros."""
+    """A batch as an example. For an empty batch, this is a row of zeros."""
     state = as_inputs(x)
     if count_of(state):
         return x
-    return given({name: value.new_zeros((1, *value.shape[1:])) for name, value in state.items()})
+    zeros: State = {}
+    for name, value in state.items():
+        zeros[name] = value.new_zeros((1, *value.shape[1:]))  # [0, ...] -> [1, ...]
+    return given(zeros)
 
 
 def _current(runner: Runner) -> bool:
+    """Whether nothing has changed since a Runner was opened."""
     try:
         runner.check_values()
     except StaleRunner:

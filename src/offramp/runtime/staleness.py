@@ -1,4 +1,9 @@
-"""Whether modules are still what they were when a Runner was opened."""
+"""Detects changes of a network after a Runner was opened on it.
+
+`ChangeDetector` and `Rounds` look at tensors and submodules, `SettingsDetector` at everything else
+that a network computes with. A check runs after every batch, so its inner loops run in C: `map`
+with functions of `operator`, and no Python code per tensor.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +21,13 @@ from offramp.errors import StaleRunner
 from offramp.networks.network import described
 from offramp.networks.nodes import Exit, Gate
 
-VALUES: Any = dict.values  # everything below runs in C: a batch of one waits for it
+VALUES: Any = dict.values
 SAMPLED = 8  # values of a tensor that are compared by content
-TENSORS = 8  # whose samples one spot check compares: a microsecond
-LOOKED_AT = 5  # tensors in a share of `Rounds`: as many as a batch norm has
+TENSORS = 8  # tensors whose samples one spot check compares: a microsecond
+SHARE_TENSORS = 5  # tensors in a share of `Rounds`: as many as a batch norm has
 
-LAYERS = 8  # whose settings one spot check compares: two microseconds
-NAMES = 16  # of attributes and globals that one spot check compares: a microsecond
+LAYERS = 8  # layers whose settings one spot check compares: two microseconds
+NAMES = 16  # attributes and globals that one spot check compares: a microsecond
 COMPARED = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
 MISSING = object()
 
@@ -35,30 +40,35 @@ CHANGED = (
     "net.eval(), open again"
 )
 
+# some bytes of a tensor, as a view of its memory, with a copy of them
 Samples = list[tuple[np.ndarray[Any, np.dtype[np.uint8]], bytes]]
 
 
 class ChangeDetector:
-    """Notices that modules are no longer what they were: parameters, buffers, submodules, training
-    flags; of exits and gates also the numbers and texts of their configuration, such as a
-    temperature.
+    """Notices changes of modules: of their parameters, buffers, submodules and training flags.
 
-    A part is looked at right after it ran, while its tensors are in the cache: four times cheaper
-    than before the run, and a change made during the run is noticed as well. It holds the modules'
-    tables and not the modules, so that a Runner does not keep its network alive.
+    For exits and gates, the numbers and texts of their configuration (such as a temperature) are
+    compared as well. Check a stage right after it ran, while its tensors are in the cache. That is
+    four times cheaper than before the run, and a change made during the run is noticed too. The
+    detector holds the modules' tables and not the modules, so a Runner does not keep its network
+    alive.
 
-    shares: a `spot_check` looks at one of so many shares of the modules, the next one each time,
-    and at those in `each_time`. What moves, casts or trains all of them is noticed by any spot
-    check, a change of single ones after `shares` at most.
-
-    Identity, version and address of every parameter and buffer are compared: that shows an
+    The identity, version and address of every parameter and buffer are compared. They show an
     assignment, a step of an optimizer, `load_state_dict`, an operation in place, `.data =`, and
-    moving. Two kinds of writes leave all three as they are: those in place through `.data` or
-    `.detach()` (`p.data.mul_(2)`), and those through NumPy (`p.detach().numpy()[:] = 0`). On a CPU
-    eight values of each tensor are compared as well: by `check` of all tensors, by a `spot_check`
-    of eight tensors, the next ones each time. So such a write is noticed late, and one that changes
-    none of the eight values of a tensor is not noticed; on a GPU neither is. Hooks, and the code of
-    methods, are not looked at.
+    moving. Two kinds of writes change none of the three: in place through `.data` or `.detach()`
+    (`p.data.mul_(2)`), and through NumPy (`p.detach().numpy()[:] = 0`). On a CPU, eight values of
+    each tensor are therefore compared as well: `check` compares those of all tensors, `spot_check`
+    those of the next eight tensors. Such a write is noticed late, and a write that leaves the eight
+    values unchanged is not noticed. On a GPU, neither kind is noticed. Hooks and the code of
+    methods are not looked at.
+
+    Args:
+        roots: the modules.
+        deep: whether to look at the modules inside them as well.
+        shares: into how many shares the modules are divided. Each `spot_check` looks at the next
+            share. It notices anything that moves, casts or trains all modules; a change of a single
+            module is noticed after at most `shares` spot checks.
+        each_time: modules that every `spot_check` looks at.
     """
 
     def __init__(
@@ -69,40 +79,52 @@ class ChangeDetector:
         shares: int = 1,
         each_time: Iterable[nn.Module] = (),
     ) -> None:
-        modules = dict.fromkeys(
-            module for root in roots for module in (root.modules() if deep else [root])
-        )
-        first = {module: None for module in each_time if module in modules}
-        rest = [module for module in modules if module not in first]
-        self._shares = [_Share([*first, *rest[turn::shares]]) for turn in range(shares)]
+        modules = dict.fromkeys(_distinct(roots, deep=deep))
+        always = dict.fromkeys(module for module in each_time if module in modules)
+        rest = [module for module in modules if module not in always]
+        self._shares = list[_Share]()
+        for number in range(shares):
+            # modules number, number + shares, number + 2 * shares, ...
+            self._shares.append(_Share([*always, *rest[number::shares]]))
         self._turn = cycle(self._shares)
 
     def check(self) -> None:
-        """Raise StaleRunner when anything differs, the sampled values of all tensors among it."""
+        """Raise StaleRunner if anything differs, including the sampled values of all tensors."""
         for share in self._shares:
             share.check()
             share.compare(share.samples)
 
     def spot_check(self) -> None:
-        """Raise StaleRunner when anything differs in the share whose turn it is."""
+        """Raise StaleRunner if anything differs in the next share."""
         share = next(self._turn)
         share.check()
-        share.compare(next(share.shares))
+        share.compare(next(share.sample_groups))
+
+
+def _distinct(roots: Iterable[nn.Module], *, deep: bool) -> list[nn.Module]:
+    """Modules, with those inside them if `deep`; each once, in order."""
+    modules = dict[nn.Module, None]()
+    for root in roots:
+        if deep:
+            modules.update(dict.fromkeys(root.modules()))
+        else:
+            modules[root] = None
+    return list(modules)
 
 
 class SettingsDetector:
     """Notices that a network computes with other numbers, functions or classes than before.
 
-    Of every module its class, whether it has a forward of its own, and of torch's layers the
-    numbers and texts (`eps`, `negative_slope`); of the user's code the attributes and globals that
-    it reads. `check` looks at all of it, and `spot_check` at some, the next ones each time. Entries
-    of lists and dicts are looked at by `check` alone.
+    It compares the class of every module and whether the module has a forward of its own; for
+    torch's layers, their numbers and texts (`eps`, `negative_slope`); and for the user's code, the
+    attributes and globals that it reads. `check` looks at all of these, `spot_check` at the next
+    few. Only `check` looks at the entries of lists and dicts.
 
     Args:
         modules: of the network; none of them is kept alive.
         names: tables with a name and a value that the user's code reads.
         containers: lists, dicts and sets that it reads, each with a copy.
-        tensors: that it reads and no module registers.
+        tensors: tensors that it reads and that no module registers.
     """
 
     def __init__(
@@ -112,14 +134,13 @@ class SettingsDetector:
         containers: Sequence[tuple[Any, Any]] = (),
         tensors: Sequence[Tensor] = (),
     ) -> None:
-        theirs = [
-            module
-            for module in modules
-            if not type(module).__module__.startswith("offramp.networks.")
-        ]
+        user_modules = list[nn.Module]()
+        for module in modules:
+            if not type(module).__module__.startswith("offramp.networks."):
+                user_modules.append(module)
         # layers first: they have most settings
-        theirs.sort(key=lambda module: bool(module._modules))
-        self._layers = [_LayerSettings(module) for module in theirs]
+        user_modules.sort(key=lambda module: bool(module._modules))
+        self._layers = [_LayerSettings(module) for module in user_modules]
         self._names = list(names)
         self._containers = list(containers)
         self._tensors = [value for value in tensors if not value.is_inference()]
@@ -128,14 +149,14 @@ class SettingsDetector:
         self._some_names = cycle(_in_groups(self._names, NAMES))
 
     def check(self) -> None:
-        """Raise StaleRunner when anything differs."""
+        """Raise StaleRunner if anything differs."""
         self._compare(self._layers, self._names)
         for now, before in self._containers:
             if not _is_same(now, before):
                 raise StaleRunner(OTHER.format(f"a {type(before).__name__}"))
 
     def spot_check(self) -> None:
-        """Raise StaleRunner when anything differs in the share whose turn it is, or a tensor."""
+        """Raise StaleRunner if one of the next few settings differs, or a tensor."""
         self._compare(next(self._some_layers), next(self._some_names))
 
     def _compare(
@@ -152,35 +173,32 @@ class SettingsDetector:
 
 
 class _LayerSettings:
-    """What one module computes with beside its tensors, without keeping it alive."""
+    """The settings of one module that are not tensors. The module is not kept alive."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.of = ref(module)
+        self.module_ref = ref(module)
         self.kind = type(module)
         self.table = vars(module)
         self.forward = self.table.get("forward")
-        keys = [
-            "_parameters",
-            "_parameters",
-        ]  # the tables themselves stay: a getter of two names gives a tuple
+        # `itemgetter` returns a tuple only for two keys or more. These two never differ: the table
+        # of parameters is always the same object.
+        keys = ["_parameters", "_parameters"]
         if self.kind.__module__.startswith("torch.nn."):
-            keys += [
-                key
-                for key, value in self.table.items()
-                if key[0] != "_" and key != "training" and _is_plain(value)
-            ]
+            for key, value in self.table.items():
+                if key[0] != "_" and key != "training" and _is_plain(value):
+                    keys.append(key)
         self.getter = itemgetter(*keys)
         self.values = self.getter(self.table)
 
     def check(self) -> None:
-        """Raise StaleRunner when anything differs."""
+        """Raise StaleRunner if anything differs."""
         try:
             same = (
                 self.getter(self.table) == self.values and self.table.get("forward") is self.forward
             )
-        except KeyError:
+        except KeyError:  # a setting was deleted
             same = False
-        module = self.of()
+        module = self.module_ref()
         if not same or (module is not None and type(module) is not self.kind):
             raise StaleRunner(OTHER.format(f"a setting of a {self.kind.__name__}"))
 
@@ -192,7 +210,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _is_same(now: Any, before: Any) -> bool:
-    """Whether values are equal; tensors within are compared by identity."""
+    """Whether plain values are equal, or other values are the same object."""
     if type(now) is not type(before) or not isinstance(before, COMPARED):
         return now is before
     try:
@@ -201,103 +219,138 @@ def _is_same(now: Any, before: Any) -> bool:
         return False
 
 
-def _in_groups(things: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [things[start : start + size] for start in range(0, len(things), size)] or [[]]
+def _in_groups(items: list[Any], size: int) -> list[list[Any]]:
+    """Lists of `size` items each, the last one shorter. Without items it is one empty list, because
+    `cycle` needs something to return.
+    """
+    groups = list[list[Any]]()
+    for start in range(0, len(items), size):
+        groups.append(items[start : start + size])
+    return groups or [[]]
 
 
 class Rounds:
-    """Looks at some modules after every batch and so at all of them in turn: a few microseconds a
-    batch.
+    """Looks at a few modules after every batch, and so in turn at all of them.
 
-    For engines with copies of the weights: they answer as the network was opened, so a change may
-    be noticed late. What moves, casts or trains all modules is noticed after the next batch, a
-    change of a single one after `shares` batches at most. See `ChangeDetector` for what cannot be
-    noticed.
+    This takes a few microseconds a batch. It is for engines with copies of the weights: their
+    answers are those of the network as it was opened, so a change may be noticed late. A change
+    that moves, casts or trains all modules is noticed after the next batch, a change of a single
+    module after at most `shares` batches. See `ChangeDetector` for changes that cannot be noticed.
+
+    Args:
+        roots: the modules to look at, together with all modules inside them.
     """
 
     def __init__(self, roots: Sequence[nn.Module]) -> None:
-        """Take in the modules below these roots, in shares of few tensors."""
+        # A new group begins where the next module would bring more tensors than a share may have.
         groups: list[list[nn.Module]] = [[]]
-        tensors = 0
-        for module in dict.fromkeys(module for root in roots for module in root.modules()):
-            mine = len(module._parameters) + len(module._buffers)
-            if mine and tensors and tensors + mine > LOOKED_AT:
+        in_group = 0
+        for module in _distinct(roots, deep=True):
+            tensors = len(module._parameters) + len(module._buffers)
+            if tensors and in_group and in_group + tensors > SHARE_TENSORS:
                 groups.append([])
-                tensors = 0
+                in_group = 0
             groups[-1].append(module)
-            tensors += mine
+            in_group += tensors
         self._shares = [_Share(group) for group in groups]
         self._turn = cycle(self._shares)
         self.shares = len(groups)
 
     def spot_check(self) -> None:
-        """Raise StaleRunner when anything differs in the share whose turn it is."""
+        """Raise StaleRunner if anything differs in the next share."""
         share = next(self._turn)
         share.check()
-        share.compare(next(share.shares))
+        share.compare(next(share.sample_groups))
 
 
 class _Share:
-    """Modules that are looked at together."""
+    """Modules that are looked at together.
+
+    Attributes:
+        states: attributes of the modules, among them the training flag.
+        tables: their tables of parameters, buffers and submodules that have entries.
+        empty: the tables that have no entries, and must stay so.
+        values: all entries of `tables`, in order.
+        versioned: tensors with a version number; those made in inference mode have none.
+        addressed: tensors with an address; sparse ones have none.
+        samples: bytes of the tensors, with a copy.
+        sample_groups: yields the samples of the next few tensors, forever.
+        settings: of exits, gates and preprocessing: a table, a key in it, and the value.
+        marks: versions and addresses of the tensors when this was made.
+    """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        tables: list[dict[str, Any]] = [
-            table
-            for module in modules
-            for table in (module._parameters, module._buffers, module._modules)
-        ]
-        self.states = [vars(module) for module in modules if "training" in vars(module)]
-        self.tables = [table for table in tables if table]
-        self.values: list[Any] = [value for table in self.tables for value in table.values()]
-        self.empty = [table for table in tables if not table]
-        held = [
-            value for table in self.tables for value in table.values() if isinstance(value, Tensor)
-        ]
-        self.tensors = [value for value in held if not value.is_inference()]
-        self.places = [value for value in held if value.layout == torch.strided]
-        self.samples: Samples = [sample for value in self.places for sample in _sampled(value)]
-        groups = [
-            self.samples[start : start + TENSORS] for start in range(0, len(self.samples), TENSORS)
-        ]
-        self.shares: Iterator[Samples] = cycle(groups or [[]])
-        self.settings = [
-            setting for module in modules if _ours(module) for setting in _settings(module)
-        ]
+        self.states = list[dict[str, Any]]()
+        self.tables = list[dict[str, Any]]()
+        self.empty = list[dict[str, Any]]()
+        self.settings = list[tuple[dict[str, Any], str, Any]]()
+        for module in modules:
+            if "training" in vars(module):
+                self.states.append(vars(module))
+            tables: list[dict[str, Any]] = [module._parameters, module._buffers, module._modules]
+            for table in tables:
+                if table:
+                    self.tables.append(table)
+                else:
+                    self.empty.append(table)
+            if _has_settings(module):
+                self.settings += _settings(module)
+
+        self.values = list(chain.from_iterable(map(VALUES, self.tables)))
+        self.versioned = list[Tensor]()
+        self.addressed = list[Tensor]()
+        self.samples: Samples = []
+        for value in self.values:
+            if not isinstance(value, Tensor):
+                continue
+            if not value.is_inference():
+                self.versioned.append(value)
+            if value.layout == torch.strided:
+                self.addressed.append(value)
+                self.samples += _sampled(value)
+        self.sample_groups: Iterator[Samples] = cycle(_in_groups(self.samples, TENSORS))
         self.marks = self._marks()
 
     def _marks(self) -> tuple[list[int], list[int]]:
-        """Versions tell of training, addresses of moving, casting and other data."""
-        return list(map(attrgetter("_version"), self.tensors)), list(
-            map(Tensor.data_ptr, self.places)
-        )
+        """Versions, which training changes; addresses, which moving and casting change."""
+        versions = list(map(attrgetter("_version"), self.versioned))
+        addresses = list(map(Tensor.data_ptr, self.addressed))
+        return versions, addresses
 
     def check(self) -> None:
+        """Raise StaleRunner if anything but sampled values differs."""
         now = list(chain.from_iterable(map(VALUES, self.tables)))
         same = (
             len(now) == len(self.values) and all(map(is_, now, self.values)) and not any(self.empty)
         )
         same = same and self._marks() == self.marks
-        same = same and all(table.get(key, self) == value for table, key, value in self.settings)
+        same = same and self._has_same_settings()
         if not same or any(map(itemgetter("training"), self.states)):
             raise StaleRunner(CHANGED)
 
+    def _has_same_settings(self) -> bool:
+        # `self` as the default is a value that no setting has, for a setting that was deleted.
+        return all(table.get(key, self) == value for table, key, value in self.settings)
+
     def compare(self, samples: Samples) -> None:
-        """Raise StaleRunner when sampled values are others: versions say nothing of writes through
-        NumPy or `.data`.
+        """Raise StaleRunner if sampled values differ. Writes through NumPy or `.data` change no
+        version, but they change values.
         """
         for values, before in samples:
             if values.tobytes() != before:
                 raise StaleRunner(CHANGED)
 
 
-def _ours(module: nn.Module) -> bool:
-    """Exits, gates, and preprocessing of ours: their configuration says how they compute."""
+def _has_settings(module: nn.Module) -> bool:
+    """Whether a module is an exit, a gate or one of our layers, which compute by their
+    configuration.
+    """
     return isinstance(module, (Exit, Gate)) or type(module).__module__.startswith("offramp.layers.")
 
 
 def _settings(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """The table of a module with the name and value of each number, text or function that it
-    computes with.
+    """The numbers, texts and functions that a module computes with: its table, and the key and the
+    value of each.
     """
     config = described(module)
     for key, value in vars(module).items():
@@ -308,16 +361,18 @@ def _settings(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
 
 
 def _sampled(value: Tensor) -> Samples:
-    """Some values of a tensor on the CPU, evenly spread over its memory, as a view of it; and their
-    bytes now.
+    """Some values of a tensor on the CPU, evenly spread over its memory: a view, and a copy as
+    bytes. The list has one entry, or none for a tensor without plain memory.
     """
     if value.device.type != "cpu" or not value.numel():
         return []
     try:
+        # The memory in its own order, whatever the strides: [numel].
         flat = torch.as_strided(value.detach(), (value.numel(),), (1,), value.storage_offset())
         size = value.element_size()
-        every = flat.view(torch.uint8).numpy().reshape(-1, size)  # [numel, bytes of one]
+        raw = flat.view(torch.uint8).numpy().reshape(-1, size)  # [numel, bytes of a value]
     except (RuntimeError, TypeError):  # no plain memory: expanded, quantised, or of a subclass
         return []
-    view = every[:: max(1, len(every) // SAMPLED)]
+    step = max(1, len(raw) // SAMPLED)
+    view = raw[::step]
     return [(view, view.tobytes())]
