@@ -436,7 +436,9 @@ class Runner:
             groups = waiting.pop(engine_stage.name, None)
             if groups is None:  # no row waits for this stage
                 continue
-            group = merged(groups, self._gather)
+            group = groups[0]
+            if len(groups) > 1:  # arms of a fork that meet here
+                group = merged(groups, self._gather)
             # A stage that would end too late does not run: rows get their latest answers.
             has_answers = until is not None and group.latest is not None
             if has_answers and not self._fits(number, group.size, until):
