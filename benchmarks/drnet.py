@@ -71,6 +71,7 @@ def trained(options: argparse.Namespace, seed: int) -> off.Network:
         rate=options.rate,
         second_rate=options.second_rate,
         gate_rate=options.gate_rate,
+        norm=options.norm,
         keep=options.keep,
         budget=0.5,
         eta=0.5,
@@ -203,6 +204,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--second-rate", type=float, default=0.001)
     parser.add_argument("--gate-rate", type=float, default=0.01)
+    parser.add_argument("--norm", default="frozen", help="moving or frozen in the second phase")
     parser.add_argument(
         "--keep",
         type=float,

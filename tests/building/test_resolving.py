@@ -146,3 +146,19 @@ def test_a_model_without_batch_norms_is_refused():
     bare = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     with pytest.raises(BadNetwork, match="no batch norms"):
         off.resolutions(bare, X[:2], [12, 6])
+
+
+@pytest.mark.parametrize("norm", ["moving", "frozen"])
+def test_frozen_norms_keep_their_statistics_while_rows_choose(norm):
+    net = network()
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    recipe = f"drnet?first=0&epochs=1&norm={norm}"
+    off.fit(net, (X, Y), recipe=recipe, batch_size=12, progress=False)
+    moved = [
+        name
+        for name, value in net.named_buffers()
+        if name.startswith("backbone") and not torch.equal(value, before[name])
+    ]
+    assert bool(moved) == (norm == "moving")
+    with pytest.raises(InvalidArgument, match="norm must be one of moving, frozen"):
+        off.fit(net, (X, Y), recipe="drnet?norm=still", progress=False)

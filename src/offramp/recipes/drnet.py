@@ -63,6 +63,10 @@ class Drnet(Recipe):
         keep: how much of each arm's loss in the first phase comes from what the largest arm
             answers, instead of from the label (Hinton et al., 2015, arXiv 1503.02531, at a
             temperature of 4). 0 in the paper.
+        norm: "moving" or "frozen" batch norms in the second phase. With few rows of a choice in a
+            batch, moving statistics become those of a handful of rows: an arm that is chosen
+            rarely loses its accuracy. "frozen" keeps what the first phase has found. The paper
+            does not say; it trains from scratch, in larger batches.
     """
 
     forks = True
@@ -79,6 +83,7 @@ class Drnet(Recipe):
         gate_rate: float = 0.01,
         tau: float = 1.0,
         keep: float = 0.0,
+        norm: str = "moving",
     ) -> None:
         self.budget = budget
         self.eta = eta
@@ -89,6 +94,7 @@ class Drnet(Recipe):
         self.gate_rate = gate_rate
         self.tau = tau
         self.keep = keep
+        self.norm = norm
 
     def prepare(self, network: Network) -> None:
         """Raise InvalidArgument for arguments that cannot be, BadNetwork without a gate that rates
@@ -104,6 +110,8 @@ class Drnet(Recipe):
             if not 0 <= value <= most:
                 upto = " and at most 1" if name == "keep" else ""
                 raise InvalidArgument(f"{name} must be at least 0{upto}, got {value!r}")
+        if self.norm not in ("moving", "frozen"):
+            raise InvalidArgument(f"norm must be one of moving, frozen, got {self.norm!r}")
         require_choosers(network, "drnet")
         network.auxiliary = {PRICES: prices_of(network).to(network.device())}
 
@@ -119,7 +127,11 @@ class Drnet(Recipe):
             )
             phases.append(Phase(FIRST, trained, self.first, sgd, cosine, looks=False))
         both = partial(two_rates, gates=gates, rate=self.second_rate, gate_rate=self.gate_rate)
-        phases.append(Phase(SECOND, (*trained, *gates), self.epochs, both, cosine, looks=False))
+        models, still = models_of(network, self.norm)
+        parameters = (*models, *network.exits.parameters(), *gates)
+        phases.append(
+            Phase(SECOND, parameters, self.epochs, both, cosine, still=still, looks=False)
+        )
         return phases
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
