@@ -74,7 +74,7 @@ def resolutions(
     resize = find("layers", "AtSize")
     switchable = find("layers", "with_switchable_norms")(model, len(ordered))
     arms: dict[str, Any] = {}
-    specs: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for number, size in enumerate(ordered):
         name = f"r{size}"
         model_at_size = find("layers", "route_of")(switchable, number)
@@ -82,8 +82,8 @@ def resolutions(
         arms[name] = arm if preprocess is None else (arm, preprocess)
         if spec is not None and spec.startswith("offramp:"):
             model_name, _, arguments = spec.removeprefix("offramp:").partition("?")
-            specs[name] = f"offramp:at_size?model={model_name}&size={size}"
+            sources[name] = f"offramp:at_size?model={model_name}&size={size}"
             if arguments:
-                specs[name] += f"&{arguments}"
+                sources[name] += f"&{arguments}"
     with torch.no_grad():
-        return route([Fork("resolution", arms, gate)], example=example, specs=specs)
+        return route([Fork("resolution", arms, gate)], example=example, sources=sources)

@@ -78,7 +78,7 @@ def route(
     steps: Sequence[Step],
     *,
     example: Any = None,
-    specs: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> Network:
     """Make a network with forks from steps.
 
@@ -91,7 +91,7 @@ def route(
             step answers: logits [B, C].
         example: a batch to try the network on. Exits and gates that are given by name are made for
             the shapes seen there.
-        specs: by the name of a segment, how its model is built again, such as "offramp:resnet20".
+        sources: by the name of a segment, how its model is built again, such as "offramp:resnet20".
 
     Returns:
         A network in the mode of its modules. Nothing is copied or changed.
@@ -102,7 +102,7 @@ def route(
             path does not run, without a default; or a gate has a wrong number of scores.
         BadData: a module fails on the example.
     """
-    layout = _Layout(dict(specs or {}))
+    layout = _Layout(dict(sources or {}))
     layout.steps(steps, (), "the list")
     if not layout.nodes:
         raise InvalidArgument("steps must have at least one (name, module), got an empty list")
@@ -118,7 +118,7 @@ class _Layout:
     before it, of which a fork has one for each arm.
 
     Attributes:
-        specs: as in `route`.
+        sources: as in `route`.
         nodes: so far. A successor is "" until it is known.
         models: by node.
         fronts: preprocessing by node.
@@ -130,7 +130,7 @@ class _Layout:
         within: identities of the lists that are being read, the outermost first.
     """
 
-    specs: dict[str, str]
+    sources: dict[str, str]
     nodes: list[Node] = field(default_factory=list)
     models: dict[str, nn.Module] = field(default_factory=dict)
     fronts: dict[str, nn.Module] = field(default_factory=dict)
@@ -342,7 +342,7 @@ class _Layout:
             if node.name in gates:
                 node = replace(node, gate_reads=gates[node.name].reads)
             nodes.append(node)
-            member = ModelSpec(node.name, self.specs.get(node.name))
+            member = ModelSpec(node.name, self.sources.get(node.name))
             if member.spec is None and type(self.models[node.name]) is nn.Identity:
                 member = replace(member, spec=NOTHING)
             if inputs is not None and not node.after:  # it reads the network's input
