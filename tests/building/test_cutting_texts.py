@@ -129,7 +129,7 @@ def test_an_input_that_is_not_there_is_refused():
         off.cut(
             encoder(), texts(6, 9), at=AT, exits=lambda shape, c: linear_masked(shape, c, "x/mask")
         )
-    with pytest.raises(InvalidArgument, match="expected 'mean' and the name of an input"):
+    with pytest.raises(InvalidArgument, match="a mask needs pool 'mean' and the name of an input"):
         Pooled("grid", WIDTH, 3, mask="x/attention_mask")
 
 

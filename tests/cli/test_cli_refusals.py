@@ -87,7 +87,7 @@ CASES = {
         "ladder --model users_own:three_classes --model users_own:flat --preprocess unit "
         "--preprocess unit --example "
         "digits[0:2] "
-        "-o new", "numbers of classes"),
+        "-o new", "number of classes"),
     "labels out of "
     "range": lambda: (f"record network {npz('a.npz', labels=[0, 1, 2, 11, 3])} -o "
                       f"n.npz", "row 3 has 11"),
@@ -270,7 +270,7 @@ def test_members_of_different_classes_are_noticed_while_recording(workdir):
         "record", "odd", TEST, "-o", "n.npz", "--model", "three_classes=users_own:three_classes"
     )
     assert done.exit_code == 2
-    assert "numbers of classes" in done.stderr
+    assert "number of classes" in done.stderr
     assert not (workdir / "n.npz").exists()
 
 

@@ -202,7 +202,7 @@ def test_a_file_that_is_not_there() -> None:
         ("exit = 'linear_gird'", "'linear_grid'"),
         ("exit = 'strided?widht=3'", "'width'"),
         ("exit-of = ['stem=linear_gird']", "'linear_grid'"),
-        ("length = 'input_ids'", "expected inputs"),
+        ("length = 'input_ids'", "length must name inputs"),
         ("model = 'offramp:digits_larg'", "'digits_large'"),
         ("model = 'digits_large'", "must be offramp:NAME"),
         ("model = 'made_up:nothing'", "cannot import"),

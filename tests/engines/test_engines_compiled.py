@@ -149,7 +149,7 @@ def test_a_plan_of_another_engine_is_refused(engine):
         (mine, engine),
         (replace(theirs, engine=f"{engine} 0.1"), engine),
     ):
-        with pytest.raises(Mismatch, match="record and calibrate this one"):
+        with pytest.raises(Mismatch, match="Record and calibrate this one"):
             off.open(net, Plan(thresholds={"small": (0.5,)}, origin=origin), engine=asked)
     probe = replace(
         theirs.probe, logits=tuple(tuple((9.0,) * 3 for _ in rows) for rows in theirs.probe.logits)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from offramp.building.factories import make_exit
-from offramp.building.saving import _exit_of
+from offramp.building.saving import _exit
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.branchynet import Residual, b_alexnet_1, b_alexnet_2, b_resnet_1, b_resnet_2
 from offramp.networks.nodes import Seen
@@ -98,9 +98,9 @@ def test_a_branch_of_the_first_edition_has_no_biases():
     expected = [-0.1321944, -0.7061911, -1.1655701, 0.0513778, -0.0659843, -0.1788144]
     logits = before(Seen(wave_of(2, 4, 5, 6), {})).flatten()
     torch.testing.assert_close(logits, torch.tensor(expected), atol=2e-6, rtol=1e-5)
-    again = _exit_of("stem", before.config(), {})
+    again = _exit("stem", before.config(), {})
     assert (again.biased, again.blocks[0].conv1.bias) == (False, None)
-    assert _exit_of("stem", now.config(), {}).biased
+    assert _exit("stem", now.config(), {}).biased
 
 
 @pytest.mark.parametrize(

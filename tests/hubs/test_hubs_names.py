@@ -97,7 +97,7 @@ def test_a_file_fetches_nothing_and_passes_nothing_on(timm):
         with pytest.raises(UnknownName):
             model_from_file(spec, "backbone")
     for spec in ("hf:some/one", "hf:folder", "timm.models:create", "timms:tiny"):
-        with pytest.raises(InvalidArgument, match="give it again"):
+        with pytest.raises(InvalidArgument, match="Give it again"):
             model_from_file(spec, "backbone")
     assert timm.asked == []
 

@@ -95,7 +95,7 @@ def test_settings_that_change_results_void_a_promise_and_a_runner(settings, chan
     assert ambient.told() == ""
     change()
     assert ambient.told() == told
-    with pytest.raises(StaleRunner, match="changed after the network was opened"):
+    with pytest.raises(StaleRunner, match="has changed since the network was opened"):
         runner(x)
     with pytest.raises(Mismatch, match=told):
         off.open(net, Plan(thresholds={"small": (0.4,)}, origin=origin))

@@ -80,7 +80,7 @@ def test_an_exit_that_does_not_fit_is_refused_and_changes_nothing(hang):
     for node, exit_, kind, says in (
         ("smal", net.exit_of("small"), UnknownName, "did you mean 'small'"),
         ("small", torch.nn.Linear(3, 3), InvalidArgument, "must be an Exit, got a Linear"),
-        ("small", added(net, "small", "large"), BadNetwork, "no earlier node"),
+        ("small", added(net, "small", "large"), BadNetwork, "not an earlier node"),
     ):
         with pytest.raises(kind, match=says):
             getattr(net, hang)(node, exit_)
@@ -97,7 +97,7 @@ def test_a_gate_that_does_not_fit_is_refused_and_no_other_is_hung(hang):
     for node, gate, kind, says in (
         ("large", good, UnknownName, "gate of this network"),
         ("middle", net.exit_of("middle"), InvalidArgument, "must be a Gate"),
-        ("middle", make_gate("patience", ("large",)), BadNetwork, "no earlier node"),
+        ("middle", make_gate("patience", ("large",)), BadNetwork, "not an earlier node"),
     ):
         with pytest.raises(kind, match=says):
             getattr(net, hang)({"small": good, node: gate})

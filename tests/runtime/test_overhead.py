@@ -102,6 +102,7 @@ def noisy(monkeypatch):
 
 
 @pytest.mark.filterwarnings("default:the milliseconds are noisy")
+@pytest.mark.filterwarnings("ignore::offramp.errors.DearFirst")  # the members take as long
 def test_noisy_timings_are_said_wherever_they_are_used(noisy):
     x = rows_of(400)
     with pytest.warns(NoisyTimings, match="timings of the same call differ by 70%"):
