@@ -10,9 +10,9 @@ of the test set choose plans, rows 5,000 to 9,999 are measured on (by default; -
 --measure take fewer). Costs are shares of the plain model's MACs at 32 pixels, the predictor
 included.
 
-Controls: the pretrained model as it is, the same trained weights at one fixed resolution, and a
-random choice of the resolution with the same mean cost (a mean over draws, which is a mixture of
-the fixed accuracies).
+Controls: the pretrained model as it is, the same trained weights at one fixed resolution, a cascade
+of two resolutions that asks how sure the smaller one is, and a random choice of the resolution with
+the same mean cost (a mean over draws, which is a mixture of the fixed accuracies).
 """
 
 from __future__ import annotations
@@ -163,7 +163,36 @@ def lines_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
                 "shares": shares,
             }
         )
-    return found
+    return found + cascaded(choosing, test, fixed)
+
+
+def cascaded(
+    choosing: off.Trace, test: off.Trace, fixed: dict[int, tuple[float, float]]
+) -> list[dict[str, Any]]:
+    """The same weights as a cascade: 24 pixels first, and 32 as well for the least sure rows.
+
+    A row that goes on pays for both sizes. The margin below which it does is chosen so that a given
+    share of the other rows goes on.
+    """
+    lines = []
+    for share in (0.1, 0.2, 0.3):
+        threshold = np.quantile(margin(choosing, 24), share)
+        goes_on = margin(test, 24) < threshold
+        answers = np.where(goes_on, test.columns["answer/r32"], test.columns["answer/r24"])
+        lines.append(
+            {
+                "plan": f"no predictor: 24 pixels, 32 too for {share:.0%}",
+                "cost": fixed[24][0] + float(goes_on.mean()) * fixed[32][0],
+                "accuracy": float((answers == test.labels).mean()),
+            }
+        )
+    return lines
+
+
+def margin(trace: off.Trace, size: int) -> Any:
+    """The distance between the two largest logits at one size, [N]."""
+    ordered = np.sort(trace.columns[f"logits/r{size}"], axis=1)
+    return ordered[:, -1] - ordered[:, -2]
 
 
 def mixed(fixed: dict[int, tuple[float, float]], cost: float) -> float:
