@@ -1,5 +1,6 @@
-"""`measure`: every method, seed and gate of a settings file, each network made once, then
-measured.
+"""`measure` runs every method, seed and gate of a settings file.
+
+Each network is trained and recorded once, then measured under all its gates.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ from offramp.comparing.figures import Figures
 from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import OWN, Method, Settings
 
-FAR = 0.05  # of accuracy
+FAR = 0.05  # accuracy that the last exit may be below an earlier one before the page warns
 
 
 @dataclass(frozen=True)
 class Result:
-    """One network under one gate. seconds: of training; timed: what `bench` says, where it was
-    asked for.
+    """One network under one gate.
+
+    Attributes:
+        method: name of the method in the settings file.
+        seed: seed of its training.
+        gate: name of the gate, or `OWN` for the gate of the network itself.
+        static: True for a network without exits.
+        figures: costs and accuracies on the test rows.
+        seconds: of training; None if nothing was trained.
+        timed: the report of `bench`; None if it was not asked for.
     """
 
     method: str
@@ -35,19 +44,21 @@ class Result:
 
     @property
     def label(self) -> str:
-        """The method, and the gate where it is not the network's own."""
-        return self.method if self.gate == OWN else f"{self.method}, {self.gate}"
+        """The method, followed by the gate if it is not the network's own."""
+        if self.gate == OWN:
+            return self.method
+        return f"{self.method}, {self.gate}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results.
+    """All results of a settings file.
 
     Attributes:
-        settings: what was asked for.
-        unit: MACs per row of the plain network that costs are told in shares of.
-        results: of every method, seed and gate.
-        files: what was written.
+        settings: the settings that were read.
+        unit: MACs per row of the plain network; costs are reported as shares of it.
+        results: one for every method, seed and gate.
+        files: paths of the written files.
     """
 
     settings: Settings
@@ -56,22 +67,23 @@ class Comparison:
     files: tuple[Path, ...] = ()
 
     def written(self, files: Sequence[Path]) -> Comparison:
-        """The same, with the files that tell it."""
+        """The same comparison with the paths of the files written for it."""
         return replace(self, files=tuple(files))
 
     def mean_accuracies(self) -> dict[str, list[float | None]]:
-        """By label and budget the mean accuracy over seeds; None where no seed has a plan within
-        the budget.
+        """The mean accuracy over seeds by label, one per budget.
+
+        Returns:
+            By label a list in the order of the budgets; None where no seed has a plan within the
+            budget.
         """
-        found = dict[str, list[float | None]]()
+        means: dict[str, list[float | None]] = {}
         for label in self.labels():
-            found[label] = [
-                sum(values) / len(values) if values else None for values in self.within(label)
-            ]
-        return found
+            means[label] = [_mean(accuracies) for accuracies in self.within(label)]
+        return means
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: files, the unit of cost, budgets and mean accuracies."""
+        """The files, the unit of cost, the budgets and the mean accuracies as plain data."""
         files = [str(file) for file in self.files]
         budgets = list(self.settings.budgets)
         return {
@@ -82,48 +94,61 @@ class Comparison:
         }
 
     def labels(self, *, static: bool = False) -> list[str]:
-        """What is compared, in the order of the file: methods, each under its gates."""
-        return list(
-            dict.fromkeys(result.label for result in self.results if result.static == static)
-        )
+        """The labels in the order of the file: methods, each under its gates.
+
+        Args:
+            static: True for the labels of networks without exits, False for all others.
+        """
+        labels: dict[str, None] = {}  # a dict keeps the order and drops repeats
+        for result in self.results:
+            if result.static == static:
+                labels[result.label] = None
+        return list(labels)
 
     def leading(self) -> list[str]:
         """The labels of each method under its first gate, static networks left out."""
-        firsts = {method.name: method.gates[0] for method in self.settings.methods}
-        own = (
-            result
-            for result in self.results
-            if not result.static and result.gate == firsts[result.method]
-        )
-        return list(dict.fromkeys(result.label for result in own))
+        first_gates = {method.name: method.gates[0] for method in self.settings.methods}
+        labels: dict[str, None] = {}
+        for result in self.results:
+            if not result.static and result.gate == first_gates[result.method]:
+                labels[result.label] = None
+        return list(labels)
 
     def of(self, label: str) -> list[Result]:
         """The results of a label, one per seed, in the order of the file."""
         return [result for result in self.results if result.label == label]
 
     def within(self, label: str) -> list[list[float]]:
-        """For each budget the accuracies on test rows by seed, of the seeds that have a plan within
-        it.
+        """The accuracies of a label on test rows, one list per budget.
+
+        Returns:
+            For each budget one accuracy per seed. Seeds without a plan within it are left out.
         """
-        budgets = [result.figures.budgets for result in self.of(label)]
-        return [
-            [each.point.accuracy for each in column if each.point is not None]
-            for column in zip(*budgets, strict=True)
-        ]
+        by_seed = [result.figures.budgets for result in self.of(label)]
+        accuracies = []
+        # from one tuple per seed to one per budget
+        for budgets in zip(*by_seed, strict=True):
+            points = [budget.point for budget in budgets]
+            accuracies.append([point.accuracy for point in points if point is not None])
+        return accuracies
 
     def doubts(self) -> list[str]:
-        """A sentence for each method whose last exit is far worse than an earlier one: its cost is
-        no measure then.
+        """A sentence for each method whose last exit is far worse than an earlier exit.
+
+        The cost of such a network is not a fair unit: nobody would run it to the end.
         """
         doubts = []
         for label in self.leading():
             figures = self.of(label)[0].figures
             *earlier, last = figures.alone
-            if earlier and last < max(earlier) - FAR:
-                best = figures.exits[earlier.index(max(earlier))]
+            if not earlier:
+                continue
+            highest = max(earlier)
+            if last < highest - FAR:
+                best = figures.exits[earlier.index(highest)]
                 doubts.append(
                     f"{label}: the last exit answers {last:.1%} of the test rows right and {best} "
-                    f"{max(earlier):.1%}; "
+                    f"{highest:.1%}; "
                     "was its model ever trained? name its weights, or a recipe that trains it too"
                 )
         return doubts
@@ -136,94 +161,121 @@ def measure(
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> Comparison:
-    """Train, record, calibrate and measure what a file asks for; what lies in the folder already is
-    not made again.
+    """Train, record, calibrate and measure every network of a settings file.
 
-    say: told what begins, a line each. A run that was stopped goes on where it was, in the middle
-    of training too. Before anything is trained it raises BadFile, InvalidArgument and UnknownName
-    for the file, InvalidArgument for a folder in which a network of the same name was made
-    otherwise, and OverlappingRows for rows in two roles; later what cut, fit, record and bench
-    raise.
+    Networks that the folder already holds are not made again. A stopped run continues where it
+    was, even in the middle of training. The file is checked before anything is trained.
+
+    Args:
+        file: the settings file.
+        folder: where networks, recordings and figures are kept.
+        say: called with one line of text as each step begins.
+        progress: True to show progress bars.
+
+    Returns:
+        All results, in the order of the file.
+
+    Raises:
+        BadFile: the settings file cannot be read.
+        UnknownName: the file names something that does not exist.
+        InvalidArgument: a setting is wrong, or the folder holds a network of the same name that was
+            made with other settings.
+        OverlappingRows: rows are used in two roles.
+        OfframpError: whatever `cut`, `fit`, `record` and `bench` raise later.
     """
     settings = read_settings(file)
     home = Path(folder)
     require_writable(home, folder=True)
     require_known(settings)
-    cells = [
-        Cell(method, seed, settings, home, progress)
-        for method in settings.methods
-        for seed in method.seeds
-    ]
+    cells = []
+    for method in settings.methods:
+        for seed in method.seeds:
+            cells.append(Cell(method, seed, settings, home, progress))
     _require_all(cells, settings, progress=progress)
     say(_opening(cells, home))
     unit = _unit(cells, say)
-    results = [
-        result
-        for number, cell in enumerate(cells)
-        for result in _results(cell, unit, _told(say, number, cells))
-    ]
+    results: list[Result] = []
+    for index, cell in enumerate(cells):
+        results += _results(cell, unit, _prefixed(say, index, cells))
     return Comparison(settings, unit, tuple(results))
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    """The mean; None without values."""
+    if not values:
+        return None
+    return sum(values) / len(values)
+
+
 def _opening(cells: list[Cell], home: Path) -> str:
-    """How much there is to do, and what is there already."""
-    seeds = {len(cell.method.seeds) for cell in cells}
-    each = f"{seeds.pop()} seeds each" if len(seeds) == 1 else "seeds as the file says"
+    """The first line of output: how many networks there are, and how many are done already."""
+    seed_counts = {len(cell.method.seeds) for cell in cells}
+    seeds = "seeds as the file says"
+    if len(seed_counts) == 1:
+        seeds = f"{seed_counts.pop()} seeds each"
     methods = len({cell.method.name for cell in cells})
-    done = sum(cell.done for cell in cells)
-    said = f"{methods} methods, {each}: {len(cells)} networks"
+    done = [cell for cell in cells if cell.done]
+    line = f"{methods} methods, {seeds}: {len(cells)} networks"
     if done:
-        return f"{said}, of which {done} are in {home} already and are kept"
-    return said
+        return f"{line}, of which {len(done)} are in {home} already and are kept"
+    return line
 
 
 def _require_all(cells: list[Cell], settings: Settings, *, progress: bool) -> None:
-    """Refuse what cannot be made, or would not be apart, before the first of it is made."""
-    left = list(dict.fromkeys(cell.method for cell in cells if not cell.done))
-    require_models(left)
-    require_lengths(settings, left)
-    if left:
-        require_apart(settings, _involved(settings, left), progress=progress)
+    """Check everything that can be checked before the first network is made."""
+    undone = [cell.method for cell in cells if not cell.done]
+    methods = list(dict.fromkeys(undone))  # one entry per method, not per seed
+    require_models(methods)
+    require_lengths(settings, methods)
+    if methods:
+        require_apart(settings, _involved(settings, methods), progress=progress)
     for cell in cells:
         cell.claim()
 
 
 def _involved(settings: Settings, methods: Sequence[Method]) -> list[Method]:
-    """Methods, and those that they start from or stack."""
-    found = list(methods)
-    for method in found:  # grows meanwhile
-        for name in (*method.members, *filter(None, [method.start])):
-            if (other := settings.method(name)) not in found:
-                found.append(other)
-    return found
+    """The methods, and all methods that they start from or stack."""
+    involved = list(methods)
+    for method in involved:  # the list grows during the loop, so sources of sources are visited too
+        sources = list(method.members)
+        if method.start:
+            sources.append(method.start)
+        for name in sources:
+            source = settings.method(name)
+            if source not in involved:
+                involved.append(source)
+    return involved
 
 
-def _told(say: Callable[[str], None], number: int, cells: list[Cell]) -> Callable[[str], None]:
-    cell = cells[number]
-    return lambda what: say(
-        f"{number + 1}/{len(cells)} {cell.method.name}, seed {cell.seed}: {what}"
-    )
+def _prefixed(say: Callable[[str], None], index: int, cells: list[Cell]) -> Callable[[str], None]:
+    """`say` with the number, method and seed of a cell in front of each line."""
+    cell = cells[index]
+    prefix = f"{index + 1}/{len(cells)} {cell.method.name}, seed {cell.seed}"
+    return lambda line: say(f"{prefix}: {line}")
 
 
 def _unit(cells: list[Cell], say: Callable[[str], None]) -> float:
-    """MACs of the plain network of the first method that is cut, which is made first if it has to
-    be.
+    """MACs per row of the plain network of the first method that is cut.
+
+    Its network is made here if the folder does not hold it yet.
     """
     first = next(cell for cell in cells if not cell.method.static and not cell.method.members)
     if not first.done:
-        _told(say, cells.index(first), cells)(_step(first))
-    made = replace(first)
-    made.make()
-    return made.plain()
+        _prefixed(say, cells.index(first), cells)(_step(first))
+    cell = replace(first)  # a copy, so that the network is freed with it
+    cell.make()
+    return cell.plain()
 
 
 def _step(cell: Cell) -> str:
-    return "training and recording" if cell.method.trained else "recording"
+    if cell.method.trained:
+        return "training and recording"
+    return "recording"
 
 
 def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result]:
-    """A network, made and measured under all its gates."""
-    cell = replace(cell)  # a copy: the network that it holds goes with it
+    """Make a network and measure it under all its gates."""
+    cell = replace(cell)  # a copy, so that the network is freed with it
     if not cell.done:
         say(_step(cell))
     cell.make()
@@ -231,9 +283,13 @@ def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result
     results = []
     for gate in method.scores:
         if cell.kept_figures(gate, unit) is None:
-            say(f"figures under {'its own gate' if gate == OWN else gate}")
+            name = "its own gate" if gate == OWN else gate
+            say(f"figures under {name}")
         figures = cell.figures(gate, unit)
-        timed = cell.timed(unit) if gate == method.gates[0] else None
+        # clocks are read once per network, under its first gate
+        timed = None
+        if gate == method.gates[0]:
+            timed = cell.timed(unit)
         results.append(
             Result(method.name, cell.seed, gate, method.static, figures, cell.seconds, timed)
         )

@@ -1,5 +1,6 @@
-"""Curves of a comparison as data for plotly.js: the mean over seeds, and the range between them as
-a band.
+"""Curves of a comparison as data for plotly.js.
+
+A line is the mean over seeds; a band around it is the range between them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ KINDS: dict[str, Callable[[Figures], Sequence[Point]]] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """Costs in shares of the unit, rising, and over seeds the mean, least and largest accuracy
-    there.
+    """A curve over seeds.
+
+    Attributes:
+        cost: shares of the unit [P], rising.
+        mean: accuracy [P] at each cost, as the mean over seeds.
+        least: the smallest accuracy [P] of any seed.
+        largest: the largest accuracy [P] of any seed.
     """
 
     cost: Array
@@ -41,7 +47,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Style:
-    """Methods differ in colour and their gates in dashes; `shown` before anybody clicks."""
+    """How a line looks. Methods differ in colour, the gates of a method in dashes.
+
+    Attributes:
+        colour: name of a CSS variable.
+        dash: a dash style of plotly.
+        shown: whether the line is visible when the page opens.
+    """
 
     colour: str
     dash: str
@@ -49,31 +61,33 @@ class Style:
 
 
 def trade_off_chart(comparison: Comparison) -> Figure:
-    """Accuracy against mean cost on test rows: one choice per kind of curve, static networks in
-    each.
+    """Accuracy against mean cost on test rows.
+
+    The chart has one choice per kind of curve. Static networks are marked in each of them.
     """
-    return figure(
-        "trade-off", *({"data": _plane(comparison, kind), "layout": _layout()} for kind in KINDS)
-    )
+    choices = []
+    for kind in KINDS:
+        choices.append({"data": _plane(comparison, kind), "layout": _layout()})
+    return figure("trade-off", *choices)
 
 
 def leaving_chart(comparison: Comparison) -> Figure:
-    """Share of rows that leaves at the first exit against its threshold: a choice per method, first
-    seed and gate.
+    """The share of rows that leave at the first exit, against its threshold.
+
+    The chart has one choice per method, of its first seed and first gate.
     """
     choices = []
     for label in comparison.leading():
-        told = comparison.of(label)[0].figures.leaving
+        thresholds = []
+        shares = []
+        accuracies = []
+        for threshold, share, accuracy in comparison.of(label)[0].figures.leaving:
+            thresholds.append(threshold)
+            shares.append(share)
+            accuracies.append(accuracy)
         lines = [
-            _line(
-                "leave at the first exit",
-                [t for t, _, _ in told],
-                [share for _, share, _ in told],
-                0,
-            ),
-            _line(
-                "of these are right", [t for t, _, _ in told], [right for _, _, right in told], 1
-            ),
+            _line("leave at the first exit", thresholds, shares, 0),
+            _line("of these are right", thresholds, accuracies, 1),
         ]
         layout = {
             "xaxis": {"title": {"text": "threshold of the first gate"}},
@@ -85,30 +99,48 @@ def leaving_chart(comparison: Comparison) -> Figure:
 
 
 def averaged(results: Sequence[Result], kind: str, unit: float) -> Curve:
-    """A kind of curve over seeds: point by point where all have the same few, else between the
-    points on a grid.
+    """A curve over seeds.
+
+    Args:
+        results: of one method and gate, one per seed.
+        kind: a key of `KINDS`.
+        unit: MACs per row that costs are divided by.
+
+    Returns:
+        Point by point if all seeds have points at the same costs; otherwise accuracies are
+        interpolated on a grid of costs.
     """
-    curves = [_along(KINDS[kind](result.figures), unit) for result in results]
-    if kind == FEW or len(curves) == 1:
-        costs = np.mean([cost for cost, _ in curves], axis=0)
-        each = np.array([accuracy for _, accuracy in curves])
+    costs_by_seed = []
+    accuracies_by_seed = []
+    for result in results:
+        costs, accuracies = _along(KINDS[kind](result.figures), unit)
+        costs_by_seed.append(costs)
+        accuracies_by_seed.append(accuracies)
+    if kind == FEW or len(results) == 1:
+        grid = np.mean(costs_by_seed, axis=0)
+        on_grid = np.array(accuracies_by_seed)  # [seeds, P]
     else:
-        low = max(cost[0] for cost, _ in curves)
-        high = min(cost[-1] for cost, _ in curves)
-        costs = np.linspace(low, max(low, high), GRID)
-        each = np.array([np.interp(costs, cost, accuracy) for cost, accuracy in curves])
-    return Curve(costs, each.mean(0), each.min(0), each.max(0))
+        # only the range of costs that every seed covers, so that nothing is extrapolated
+        low = max(costs[0] for costs in costs_by_seed)
+        high = min(costs[-1] for costs in costs_by_seed)
+        grid = np.linspace(low, max(low, high), GRID)
+        interpolated = []
+        for costs, accuracies in zip(costs_by_seed, accuracies_by_seed, strict=True):
+            interpolated.append(np.interp(grid, costs, accuracies))
+        on_grid = np.array(interpolated)  # [seeds, GRID]
+    return Curve(grid, on_grid.mean(0), on_grid.min(0), on_grid.max(0))
 
 
 def _along(points: Sequence[Point], unit: float) -> tuple[Array, Array]:
     """Costs in shares of the unit, rising, and the accuracies at them."""
     order = sorted(points, key=lambda point: (point.cost, point.accuracy))
-    return np.array([point.cost / unit for point in order]), np.array(
-        [point.accuracy for point in order]
-    )
+    costs = np.array([point.cost / unit for point in order])
+    accuracies = np.array([point.accuracy for point in order])
+    return costs, accuracies
 
 
 def _styles(comparison: Comparison) -> dict[str, Style]:
+    """A style by label: the next colour for a new method, the next dash for a further gate."""
     styles: dict[str, Style] = {}
     gates: dict[str, int] = {}  # method -> how many of its gates have a style
     for label in comparison.labels():
@@ -121,28 +153,28 @@ def _styles(comparison: Comparison) -> dict[str, Style]:
 
 
 def _plane(comparison: Comparison, kind: str) -> list[dict[str, Any]]:
-    styles = _styles(comparison)
-    found = []
-    for label, style in styles.items():
+    """The lines and bands of one kind of curve, and the marks of the static networks."""
+    traces = []
+    for label, style in _styles(comparison).items():
         results = comparison.of(label)
         curve = averaged(results, kind, comparison.unit)
-        found += [_curve(label, curve, style, len(results), kind == FEW)]
+        traces.append(_curve(label, curve, style, len(results), kind == FEW))
         if len(results) > 1:
-            found.append(_band(label, curve, style))
-    return [*found, *_statics(comparison)]
+            traces.append(_band(label, curve, style))
+    return [*traces, *_statics(comparison)]
 
 
 def _curve(label: str, curve: Curve, style: Style, seeds: int, few: bool) -> dict[str, Any]:
-    """A line; further gates of a method are shown when their name is clicked."""
-    said = f"{seeds} seeds" if seeds > 1 else "one seed"
+    """A line. The lines of further gates appear when a reader clicks their name in the legend."""
+    count = f"{seeds} seeds" if seeds > 1 else "one seed"
     hover = []
     for cost, mean, least, largest in zip(
         curve.cost, curve.mean, curve.least, curve.largest, strict=True
     ):
-        hover.append(
-            f"<b>{safe(label)}</b> ({said})<br>cost {cost:.1%} of plain<br>accuracy {mean:.2%}"
-            + (f" ({least:.2%} to {largest:.2%})" if seeds > 1 else "")
-        )
+        words = f"<b>{safe(label)}</b> ({count})<br>cost {cost:.1%} of plain<br>accuracy {mean:.2%}"
+        if seeds > 1:
+            words += f" ({least:.2%} to {largest:.2%})"
+        hover.append(words)
     return {
         "type": "scatter",
         "mode": "lines+markers" if few else "lines",
@@ -159,7 +191,8 @@ def _curve(label: str, curve: Curve, style: Style, seeds: int, few: bool) -> dic
 
 
 def _band(label: str, curve: Curve, style: Style) -> dict[str, Any]:
-    """The range between seeds, shown and hidden with the line."""
+    """The range between seeds, shown and hidden with its line."""
+    # an outline: along the largest accuracies to the right, back along the least
     return {
         "type": "scatter",
         "mode": "lines",
@@ -193,10 +226,13 @@ def _statics(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _mark(label: str, points: Sequence[Point], unit: float, number: int) -> dict[str, Any]:
-    values = [point.accuracy for point in points]
+    """The mark of a static network: one point, the mean over its seeds."""
+    accuracies = [point.accuracy for point in points]
     cost = points[0].cost / unit
-    mean = float(np.mean(values))
-    spread = f" ({min(values):.2%} to {max(values):.2%})" if len(values) > 1 else ""
+    mean = float(np.mean(accuracies))
+    spread = ""
+    if len(accuracies) > 1:
+        spread = f" ({min(accuracies):.2%} to {max(accuracies):.2%})"
     return {
         "type": "scatter",
         "mode": "markers+text",

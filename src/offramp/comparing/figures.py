@@ -1,8 +1,7 @@
-"""What a trained network does under one gate, in figures: thresholds from calibration rows, the
-rest from test rows.
+"""The figures of a trained network under one gate.
 
-No torch. Costs are MACs per row; the page divides them by those of the plain network that is its
-unit.
+Thresholds come from calibration rows, everything else from test rows. Costs are MACs per row; the
+page divides them by the MACs of the plain network that is its unit. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -29,8 +28,13 @@ SEED = 21  # of random splits
 
 @dataclass(frozen=True)
 class Point:
-    """A plan on test rows: mean and worst cost per row, accuracy, and the share of rows that leaves
-    at each exit.
+    """A plan on test rows.
+
+    Attributes:
+        cost: mean MACs per row.
+        worst: MACs of the most expensive row.
+        accuracy: share of right answers.
+        shares: share of the rows that leave at each exit [E].
     """
 
     cost: float
@@ -41,8 +45,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Budget:
-    """The best plan within a budget (None where none fits), and its accuracy over random splits: 5
-    %, median, 95 %.
+    """The best plan within a budget.
+
+    Attributes:
+        budget: share of the unit that a row may cost in the mean.
+        point: the plan on test rows; None if no plan is within the budget.
+        over_splits: accuracy over random splits at 5 %, the median and 95 %; empty without splits.
     """
 
     budget: float
@@ -52,13 +60,22 @@ class Budget:
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything that is told of one network under one gate.
+    """All figures of one network under one gate.
 
-    plain: MACs of its own plain network. alone: the accuracy of each exit on all rows. anytime:
-    every row answered at exit 1, 2, ..., all exits before it computed. powers: MSDNet's p^k.
-    frontier: the exact search. leaving: thresholds of the first gate, the share of rows that leaves
-    there, and how many of those are right. certified: the plan that keeps the promise asked for, or
-    in words why there is none.
+    Attributes:
+        exits: names, shallow to deep.
+        rows: number of test rows.
+        plain: MACs per row of its own plain network.
+        alone: the accuracy of each exit on all rows [E].
+        anytime: a point per exit, where every row is answered there and all earlier exits are
+            computed.
+        powers: plans of the rule p^k from MSDNet.
+        frontier: plans of the exact search.
+        budgets: the best plan within each budget.
+        leaving: triples of a threshold of the first gate, the share of rows that leave there, and
+            the share of those that are right.
+        certified: the plan that keeps the requested promise; None if there is none.
+        certified_said: that plan in words, or the reason why there is none.
     """
 
     exits: tuple[str, ...]
@@ -74,86 +91,88 @@ class Figures:
     certified_said: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The figures as plain data, for a JSON file."""
         return asdict(self)
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Figures:
-        """What `to_json` gave."""
-        curves = {
-            name: tuple(_point(each) for each in body[name])
-            for name in ("anytime", "powers", "frontier")
-        }
-        budgets = tuple(
-            Budget(
-                each["budget"], each["point"] and _point(each["point"]), tuple(each["over_splits"])
-            )
-            for each in body["budgets"]
-        )
-        leaving = tuple((float(a), float(b), float(c)) for a, b, c in body["leaving"])
-        lists = {
-            "exits": tuple(body["exits"]),
-            "alone": tuple(body["alone"]),
-            "leaving": leaving,
-            "budgets": budgets,
-        }
-        return Figures(
-            **{
-                **body,
-                **curves,
-                **lists,
-                "certified": body["certified"] and _point(body["certified"]),
-            }
-        )
+        """Read the output of `to_json`."""
+        values = dict(body)
+        for name in ("exits", "alone"):
+            values[name] = tuple(body[name])
+        for name in ("anytime", "powers", "frontier"):
+            values[name] = tuple(_point(point) for point in body[name])
+        budgets = []
+        for budget in body["budgets"]:
+            point = budget["point"] and _point(budget["point"])
+            budgets.append(Budget(budget["budget"], point, tuple(budget["over_splits"])))
+        values["budgets"] = tuple(budgets)
+        leaving = []
+        for threshold, share, accuracy in body["leaving"]:
+            leaving.append((float(threshold), float(share), float(accuracy)))
+        values["leaving"] = tuple(leaving)
+        values["certified"] = body["certified"] and _point(body["certified"])
+        return Figures(**values)
 
 
 def figures_of(
     calibration: Trace, test: Trace, settings: Settings, unit: float, *, splits: int = 0
 ) -> Figures:
-    """All figures of a network that is cut, or of a ladder. unit: MACs of which the budgets are
-    shares.
+    """All figures of a network that is cut, or of a cascade of models (a *ladder*).
+
+    Args:
+        calibration: outputs on the rows from which thresholds come.
+        test: outputs of the same network on test rows.
+        settings: of the comparison.
+        unit: MACs per row; the budgets are shares of it.
+        splits: number of random splits of all rows; 0 for none.
     """
     plain = plain_of(test)
+    # budgets are shares of the common unit; plans want shares of the network's own plain cost
     shares = [budget * unit / plain for budget in settings.budgets]
-    spread = _over_splits(calibration, test, shares, splits)
-    found = frontier(problem_of(calibration, find_risk("error")), points=POINTS)
-    certified, said = _certified(calibration, settings)
+    over_splits = _over_splits(calibration, test, shares, splits)
+    labels = _labels(test)
+    alone = []
+    for name in test.topology.exits:
+        alone.append(float((test.columns[f"answer/{name}"] == labels).mean()))
+    budgets = []
+    for budget, share, quantiles in zip(settings.budgets, shares, over_splits, strict=True):
+        budgets.append(Budget(budget, _within(calibration, test, share), quantiles))
+    problem = problem_of(calibration, find_risk("error"))
+    certified, words = _certified(calibration, settings)
+    certified_point = None
+    if certified is not None:
+        certified_point = _point_of(test, certified)
     return Figures(
         exits=test.topology.exits,
         rows=len(test),
         plain=plain,
-        alone=tuple(
-            float((test.columns[f"answer/{name}"] == _labels(test)).mean())
-            for name in test.topology.exits
-        ),
+        alone=tuple(alone),
         anytime=tuple(_point_of(test, plan) for plan in _anytime(test)),
-        powers=_points(test, powers(problem_of(calibration, find_risk("error")))),
-        frontier=_points(test, found.thresholds_PG),
-        budgets=tuple(
-            Budget(budget, _within(calibration, test, share), over)
-            for budget, share, over in zip(settings.budgets, shares, spread, strict=True)
-        ),
+        powers=_points(test, powers(problem)),
+        frontier=_points(test, frontier(problem, points=POINTS).thresholds_PG),
+        budgets=tuple(budgets),
         leaving=_leaving(test),
-        certified=None if certified is None else _point_of(test, certified),
-        certified_said=said,
+        certified=certified_point,
+        certified_said=words,
     )
 
 
 def figures_of_plain(test: Trace) -> Figures:
-    """Those of a network that is not cut: one place on the plane."""
+    """The figures of a network without exits, which is a single point of cost and accuracy."""
     point = _point_of(test, Plan.never_leave(test.topology))
     return Figures(
-        test.topology.exits,
-        len(test),
-        point.cost,
-        (point.accuracy,),
-        (point,),
-        (),
-        (),
-        (),
-        (),
-        None,
-        "",
+        exits=test.topology.exits,
+        rows=len(test),
+        plain=point.cost,
+        alone=(point.accuracy,),
+        anytime=(point,),
+        powers=(),
+        frontier=(),
+        budgets=(),
+        leaving=(),
+        certified=None,
+        certified_said="",
     )
 
 
@@ -163,8 +182,14 @@ def plain_of(trace: Trace) -> float:
 
 
 def best_within(calibration: Trace, share: float) -> Plan | None:
-    """The best plan within a share of its own plain cost on these rows; None where not even the
-    cheapest fits.
+    """The best plan on these rows within a budget.
+
+    Args:
+        calibration: outputs on the rows from which the thresholds come.
+        share: of the plain cost of the network itself.
+
+    Returns:
+        The plan; None if even the cheapest one costs more.
     """
     try:
         return calibrate(calibration, risk="error", budget=min(share, dearest_share(calibration)))
@@ -173,8 +198,11 @@ def best_within(calibration: Trace, share: float) -> Plan | None:
 
 
 def _within(calibration: Trace, test: Trace, share: float) -> Point | None:
+    """The best plan within a share of the plain cost, measured on test rows."""
     plan = best_within(calibration, share)
-    return None if plan is None else _point_of(test, plan)
+    if plan is None:
+        return None
+    return _point_of(test, plan)
 
 
 def _labels(trace: Trace) -> Array:
@@ -186,52 +214,62 @@ def _labels(trace: Trace) -> Array:
 
 
 def _point_of(test: Trace, plan: Plan) -> Point:
-    done = test.replay(plan)
+    """A plan measured on test rows."""
+    replay = test.replay(plan)
     price = test.price(plan)
-    shares = np.bincount(done.exit, minlength=len(test.topology.exits)) / len(test)
-    accuracy = float((done.answer == _labels(test)).mean())
+    shares = np.bincount(replay.exit, minlength=len(test.topology.exits)) / len(test)  # [E]
+    accuracy = float((replay.answer == _labels(test)).mean())
     return Point(price.mean, price.worst, accuracy, tuple(map(float, shares)))
 
 
 def _points(test: Trace, thresholds_PG: Array) -> tuple[Point, ...]:
-    """Plans on test rows, from the cheapest; p^k gives the same plan for neighbouring p."""
-    plans = (_by_hand(test, row) for row in np.unique(thresholds_PG, axis=0))
-    return tuple(sorted((_point_of(test, plan) for plan in plans), key=lambda point: point.cost))
+    """Plans measured on test rows, from the cheapest."""
+    points = []
+    # p^k gives the same plan for neighbouring p, so repeats are dropped
+    for thresholds_G in np.unique(thresholds_PG, axis=0):
+        points.append(_point_of(test, _by_hand(test, thresholds_G)))
+    return tuple(sorted(points, key=lambda point: point.cost))
 
 
 def _by_hand(trace: Trace, thresholds_G: Iterable[float]) -> Plan:
-    return Plan.by_hand(
-        {gate: float(t) for gate, t in zip(trace.topology.gates, thresholds_G, strict=True)}
-    )
+    """A plan from one threshold per gate."""
+    by_gate = {}
+    for gate, threshold in zip(trace.topology.gates, thresholds_G, strict=True):
+        by_gate[gate] = float(threshold)
+    return Plan.by_hand(by_gate)
 
 
 def _anytime(trace: Trace) -> list[Plan]:
-    """Every row answered at exit 1, at exit 2, ...: gates whose threshold no score reaches, but
-    which are run.
+    """A plan per exit that answers every row there.
+
+    The gates before it run, so that their cost counts, but no score reaches their threshold.
     """
-    shut = dict.fromkeys(trace.topology.gates, FLOAT32_MAX)
     names = trace.topology.exits
-    return [
-        Plan.by_hand({gate: shut[gate] for gate in names[:index]}, max_exit=name)
-        for index, name in enumerate(names)
-    ]
+    plans = []
+    for index, name in enumerate(names):
+        shut = dict.fromkeys(names[:index], FLOAT32_MAX)
+        plans.append(Plan.by_hand(shut, max_exit=name))
+    return plans
 
 
 def _leaving(test: Trace) -> tuple[tuple[float, float, float], ...]:
-    """Threshold of the first gate, share of rows at or above it, accuracy of these."""
+    """Triples of a threshold of the first gate, the share of rows that reach it, their accuracy."""
     first = test.topology.gates[0]
     score = test.columns[f"score/{first}"]
     right = test.columns[f"answer/{first}"] == _labels(test)
-    known = np.isfinite(score)
+    known = np.isfinite(score)  # rows that the gate scored
     if not known.any():
         return ()
-    cuts = np.unique(np.quantile(score[known], np.linspace(0, 1, STEPS)))
-    return tuple(
-        (float(t), float((score >= t).mean()), float(right[score >= t].mean())) for t in cuts
-    )
+    thresholds = np.unique(np.quantile(score[known], np.linspace(0, 1, STEPS)))
+    steps = []
+    for threshold in thresholds:
+        leaves = score >= threshold
+        steps.append((float(threshold), float(leaves.mean()), float(right[leaves].mean())))
+    return tuple(steps)
 
 
 def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str]:
+    """The plan with the requested promise, and its words; None and the reason if there is none."""
     if settings.at_most is None:
         return None, ""
     try:
@@ -244,7 +282,7 @@ def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str
         )
     except NoSafePlan as problem:
         return None, str(problem)
-    # rows that repeat: known only now, and no reason to lose the other figures
+    # repeated rows are found only here, and the other figures are still good
     except OverlappingRows as problem:
         return None, f"no promise: {problem}".replace("repeats=", "repeated-rows = ")
     return plan, str(plan)
@@ -253,22 +291,29 @@ def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str
 def _over_splits(
     calibration: Trace, test: Trace, shares: Sequence[float], count: int
 ) -> list[tuple[float, ...]]:
-    """Accuracy within each budget, 5 %, median and 95 % over random splits of all rows in parts of
-    the same sizes.
+    """Accuracy within each budget over random splits: 5 %, median, 95 %.
 
-    Nothing for a budget within which some split has no plan.
+    All rows are split again into calibration and test rows of the same sizes. A budget within which
+    some split has no plan gets an empty tuple.
     """
     if not count:
         return [()] * len(shares)
-    every = _joined(calibration, test)
+    rows = _joined(calibration, test)
     rng = np.random.default_rng(SEED)
-    drawn = []
+    by_split = []
     for _ in range(count):
-        order = rng.permutation(len(every))
-        drawn.append(
-            _along(every[order[: len(calibration)]], every[order[len(calibration) :]], shares)
-        )
-    return [() if np.isnan(column).any() else _quantiles(column) for column in np.array(drawn).T]
+        order = rng.permutation(len(rows))
+        calibration_part = rows[order[: len(calibration)]]
+        test_part = rows[order[len(calibration) :]]
+        by_split.append(_along(calibration_part, test_part, shares))
+    quantiles: list[tuple[float, ...]] = []
+    # [splits, budgets] -> one column of accuracies per budget
+    for column in np.array(by_split).T:
+        if np.isnan(column).any():
+            quantiles.append(())
+        else:
+            quantiles.append(_quantiles(column))
+    return quantiles
 
 
 def _quantiles(column: Array) -> tuple[float, ...]:
@@ -276,33 +321,34 @@ def _quantiles(column: Array) -> tuple[float, ...]:
 
 
 def _along(rows: Trace, test: Trace, shares: Sequence[float]) -> list[float]:
-    """Accuracy on `test` of the best plans of one search within the budgets; NaN where none
-    fits.
+    """Accuracy on `test` of the best plan within each budget; NaN where none fits.
+
+    One search on `rows` serves all budgets: its frontier is dense, and each budget takes the plan
+    with the smallest loss among the plans that are cheap enough.
     """
     plain = plain_of(rows)
     front = frontier(problem_of(rows, find_risk("error")), points=4 * POINTS)
-    found = []
+    accuracies = []
     for share in shares:
-        fits = np.flatnonzero(front.cost_P <= share * plain * (1 + 1e-9))
-        if not len(fits):
-            found.append(math.nan)
+        affordable = np.flatnonzero(front.cost_P <= share * plain * (1 + 1e-9))
+        if not len(affordable):
+            accuracies.append(math.nan)
             continue
-        plan = _by_hand(rows, front.thresholds_PG[fits[np.argmin(front.loss_P[fits])]])
-        found.append(float((test.replay(plan).answer == _labels(test)).mean()))
-    return found
+        best = affordable[np.argmin(front.loss_P[affordable])]
+        plan = _by_hand(rows, front.thresholds_PG[best])
+        accuracies.append(float((test.replay(plan).answer == _labels(test)).mean()))
+    return accuracies
 
 
 def _joined(first: Trace, second: Trace) -> Trace:
-    """The rows of two traces of one network behind each other."""
-    per_row = {
-        name
-        for name, column in first.columns.items()
-        if not name.startswith("cost/") or column.ndim == 2
-    }
-    columns = {
-        name: np.concatenate([column, second.columns[name]]) if name in per_row else column
-        for name, column in first.columns.items()
-    }
+    """The rows of two traces of one network, one after the other."""
+    columns = {}
+    for name, column in first.columns.items():
+        # a cost with one dimension belongs to the network; all other columns have a row each
+        if name.startswith("cost/") and column.ndim != 2:
+            columns[name] = column
+        else:
+            columns[name] = np.concatenate([column, second.columns[name]])
     return replace(first, columns=columns)
 
 

@@ -1,4 +1,7 @@
-"""The tables of a comparison's page: means over seeds, and in brackets the range between them."""
+"""The tables of a comparison's page.
+
+A figure is the mean over seeds; the range between them is in brackets below it.
+"""
 
 from __future__ import annotations
 
@@ -17,35 +20,38 @@ Row = tuple[str, ...]
 
 
 def budgets_table(comparison: Comparison) -> Html:
-    """Accuracy within each budget, the best mean of each column in bold."""
-    found = {label: comparison.within(label) for label in comparison.labels()}
-    tops = []
+    """Accuracy within each budget; the best mean of each column is bold."""
+    # by label one list per budget, which holds an accuracy per seed
+    accuracies = {label: comparison.within(label) for label in comparison.labels()}
+    best_means = []
     for index in range(len(comparison.settings.budgets)):
-        tops.append(
-            max(
-                (float(np.mean(columns[index])) for columns in found.values() if columns[index]),
-                default=None,
-            )
-        )
+        means = []
+        for by_budget in accuracies.values():
+            if by_budget[index]:
+                means.append(float(np.mean(by_budget[index])))
+        best_means.append(max(means, default=None))
     rows: list[Row] = []
-    for label, columns in found.items():
-        best = [
-            bool(values) and float(np.mean(values)) == top
-            for values, top in zip(columns, tops, strict=True)
-        ]
-        cells = [_spread(values, bold=bold) for values, bold in zip(columns, best, strict=True)]
+    for label, by_budget in accuracies.items():
+        cells = []
+        for values, best_mean in zip(by_budget, best_means, strict=True):
+            is_best = bool(values) and float(np.mean(values)) == best_mean
+            cells.append(_spread(values, bold=is_best))
         rows.append((_named(label), *cells))
     return table("accuracy within a budget", _heads(comparison), rows)
 
 
 def splits_table(comparison: Comparison) -> Html:
-    """Accuracy within each budget over random splits, of the first seed; nothing where none were
-    drawn.
-    """
-    told = {label: comparison.of(label)[0].figures.budgets for label in comparison.labels()}
-    if not any(budget.over_splits for budgets in told.values() for budget in budgets):
+    """Accuracy of the first seed over random splits, by budget; empty if none were drawn."""
+    rows: list[Row] = []
+    has_splits = False
+    for label in comparison.labels():
+        cells = []
+        for budget in comparison.of(label)[0].figures.budgets:
+            has_splits = has_splits or bool(budget.over_splits)
+            cells.append(_over_splits(budget))
+        rows.append((_named(label), *cells))
+    if not has_splits:
         return Html()
-    rows = [(_named(label), *map(_over_splits, budgets)) for label, budgets in told.items()]
     caption = (
         f"first seed: median, and 5% to 95% over {comparison.settings.splits} splits of the "
         "same sizes"
@@ -54,6 +60,7 @@ def splits_table(comparison: Comparison) -> Html:
 
 
 def _over_splits(budget: Budget) -> str:
+    """The median over splits with the range from 5 % to 95 % below it."""
     if not budget.over_splits:
         return DASH
     low, median, high = budget.over_splits
@@ -61,12 +68,12 @@ def _over_splits(budget: Budget) -> str:
 
 
 def statics_table(comparison: Comparison) -> Html:
-    """Networks that are not cut; nothing where there are none."""
+    """Networks without exits; empty if there are none."""
     rows = []
     for label in comparison.labels(static=True):
         results = comparison.of(label)
         cost = results[0].figures.plain / comparison.unit
-        accuracy = [each.figures.alone[-1] for each in results]
+        accuracy = [result.figures.alone[-1] for result in results]
         rows.append((_named(label), percent(cost), _spread(accuracy)))
     if rows:
         return table("static networks beside them", ["", "cost", "accuracy"], rows)
@@ -74,30 +81,28 @@ def statics_table(comparison: Comparison) -> Html:
 
 
 def exits_tables(comparison: Comparison) -> list[Html]:
-    """How often each exit is right on all test rows: a table for each set of exits."""
+    """How often each exit is right on all test rows, one table for each set of exits."""
     same_exits: dict[tuple[str, ...], list[str]] = {}
     for label in comparison.leading():
         same_exits.setdefault(comparison.of(label)[0].figures.exits, []).append(label)
-    return [
-        table(
-            "accuracy of each exit on all test rows",
-            ["", *exits],
-            [
-                (_named(comparison.of(label)[0].method), *map(_spread, _alone(comparison, label)))
-                for label in labels
-            ],
-        )
-        for exits, labels in same_exits.items()
-    ]
+    tables = []
+    for exits, labels in same_exits.items():
+        rows: list[Row] = []
+        for label in labels:
+            cells = [_spread(accuracies) for accuracies in _alone(comparison, label)]
+            rows.append((_named(comparison.of(label)[0].method), *cells))
+        tables.append(table("accuracy of each exit on all test rows", ["", *exits], rows))
+    return tables
 
 
 def _alone(comparison: Comparison, label: str) -> list[tuple[float, ...]]:
-    """For each exit its accuracies by seed."""
-    return list(zip(*(result.figures.alone for result in comparison.of(label)), strict=True))
+    """For each exit its accuracies, one per seed."""
+    by_seed = [result.figures.alone for result in comparison.of(label)]
+    return list(zip(*by_seed, strict=True))
 
 
 def shares_table(comparison: Comparison) -> Html:
-    """Mean and worst cost, and who leaves where, of the plans within the budget that is shown."""
+    """Costs of the plans within the shown budget, and the share of rows that leave at each exit."""
     index = comparison.settings.shown
     rows = []
     for label in comparison.labels():
@@ -124,17 +129,18 @@ def certified_table(comparison: Comparison) -> Html:
     rows = []
     for label in comparison.labels():
         results = comparison.of(label)
-        pairs = [
-            (each.figures.alone[-1], point)
-            for each in results
-            if (point := each.figures.certified) is not None
-        ]
-        cost = _spread([point.cost / comparison.unit for _, point in pairs], places=1)
-        if pairs:
-            lost = signed(float(np.mean([last - point.accuracy for last, point in pairs])))
-        else:
-            lost = DASH
-        rows.append((_named(label), f"{len(pairs)} of {len(results)}", cost, lost))
+        costs = []
+        losses = []  # of accuracy, against the last exit on all rows
+        for result in results:
+            point = result.figures.certified
+            if point is not None:
+                costs.append(point.cost / comparison.unit)
+                losses.append(result.figures.alone[-1] - point.accuracy)
+        loss = DASH
+        if losses:
+            loss = signed(float(np.mean(losses)))
+        with_plan = f"{len(costs)} of {len(results)}"
+        rows.append((_named(label), with_plan, _spread(costs, places=1), loss))
     return table(
         "certified plans",
         ["", "seeds with a plan", "cost on test rows", "points lost on test rows"],
@@ -143,9 +149,7 @@ def certified_table(comparison: Comparison) -> Html:
 
 
 def clocks_table(comparison: Comparison) -> Html:
-    """Milliseconds at batch 1, as the mean over the exits that test rows leave at, and at batch
-    64.
-    """
+    """Milliseconds at batch 1 (the mean over exits) and at batch 64; empty without timings."""
     rows: list[Row] = []
     for label, timed, shares in _timed(comparison):
         rows += [_clock_row(label, clock) for clock in in_use(timed, shares)]
@@ -159,7 +163,9 @@ def exit_clocks_table(comparison: Comparison) -> Html:
     rows: list[Row] = []
     for label, timed, _ in _timed(comparison):
         for clock in each_exit(timed):
-            rows.append((_named(label), clock.exit or DASH, *_clock_row(label, clock)[2:]))
+            # the exit takes the place of the batch in the second column
+            _, _, *times = _clock_row(label, clock)
+            rows.append((_named(label), clock.exit or DASH, *times))
     return table(
         "milliseconds of one row, by the exit that it leaves at", ["", "exit", *CLOCK_HEADS], rows
     )
@@ -169,22 +175,23 @@ CLOCK_HEADS = ("plan", "plain", "plan / plain", "plain / plain")
 
 
 def _timed(comparison: Comparison) -> list[tuple[str, dict[str, object], tuple[float, ...]]]:
-    """Label, what bench said, and the shares of test rows by exit, wherever something was timed."""
-    found = []
+    """Label, report of `bench` and shares of test rows by exit of each timed network."""
+    timed = []
     for label in comparison.labels():
         first = comparison.of(label)[0]
         point = first.figures.budgets[comparison.settings.shown].point
         if first.timed is not None and point is not None:
-            found.append((label, dict(first.timed), point.shares))
-    return found
+            timed.append((label, dict(first.timed), point.shares))
+    return timed
 
 
 def _clock_row(label: str, clock: Clock) -> Row:
+    """A label, a batch and its four times."""
     value, low, high = clock.ratio
-    told = f"{value:.3f}" + (
-        f" ({percent(clock.covered, 0)} of rows)" if clock.covered < 0.995 else ""
-    )
-    ratio = _with_range(told, f"{low:.3f}", f"{high:.3f}")
+    words = f"{value:.3f}"
+    if clock.covered < 0.995:  # shown as less than 100 %
+        words += f" ({percent(clock.covered, 0)} of rows)"
+    ratio = _with_range(words, f"{low:.3f}", f"{high:.3f}")
     return (
         _named(label),
         str(clock.batch),
@@ -196,30 +203,33 @@ def _clock_row(label: str, clock: Clock) -> Row:
 
 
 def training_table(comparison: Comparison) -> Html:
-    """Seconds of training; nothing where nothing was trained."""
+    """Seconds of training; empty if nothing was trained."""
     rows = []
     for method in comparison.settings.methods:
-        each = {one.seed: one.seconds for one in comparison.results if one.method == method.name}
-        seconds = [value for value in each.values() if value is not None]
-        if seconds:
-            ends = f"{min(seconds):.1f}", f"{max(seconds):.1f}"
-            told = f"{np.mean(seconds):.1f} s"
-            told = told if len(seconds) == 1 else _with_range(told, *ends)
-            rows.append(
-                (
-                    _named(method.name),
-                    method.recipe or DASH,
-                    " ".join(method.arguments) or DASH,
-                    told,
-                )
-            )
+        # all gates of a seed share one training, so each seed counts once
+        by_seed: dict[int, float | None] = {}
+        for result in comparison.results:
+            if result.method == method.name:
+                by_seed[result.seed] = result.seconds
+        seconds = [value for value in by_seed.values() if value is not None]
+        if not seconds:
+            continue
+        words = f"{np.mean(seconds):.1f} s"
+        if len(seconds) > 1:
+            words = _with_range(words, f"{min(seconds):.1f}", f"{max(seconds):.1f}")
+        arguments = " ".join(method.arguments)
+        rows.append((_named(method.name), method.recipe or DASH, arguments or DASH, words))
     if rows:
         return table("seconds of training, by seed", ["", "recipe", "with", "seconds"], rows)
     return Html()
 
 
 def _heads(comparison: Comparison) -> list[str]:
-    return ["", *(f"within {percent(budget, 0)}" for budget in comparison.settings.budgets)]
+    """The head of a table with one column per budget."""
+    heads = [""]
+    for budget in comparison.settings.budgets:
+        heads.append(f"within {percent(budget, 0)}")
+    return heads
 
 
 def _spread(values: Sequence[float], places: int = 2, *, bold: bool = False) -> str:
@@ -227,7 +237,8 @@ def _spread(values: Sequence[float], places: int = 2, *, bold: bool = False) -> 
     if not values:
         return DASH
     mean = percent(float(np.mean(values)), places)
-    mean = tag("b", mean) if bold else mean
+    if bold:
+        mean = tag("b", mean)
     if len(values) == 1:
         return mean
     return _with_range(mean, f"{100 * min(values):.{places}f}", f"{100 * max(values):.{places}f}")

@@ -38,15 +38,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CostTable:
-    """What one row costs in every part of a supernet; parts add up.
+    """The cost of one row in every part of a supernet. The costs of parts add up.
 
     Args:
         unit: "macs" or "ms".
         options: by place, the cost of each option.
-        rest: by task, what stands at no place: all of it, the head included.
-        before: by tap, what of the rest has been computed there.
-        exits: by tap and task, what an exit costs.
-        order: places and taps as they run.
+        rest: by task, the cost of everything that is at no place, including the head.
+        before: by tap, the part of that rest which has been computed there.
+        exits: by tap and task, the cost of an exit.
+        order: places and taps in the order in which they run.
     """
 
     unit: str
@@ -57,32 +57,37 @@ class CostTable:
     order: tuple[str, ...]
 
     def leaving(self, subnet: Subnet, task: str) -> Floats:
-        """What a row costs that leaves at each exit, and at the end: [E]."""
+        """The cost of a row by the exit at which it leaves.
+
+        Returns:
+            Costs [E], the head last.
+        """
         places = list(self.options)
-        spent = 0.0
-        found = []
+        spent = 0.0  # on options and exits so far; a row pays for every exit that it passes
+        costs = []
         for name in self.order:
             if name in self.options:
-                spent += self.options[name][subnet.options[places.index(name)]]
+                option = subnet.options[places.index(name)]
+                spent += self.options[name][option]
             if name in subnet.exits:
                 spent += self.exits[name, task]
-                found.append(self.before[name] + spent)
-        return np.array([*found, self.rest[task] + spent])
+                costs.append(self.before[name] + spent)
+        return np.array([*costs, self.rest[task] + spent])
 
     def whole(self, subnet: Subnet, task: str) -> float:
-        """What a row costs that leaves at no exit."""
+        """The cost of a row that leaves at no exit."""
         return float(self.leaving(subnet, task)[-1])
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A network that was judged.
+    """The accuracy and cost of one network.
 
     Args:
-        subnet: which one.
-        accuracy: on the rows that judge, within the budget.
-        cost: of a row in the mean, in the unit of the table.
-        threshold: on the largest probability, at which rows leave; infinity where none do.
+        subnet: the network.
+        accuracy: on the judging rows, within the budget.
+        cost: mean cost of a row, in the unit of the table.
+        threshold: on the largest probability, at which rows leave; infinity if none do.
     """
 
     subnet: Subnet
@@ -93,25 +98,28 @@ class Judged:
 
 @dataclass(frozen=True)
 class Search:
-    """All networks that were judged, best first, and how many draws were outside of the budget."""
+    """All judged networks, best first, and the number of networks that were outside the budget."""
 
     candidates: tuple[Judged, ...]
     refused: int
 
     @property
     def best(self) -> Judged:
-        """The most accurate one; of equals the cheapest."""
+        """The most accurate network; the cheapest of several equal ones."""
         return self.candidates[0]
 
     def preprocess(self) -> list[Judged]:
-        """Those of which no other one is as accurate and cheaper, or as cheap and more accurate;
-        cheapest first.
+        """The Pareto front: networks that no other one beats in both accuracy and cost.
+
+        Returns:
+            From the cheapest on, with rising accuracy.
         """
-        found = list[Judged]()
-        for one in sorted(self.candidates, key=lambda each: (each.cost, -each.accuracy)):
-            if not found or one.accuracy > found[-1].accuracy:
-                found.append(one)
-        return found
+        by_cost = sorted(self.candidates, key=lambda judged: (judged.cost, -judged.accuracy))
+        front: list[Judged] = []
+        for judged in by_cost:
+            if not front or judged.accuracy > front[-1].accuracy:
+                front.append(judged)
+        return front
 
 
 def cost_table(
@@ -137,10 +145,11 @@ def cost_table(
     if unit not in UNITS:
         raise InvalidArgument(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
     supernet.eval()
+    # the example rows over again until there are enough of them
     picks = torch.arange(rows) % len(supernet.example)
     x = supernet.example[picks]
-    calls = dict[tuple[str, ...], Callable[[], object]]()
     first = next(iter(supernet.heads))
+    # one run of the dense network records the inputs of all places and the values at all taps
     with supernet.along(supernet.dense, first) as model, torch.no_grad():
         watched = {name: model.get_submodule(name) for name in supernet.places}
         inputs = _inputs_of(model, watched, x)
@@ -148,10 +157,12 @@ def cost_table(
         tapped = {name: model.get_submodule(name) for name in supernet.taps}
         with listening(tapped, lambda name, value: taps.update({name: value})):  # type: ignore[dict-item]
             model(x)
-    for index, choices in zip(supernet.places, supernet.options, strict=True):
+    # a call for every part that is timed or counted
+    calls: dict[tuple[str, ...], Callable[[], object]] = {}
+    for place, choices in zip(supernet.places, supernet.options, strict=True):
         assert isinstance(choices, nn.ModuleList)
         for number, option in enumerate(choices):
-            calls["option", index, str(number)] = _bound(option, inputs[index])
+            calls["option", place, str(number)] = _bound(option, inputs[place])
     for task in supernet.heads:
         calls["whole", task] = _along(supernet, x, task, None)
         for tap in supernet.taps:
@@ -159,20 +170,24 @@ def cost_table(
     for tap in supernet.taps:
         calls["until", tap] = _along(supernet, x, first, tap)
     figures = _figures(calls, unit, rows, repeats, clock)
-    options = {
-        index: tuple(figures["option", index, str(number)] for number in range(len(names)))
-        for index, names in zip(supernet.places, supernet.names, strict=True)
-    }
-    before = dict[str, float]()
+    options: dict[str, tuple[float, ...]] = {}
+    for place, names in zip(supernet.places, supernet.names, strict=True):
+        costs = [figures["option", place, str(number)] for number in range(len(names))]
+        options[place] = tuple(costs)
+    # The dense network runs option 0 at every place. Its cost less that of these options is the
+    # cost of the rest, up to a tap and in total. Timings are noisy, so it is at least 0.
+    before: dict[str, float] = {}
     for tap in supernet.taps:
         ran = supernet.order[: supernet.order.index(tap) + 1]
-        inside = sum(options[index][0] for index in supernet.places if index in ran)
+        inside = sum(options[place][0] for place in supernet.places if place in ran)
         before[tap] = max(0.0, figures["until", tap] - inside)
-    everything = sum(costs[0] for costs in options.values())
-    rest = {task: max(0.0, figures["whole", task] - everything) for task in supernet.heads}
-    exits = {
-        (tap, task): figures["exit", tap, task] for tap in supernet.taps for task in supernet.heads
-    }
+    everything = sum(costs_of_place[0] for costs_of_place in options.values())
+    rest: dict[str, float] = {}
+    exits: dict[tuple[str, str], float] = {}
+    for task in supernet.heads:
+        rest[task] = max(0.0, figures["whole", task] - everything)
+        for tap in supernet.taps:
+            exits[tap, task] = figures["exit", tap, task]
     return CostTable(unit, options, rest, before, exits, supernet.order)
 
 
@@ -248,7 +263,7 @@ def evolve(
             f"no network within a budget of {budget:g} {costs.unit}; the cheapest drawn costs "
             f"{cheapest:g}"
         )
-    return Search(tuple(ranked), sum(one is None for one in known.values()))
+    return Search(tuple(ranked), refused=len(known) - len(ranked))
 
 
 @torch.no_grad()
@@ -263,8 +278,20 @@ def judge(
     budget: float = float("inf"),
     batch_size: int = 200,
 ) -> Judged | None:
-    """The accuracy of one network within a budget, after its batch norms have been estimated anew;
-    None outside it.
+    """The accuracy of one network within a budget, with its batch norms estimated anew.
+
+    Args:
+        supernet: trained.
+        subnet: the network.
+        task: one of the tasks of the supernet.
+        judging: held-out rows x [N, ...] and labels y [N].
+        norm_rows: rows [M, ...] for batch norms.
+        costs: the table from `cost_table`.
+        budget: mean cost of a row, in the unit of the table.
+        batch_size: of the rows that are computed together.
+
+    Returns:
+        None if the network is outside the budget.
     """
     leaving = costs.leaving(subnet, task)
     if leaving.min() > budget:
@@ -276,7 +303,9 @@ def judge(
     sure = logits.softmax(-1).amax(-1).numpy().astype(np.float64)  # [E, N]
     right = (logits.argmax(-1) == y.cpu()).numpy()
     accuracy, cost, threshold = along_thresholds(sure, right, leaving, budget)
-    return None if accuracy < 0 else Judged(subnet, accuracy, cost, threshold)
+    if accuracy < 0:  # no threshold keeps the budget
+        return None
+    return Judged(subnet, accuracy, cost, threshold)
 
 
 def along_thresholds(
@@ -299,12 +328,14 @@ def along_thresholds(
     if exits.size:
         levels = np.append(np.quantile(exits, np.linspace(0, 1, LEVELS)), np.inf)
     best = (-1.0, float("inf"), float("inf"))
-    every = np.arange(sure.shape[1])
+    rows = np.arange(sure.shape[1])
+    at_head = np.ones((1, sure.shape[1]), bool)  # every row that is left leaves at the head
     for level in levels:
-        leaves = np.concatenate([exits >= level, np.ones((1, sure.shape[1]), bool)])
-        index = leaves.argmax(0)  # the first exit that is sure, or the head
-        accuracy = float(right[index, every].mean())
+        leaves = np.concatenate([exits >= level, at_head])  # [E, N]
+        index = leaves.argmax(0)  # [N], the first exit that is sure, or the head
+        accuracy = float(right[index, rows].mean())
         cost = float(leaving[index].mean())
+        # a higher accuracy wins; of equal accuracies the lower cost
         if cost <= budget and (accuracy, -cost) > (best[0], -best[1]):
             best = (accuracy, cost, float(level))
     return best
@@ -322,9 +353,11 @@ def _generation(
     rng: np.random.Generator,
     number: int,
 ) -> list[Subnet]:
-    """New networks of which at least the cheapest way out is within the budget, each once."""
-    found = dict[Subnet, None]()
+    """New and different networks, each with at least one exit that is within the budget."""
+    subnets: dict[Subnet, None] = {}  # a dict keeps the order
     for turn in range(population):
+        # Many draws are known already or too expensive. After TRIES of them the generation stays
+        # one network smaller.
         for _ in range(TRIES):
             if number == 0 or not best:
                 subnet = _some_exits(supernet, supernet.drawn(rng), rng, 0.5)
@@ -332,80 +365,92 @@ def _generation(
                 subnet = mutated(supernet, _one_of(best, rng), mutation, rng)
             else:
                 subnet = crossed(supernet, _one_of(best, rng), _one_of(best, rng), rng)
-            if subnet in known or subnet in found:
+            if subnet in known or subnet in subnets:
                 continue
             if costs.leaving(subnet, task).min() <= budget:
-                found[subnet] = None
+                subnets[subnet] = None
                 break
-    return list(found)
+    return list(subnets)
 
 
 def mutated(supernet: Supernet, subnet: Subnet, chance: float, rng: np.random.Generator) -> Subnet:
-    """A network some of whose options and exits are drawn anew."""
+    """A network with some options drawn anew, and some exits added or removed.
+
+    Args:
+        supernet: of the network.
+        subnet: the parent.
+        chance: probability of a change, for each option and each exit.
+        rng: of all draws.
+    """
     fresh = supernet.drawn(rng).options
-    anew = rng.random(len(fresh)) < chance
-    options = tuple(
-        int(new if draw else old)
-        for new, old, draw in zip(fresh, subnet.options, anew, strict=True)
-    )
-    exits = list[str]()
+    changes = rng.random(len(fresh)) < chance
+    options = []
+    for new, old, change in zip(fresh, subnet.options, changes, strict=True):
+        options.append(int(new if change else old))
+    exits = []
     for tap in supernet.taps:
-        stays = (tap in subnet.exits) != bool(rng.random() < chance)
-        if stays:
+        present = tap in subnet.exits
+        if rng.random() < chance:
+            present = not present
+        if present:
             exits.append(tap)
-    return Subnet(options, tuple(exits))
+    return Subnet(tuple(options), tuple(exits))
 
 
 def crossed(supernet: Supernet, one: Subnet, other: Subnet, rng: np.random.Generator) -> Subnet:
-    """A network whose every option and exit is that of one of two parents."""
+    """A network that takes each option and each exit from one of two parents at random."""
     picks = rng.random(len(one.options)) < 0.5
-    options = tuple(
-        a if pick else b for a, b, pick in zip(one.options, other.options, picks, strict=True)
-    )
-    exits = list[str]()
+    options = []
+    for first, second, pick in zip(one.options, other.options, picks, strict=True):
+        options.append(first if pick else second)
+    exits = []
     for tap in supernet.taps:
         parent = one if rng.random() < 0.5 else other
         if tap in parent.exits:
             exits.append(tap)
-    return Subnet(options, tuple(exits))
+    return Subnet(tuple(options), tuple(exits))
 
 
 def _one_of(best: Sequence[Judged], rng: np.random.Generator) -> Subnet:
+    """A parent, drawn from the best networks."""
     return best[int(rng.integers(len(best)))].subnet
 
 
 def _some_exits(
     supernet: Supernet, subnet: Subnet, rng: np.random.Generator, chance: float
 ) -> Subnet:
-    return Subnet(subnet.options, tuple(tap for tap in supernet.taps if rng.random() < chance))
+    """The network with exits drawn at random."""
+    exits = [tap for tap in supernet.taps if rng.random() < chance]
+    return Subnet(subnet.options, tuple(exits))
 
 
 def _ranked(known: Mapping[Subnet, Judged | None]) -> list[Judged]:
-    judged = [one for one in known.values() if one is not None]
-    return sorted(judged, key=lambda one: (-one.accuracy, one.cost))
+    """The networks within the budget, the most accurate first; of equals the cheapest."""
+    within = [judged for judged in known.values() if judged is not None]
+    return sorted(within, key=lambda judged: (-judged.accuracy, judged.cost))
 
 
 def _logits(
     supernet: Supernet, model: nn.Module, subnet: Subnet, task: str, x: Tensor, batch_size: int
 ) -> Tensor:
-    """Logits [E, N, C] of the exits and the head of a network of its own."""
-    found = list[Tensor]()
+    """Logits [E, N, C] of the exits and the head of an extracted network."""
+    batches: list[Tensor] = []
     taps = {name: model.get_submodule(name) for name in subnet.exits}
     for part in torch.split(x, batch_size):
         heard = dict[str, Tensor]()
         with listening(taps, lambda name, value, heard=heard: heard.update({name: value})):  # type: ignore[misc]
             last = logits_in(model(part))
         exits = [supernet.exit_of(name, task)(Seen(heard[name], {})) for name in subnet.exits]
-        found.append(torch.stack([*exits, last]))
-    return torch.cat(found, 1).cpu()
+        batches.append(torch.stack([*exits, last]))  # [E, batch, C]
+    return torch.cat(batches, 1).cpu()
 
 
 class _Reached(Exception):
-    """Raised at a tap: what comes after it is not to be computed."""
+    """Raised at a tap to skip everything that comes after it."""
 
 
 def _along(supernet: Supernet, x: Tensor, task: str, tap: str | None) -> Callable[[], object]:
-    """A call of the dense network, as far as a tap."""
+    """A call of the dense network that ends at a tap, or runs all of it if `tap` is None."""
 
     def call() -> None:
         with supernet.along(supernet.dense, task) as model, torch.no_grad():
@@ -434,7 +479,7 @@ def _bound(module: nn.Module, value: object) -> Callable[[], object]:
 
 
 def _inputs_of(model: nn.Module, watched: Mapping[str, nn.Module], x: Tensor) -> dict[str, Tensor]:
-    """What goes into some modules."""
+    """The inputs of some modules when the model runs on x."""
     inputs = dict[str, Tensor]()
     handles = []
     for name, module in watched.items():
@@ -458,7 +503,7 @@ def _figures(
     repeats: int,
     clock: Callable[[], float],
 ) -> dict[tuple[str, ...], float]:
-    """What each call costs for one row."""
+    """The cost of each call for one row: multiply-adds, or the median of the timings."""
     if unit == "macs":
         return {key: macs(call) / rows for key, call in calls.items()}
     named = {"/".join(key): call for key, call in calls.items()}

@@ -1,5 +1,6 @@
-"""Charts as plain data for plotly.js: page.js fills in the colours, which are written as names of
-CSS variables.
+"""The charts of a report as plain data for plotly.js.
+
+Colours are names of CSS variables; page.js replaces them by the colours of the page.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ SHARE = {"tickformat": ".0%", "rangemode": "tozero"}
 
 
 def safe(words: str) -> str:
-    """Text for plotly, which reads a few tags."""
+    """Escaped text. Plotly interprets a few HTML tags in labels, so names must not hold any."""
     return escape(words, quote=False)
 
 
 def figure(name: str, *choices: Mapping[str, Any]) -> Figure:
-    """A chart under the name of its place on the page; with several choices a reader switches
-    between them.
+    """A chart as plain data.
+
+    Args:
+        name: of the box on the page in which the chart is drawn.
+        *choices: data and layout for plotly. A reader switches between several choices.
     """
     return {"id": name, "choices": list(choices)}
 
@@ -45,10 +49,10 @@ def frontier_chart(
     plain = view.plain_dot()
     statics = view.statics()
     word = "accuracy" if view.labelled else "agreement"
-    return figure(
-        "frontier-chart",
-        *(_plane(unit, word, chosen, plain, statics, others, lines) for unit in view.units),
-    )
+    choices = []
+    for unit in view.units:
+        choices.append(_plane(unit, word, chosen, plain, statics, others, lines))
+    return figure("frontier-chart", *choices)
 
 
 def _plane(
@@ -60,8 +64,9 @@ def _plane(
     others: Sequence[Dot],
     lines: Mapping[Unit, Sequence[Dot]],
 ) -> Figure:
+    """The chart for one unit of cost. Later traces are drawn over earlier ones, the plan last."""
     static = {"color": "--static", "size": 9, "symbol": "square"}
-    data = [
+    traces = [
         _dots(
             unit,
             word,
@@ -79,22 +84,16 @@ def _plane(
             "--static",
             static,
             line={"width": 1, "dash": "dot"},
-            told=True,
+            named=True,
         ),
-        *(
-            _dots(
-                unit,
-                word,
-                [dot],
-                safe(dot.name),
-                "--other",
-                {"size": 11, "symbol": SYMBOLS[n % len(SYMBOLS)]},
-            )
-            for n, dot in enumerate(others)
-        ),
-        _dots(unit, word, [plain], "plain network", "--ink", {"size": 12, "symbol": "diamond"}),
-        _dots(unit, word, [chosen], "this plan", "--plan", {"size": 17, "symbol": "star"}),
     ]
+    for index, dot in enumerate(others):
+        other = {"size": 11, "symbol": SYMBOLS[index % len(SYMBOLS)]}
+        traces.append(_dots(unit, word, [dot], safe(dot.name), "--other", other))
+    diamond = {"size": 12, "symbol": "diamond"}
+    traces.append(_dots(unit, word, [plain], "plain network", "--ink", diamond))
+    star = {"size": 17, "symbol": "star"}
+    traces.append(_dots(unit, word, [chosen], "this plan", "--plan", star))
     title = f"mean cost in {unit_name(unit)}, plain network = 100%"
     layout = {
         "xaxis": {"title": {"text": title}, **SHARE},
@@ -102,7 +101,8 @@ def _plane(
         "showlegend": True,
         "hovermode": "closest",
     }
-    return {"data": [trace for trace in data if trace["x"]], "layout": layout}
+    # a trace without points would still have a line in the legend
+    return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
 
 
 def _dots(
@@ -114,21 +114,30 @@ def _dots(
     marker: Mapping[str, Any],
     *,
     line: Mapping[str, Any] | None = None,
-    told: bool = False,
+    named: bool = False,
 ) -> Figure:
-    mode = "markers" + ("+lines" if line else "") + ("+text" if told else "")
-    hover = [
-        f"<b>{safe(dot.name)}</b><br>{safe(dot.how).replace('; ', '<br>')}<br>"
-        f"{word} {percent(dot.quality, 2)}<br>cost {percent(dot.costs[unit])} of plain"
-        for dot in dots
-    ]
+    """Dots as one trace, with a line through them and their names next to them where wanted."""
+    mode = "markers"
+    if line:
+        mode += "+lines"
+    names = None
+    if named:
+        mode += "+text"
+        names = [safe(dot.name) for dot in dots]
+    hover = []
+    for dot in dots:
+        how = safe(dot.how).replace("; ", "<br>")
+        hover.append(
+            f"<b>{safe(dot.name)}</b><br>{how}<br>"
+            f"{word} {percent(dot.quality, 2)}<br>cost {percent(dot.costs[unit])} of plain"
+        )
     return {
         "type": "scatter",
         "mode": mode,
         "name": name,
         "x": [dot.costs[unit] for dot in dots],
         "y": [dot.quality for dot in dots],
-        "text": [safe(dot.name) for dot in dots] if told else None,
+        "text": names,
         "textposition": ["bottom right"] * (len(dots) - 1) + ["bottom center"],
         "textfont": {"color": color, "size": 12},
         "hovertext": hover,
@@ -167,18 +176,19 @@ def exits_chart(
         "textfont": {"color": "--ink"},
         "hovertemplate": "%{x}<br>%{y:.1%} of the rows leave here<extra></extra>",
     }
-    dots = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": name,
-            "x": names,
-            "y": list(values),
-            "marker": marker | {"color": color},
-            "hovertemplate": f"%{{x}}<br>%{{y:.2%}} {name}<extra></extra>",
-        }
-        for name, values, color, marker in marks
-    ]
+    dots = []
+    for name, values, color, marker in marks:
+        dots.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": name,
+                "x": names,
+                "y": list(values),
+                "marker": marker | {"color": color},
+                "hovertemplate": f"%{{x}}<br>%{{y:.2%}} {name}<extra></extra>",
+            }
+        )
     layout = {
         "xaxis": {"type": "category"},
         "yaxis": {**SHARE, "range": [0, 1.06]},
@@ -190,23 +200,24 @@ def exits_chart(
 def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
     """How often an exit is right where its gate's score is low, and where it is high."""
     word = "right" if view.labelled else "agrees"
-    middle = [(each.start + each.end) / 2 for each in bins]
-    told = [
-        f"scores {each.low:.4g} to {each.high:.4g}<br>{each.rows:,} rows<br>"
-        f"{safe(gate)} {word} for {percent(each.right)}<br>{safe(view.reference)} {word} for "
-        f"{percent(each.reference)}"
-        for each in bins
-    ]
-    own = {
+    middle = [(bin_.start + bin_.end) / 2 for bin_ in bins]
+    hover = []
+    for bin_ in bins:
+        hover.append(
+            f"scores {bin_.low:.4g} to {bin_.high:.4g}<br>{bin_.rows:,} rows<br>"
+            f"{safe(gate)} {word} for {percent(bin_.right)}<br>{safe(view.reference)} {word} for "
+            f"{percent(bin_.reference)}"
+        )
+    line = {
         "type": "scatter",
         "mode": "markers+lines",
         "name": safe(gate),
         "x": middle,
-        "y": [each.right for each in bins],
+        "y": [bin_.right for bin_ in bins],
         "error_y": _whiskers(bins),
         "marker": {"color": "--frontier", "size": 8},
         "line": {"color": "--frontier", "width": 1.5},
-        "hovertext": told,
+        "hovertext": hover,
         "hoverinfo": "text",
     }
     reference = {
@@ -214,12 +225,13 @@ def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
         "mode": "markers",
         "name": safe(view.reference),
         "x": middle,
-        "y": [each.reference for each in bins],
+        "y": [bin_.reference for bin_ in bins],
         "marker": {"color": "--ink", "size": 7, "symbol": "diamond-open"},
-        "hovertext": told,
+        "hovertext": hover,
         "hoverinfo": "text",
     }
-    lowest = min(min(each.interval[0], each.reference) for each in bins)
+    # every whisker and every diamond must be on the chart
+    lowest = min(min(bin_.interval[0], bin_.reference) for bin_ in bins)
     layout = {
         "xaxis": {
             "title": {"text": "rows, from the least to the most sure"},
@@ -234,16 +246,19 @@ def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
         **_threshold(view, gate),
     }
     layout["yaxis"]["range"] = [max(0.0, lowest - 0.05), 1.03]
-    return figure(name, {"data": [own, reference] if view.labelled else [own], "layout": layout})
+    traces = [line]
+    if view.labelled:
+        traces.append(reference)
+    return figure(name, {"data": traces, "layout": layout})
 
 
 def _whiskers(bins: Sequence[Bin]) -> Figure:
-    """The intervals of the bins."""
+    """The intervals of the bins as distances above and below the share of right answers."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": [each.interval[1] - each.right for each in bins],
-        "arrayminus": [each.right - each.interval[0] for each in bins],
+        "array": [bin_.interval[1] - bin_.right for bin_ in bins],
+        "arrayminus": [bin_.right - bin_.interval[0] for bin_ in bins],
         "color": "--frontier",
         "thickness": 1.2,
         "width": 3,
@@ -251,10 +266,10 @@ def _whiskers(bins: Sequence[Bin]) -> Figure:
 
 
 def _threshold(view: View, gate: str) -> Figure:
-    """The threshold as a line, and a shade over the rows that the gate lets leave."""
+    """The threshold as a line, and a shade over the rows that leave at the gate."""
     if gate not in view.open_gates:
         return {}
-    start = 1 - float(view.leaving(gate).mean())
+    start = 1 - float(view.leaving(gate).mean())  # rows are in order of their score
     shade = {
         "type": "rect",
         "x0": start,

@@ -9,50 +9,70 @@ VOID = ("img", "input", "br")
 
 
 class Html(str):
-    """Markup; whatever is not this type is escaped."""
+    """A string of markup. Strings of any other type are escaped before they go on a page."""
 
     __slots__ = ()
 
 
 def text(value: str) -> Html:
-    """A string as markup: itself when it is markup already, else escaped."""
-    return value if isinstance(value, Html) else Html(escape(value))
+    """A string as markup: unchanged if it is `Html` already, otherwise escaped."""
+    if isinstance(value, Html):
+        return value
+    return Html(escape(value))
 
 
 def join(parts: Iterable[str], between: str = "") -> Html:
-    """Parts behind each other."""
-    return Html(text(between).join(text(part) for part in parts))
+    """Parts one after the other, with `between` between them; each is escaped if necessary."""
+    escaped = [text(part) for part in parts]
+    return Html(text(between).join(escaped))
 
 
 def tag(name: str, /, *inside: str, **attributes: str | None) -> Html:
-    """One element; attributes with None are left out, `class_` and `aria_label` are written as HTML
-    has them.
+    """One element.
+
+    Args:
+        name: of the element, such as "p".
+        *inside: its content; a plain `str` is escaped.
+        **attributes: None leaves an attribute out. Python names become HTML names: `class_` is
+            written as class, `aria_label` as aria-label.
 
     >>> tag("p", "1 < 2", class_="note")
     '<p class="note">1 &lt; 2</p>'
     """
-    named = {
-        key.rstrip("_").replace("_", "-"): value
-        for key, value in attributes.items()
-        if value is not None
-    }
-    head = name + "".join(f' {key}="{escape(value)}"' for key, value in named.items())
-    return Html(f"<{head}>" if name in VOID else f"<{head}>{join(inside)}</{name}>")
+    # two Python names may mean the same attribute, and then the later value counts
+    values: dict[str, str] = {}
+    for key, value in attributes.items():
+        if value is not None:
+            values[key.rstrip("_").replace("_", "-")] = value
+    head = name
+    for key, value in values.items():
+        head += f' {key}="{escape(value)}"'
+    if name in VOID:  # elements without an end tag
+        return Html(f"<{head}>")
+    return Html(f"<{head}>{join(inside)}</{name}>")
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
-    """A table whose first column names its rows; it scrolls inside its own box when it is wide."""
-    top = tag("tr", *(tag("th", cell, scope="col") for cell in head))
-    body = [
-        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
-        for row in rows
-    ]
-    whole = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body))
-    return tag("div", whole, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    """A table whose first column names its rows.
+
+    A wide table scrolls inside its own box, so that the page does not.
+    """
+    heads = [tag("th", cell, scope="col") for cell in head]
+    lines = []
+    for row in rows:
+        cells = [tag("td", cell) for cell in row[1:]]
+        lines.append(tag("tr", tag("th", row[0], scope="row"), *cells))
+    element = tag(
+        "table",
+        tag("caption", caption),
+        tag("thead", tag("tr", *heads)),
+        tag("tbody", *lines),
+    )
+    return tag("div", element, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
 def section(name: str, title: str, *inside: str) -> Html:
-    """A section with a heading of its own."""
+    """A section with a heading."""
     return tag(
         "section",
         tag("h2", title, id=f"{name}-title"),
@@ -63,26 +83,21 @@ def section(name: str, title: str, *inside: str) -> Html:
 
 
 def folded(summary: str, *inside: str) -> Html:
-    """What is shown only when asked for."""
+    """Content that is hidden until a reader clicks its summary."""
     return tag("details", tag("summary", summary), *inside)
 
 
 def switch(name: str, legend: str, labels: Sequence[str]) -> Html:
     """Radio buttons between the choices of the chart `name`; the first is shown."""
     choices = []
-    for n, label in enumerate(labels):
-        choices.append(
-            tag(
-                "label",
-                tag("input", type="radio", name=name, value=str(n), checked="" if n == 0 else None),
-                label,
-            )
-        )
+    for index, label in enumerate(labels):
+        checked = "" if index == 0 else None  # an empty value checks a button, too
+        button = tag("input", type="radio", name=name, value=str(index), checked=checked)
+        choices.append(tag("label", button, label))
     return tag("fieldset", tag("legend", legend), *choices, class_="switch")
 
 
 def chart(name: str, label: str, *, tall: bool = False) -> Html:
-    """The place of a chart, drawn by page.js from the figure of the same name."""
-    return tag(
-        "div", id=name, class_="chart tall" if tall else "chart", role="img", aria_label=label
-    )
+    """An empty box, in which page.js draws the figure of the same name."""
+    classes = "chart tall" if tall else "chart"
+    return tag("div", id=name, class_=classes, role="img", aria_label=label)

@@ -1,5 +1,6 @@
-"""A trace and a plan -> one self-contained HTML file: figures, charts, the promise in words, real
-inputs.
+"""The report: one self-contained HTML file about a plan on the rows of a trace.
+
+It holds figures, charts, the promise in words and real inputs.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def report(
     title: str | None = None,
     maps: Maps | None = None,
 ) -> Path:
-    """Write one HTML page about a plan on the rows of a trace. It needs no network and no other
-    file.
+    """Write one HTML page about a plan on the rows of a trace.
+
+    The page needs no internet connection and no other file.
 
     Args:
         trace: The rows to show; best rows that the plan has not seen.
@@ -60,15 +62,18 @@ def report(
     """
     library = plotly_library()
     page = _Page(view_of(trace, plan), dict(others or {}), title)
-    whole = page.whole(library, [] if data is None else gallery(page.view, data, maps))
+    pictures: Sequence[Html] = []
+    if data is not None:
+        pictures = gallery(page.view, data, maps)
+    markup = page.whole(library, pictures)
     with replacing(path, mark=MARK, what="page") as temporary:
-        temporary.write_text(whole, encoding="utf-8", errors="replace")
+        temporary.write_text(markup, encoding="utf-8", errors="replace")
     return Path(path)
 
 
 @dataclass(frozen=True)
 class _Page:
-    """What goes on a page."""
+    """The sections of a page. Each method gives the markup of a section and its charts."""
 
     view: View
     others: Mapping[str, Plan]
@@ -91,7 +96,12 @@ class _Page:
             )
             parts.append((section("gallery", "Real inputs", tag("p", lead), *pictures), []))
         exits = self.view.trace.topology.exits
-        name = self.title or " → ".join(exits if len(exits) < 6 else (exits[0], "…", exits[-1]))
+        if len(exits) >= 6:  # too many for a heading
+            exits = (exits[0], "…", exits[-1])
+        name = self.title or " → ".join(exits)
+        figures = []
+        for _, charts in parts:
+            figures += charts
         date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         return frame(
             title=name,
@@ -104,7 +114,7 @@ class _Page:
             footer=tables.footer(
                 self.view, self.others, version_text(), date, pictured=bool(pictures)
             ),
-            figures=[figure for _, figures in parts for figure in figures],
+            figures=figures,
             library=library,
         )
 
@@ -148,10 +158,10 @@ class _Page:
             f"{word} against mean cost; the figures stand in the table below",
             tall=True,
         )
-        whole = section(
+        markup = section(
             "frontier", "Quality against cost", tag("p", lead), self._switch(), figure, points
         )
-        return whole, [frontier_chart(view, others, lines)]
+        return markup, [frontier_chart(view, others, lines)]
 
     def _switch(self) -> Html:
         """Radio buttons for the unit of the cost axis."""
@@ -167,11 +177,9 @@ class _Page:
     def _cost(self) -> tuple[Html, list[Figure]]:
         if not self.view.units:
             return Html(), []
-        price = next(
-            each
-            for each in self.view.evaluation.prices
-            if (each.unit, each.batch) in self.view.units
-        )
+        units = self.view.units
+        prices = self.view.evaluation.prices
+        price = next(price for price in prices if (price.unit, price.batch) in units)
         mean = percent(price.mean / price.plain)
         worst = percent(price.worst / price.plain)
         if price.worst > price.plain:
@@ -191,25 +199,29 @@ class _Page:
         return section("cost", title, words, tables.cost_table(self.view), *self._timings()), []
 
     def _timings(self) -> list[Html]:
-        """What the milliseconds hold, and what a reader must know of them."""
+        """A note about what the milliseconds include and how noisy they are."""
         timed = [price for price in self.view.evaluation.prices if price.unit == "ms"]
         if not timed:
             return []
-        said = list(dict.fromkeys(price.note for price in timed if price.note))
+        notes: list[str] = []
+        for price in timed:
+            if price.note and price.note not in notes:
+                notes.append(price.note)
+        text = "; ".join(notes)
         noise = self.view.trace.header.noise
-        if noise is not None and not any("differ by" in note for note in said):
-            said.append(f"the same call's timings differ by {percent(noise)}")
+        if noise is not None and "differ by" not in text:
+            notes.append(f"the same call's timings differ by {percent(noise)}")
         if self.view.trace.prices.with_runner:
-            said.insert(
+            notes.insert(
                 0, "milliseconds hold the runner's own; the plain network is its engine's bare call"
             )
-        text = "; ".join(said)
+        text = "; ".join(notes)
         if text:
             return [tag("p", f"{text[:1].upper()}{text[1:]}.", class_="note")]
         return []
 
     def _topology(self) -> tuple[Html, list[Figure]]:
-        """Where the rows went, in a network with forks."""
+        """The ways of the rows through a network with forks; empty without forks."""
         if self.view.trace.topology.is_chain:
             return Html(), []
         lead = (
@@ -228,26 +240,33 @@ class _Page:
     def _exits(self) -> tuple[Html, list[Figure]]:
         view = self.view
         exits = self.view.trace.topology.exits
-        leaving = [view.replay.exit == figure for figure in range(len(exits))]
-        right = view.replay.answer == view.target
-        here = [float(right[mine].mean()) if mine.any() else None for mine in leaving]
-        alone = [float((view.trace.answers_at(name) == view.target).mean()) for name in exits]
+        right = view.replay.answer == view.target  # [N]
+        here: list[float | None] = []  # accuracy on the rows that leave at an exit
+        alone: list[float] = []  # accuracy of an exit on all rows
+        for index, name in enumerate(exits):
+            leaves = view.replay.exit == index
+            here.append(float(right[leaves].mean()) if leaves.any() else None)
+            alone.append(float((view.trace.answers_at(name) == view.target).mean()))
         lead = "Where the rows leave, and how good the answers are that they leave with."
         if view.labelled:
             answers = np.column_stack([view.trace.answers_at(name) for name in exits])
             better = better_exit(answers == view.target[:, None], exits)
-            lead = lead if better is None else f"{lead} {better[0].upper()}{better[1:]}"
+            if better is not None:
+                lead = f"{lead} {better[0].upper()}{better[1:]}"
         figure = chart("exits-chart", "share of rows by exit; the figures stand in the table below")
-        whole = section(
+        markup = section(
             "exits", "Exits", tag("p", lead), figure, tables.exits_table(view, here, alone)
         )
-        return whole, [exits_chart(view, view.evaluation.shares, here, alone)]
+        return markup, [exits_chart(view, view.evaluation.shares, here, alone)]
 
     def _gates(self) -> tuple[Html, list[Figure]]:
         view = self.view
-        bins = {gate: view.bins(gate) for gate in view.trace.topology.gates}
-        bins = {gate: found for gate, found in bins.items() if found}
-        if not bins:
+        bins_by_gate = {}
+        for gate in view.trace.topology.gates:
+            bins = view.bins(gate)
+            if bins:
+                bins_by_gate[gate] = bins
+        if not bins_by_gate:
             return Html(), []
         if view.labelled:
             does = "how often its exit is right"
@@ -261,21 +280,21 @@ class _Page:
         diamonds = f" Diamonds: {view.plain} on the same rows." if view.labelled else ""
         figures = []
         panels = []
-        for number, (gate, found) in enumerate(bins.items()):
+        for number, (gate, bins) in enumerate(bins_by_gate.items()):
             name = f"gate-chart-{number}"
-            figures.append(gate_chart(view, name, gate, found))
+            figures.append(gate_chart(view, name, gate, bins))
             figure = chart(
                 name, f"reliability of the score of {gate}; the figures stand in the table below"
             )
-            told = folded("As figures", tables.bins_table(view, gate))
-            panels.append(tag("div", tag("h3", gate), figure, told, class_="gate"))
-        whole = section(
+            details = folded("As figures", tables.bins_table(view, gate))
+            panels.append(tag("div", tag("h3", gate), figure, details, class_="gate"))
+        markup = section(
             "gates",
             "Can the scores be trusted?",
             tag("p", lead + diamonds),
             tag("div", *panels, class_="gates"),
         )
-        return whole, figures
+        return markup, figures
 
     def _classes(self) -> tuple[Html, list[Figure]]:
         view = self.view

@@ -1,4 +1,4 @@
-"""The parts of the page that are words, figures and tables."""
+"""The parts of a report that are words, figures and tables."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ DASH = "–"
 
 
 def promise_box(view: View) -> Html:
-    """The promise set apart, in words, with what it stands on; or that there is none."""
+    """A box with the promise in words and its assumptions, or with the reason why there is none."""
     promise = view.plan.promise
-    fresh = words.freshness(view)
-    note = [tag("p", fresh, class_="note")] if fresh else []
+    freshness = words.freshness(view)
+    note = []
+    if freshness:
+        note.append(tag("p", freshness, class_="note"))
     sentence = tag("p", tag("b", "The plan: "), str(view.plan), class_="note")
     if promise is None:
         ask = tag(
@@ -50,7 +52,7 @@ def promise_box(view: View) -> Html:
             f" {view.evaluation.repeated:,} of the rows repeat others, which the interval "
             "counts once."
         )
-    points = tag("ul", *(tag("li", line) for line in words.assumptions(view.plan, promise)))
+    assumptions = [tag("li", line) for line in words.assumptions(view.plan, promise)]
     return tag(
         "div",
         tag("h2", "The promise"),
@@ -59,30 +61,37 @@ def promise_box(view: View) -> Html:
         tag("p", seen),
         *note,
         sentence,
-        folded("What exactly the promise stands on", points),
+        folded("What exactly the promise stands on", tag("ul", *assumptions)),
         class_="promise",
     )
 
 
 def big_figures(view: View) -> Html:
-    """Six figures that say most of it."""
-    seen = view.evaluation
-    exits = view.trace.topology.exits
-    value, unit, interval = words.risk_figure(seen.risk)
-    price = next((price for price in seen.prices if (price.unit, price.batch) in view.units), None)
-    early = sum(share for index, share in enumerate(seen.shares) if index != view.last)
+    """The six most important figures, a card each."""
+    evaluation = view.evaluation
+    cards = [_accuracy_card(view)]
+    prices = _known_prices(view)
+    if prices:
+        cards += _price_cards(prices[0])
+    early = sum(share for index, share in enumerate(evaluation.shares) if index != view.last)
+    last_exit = view.trace.topology.exits[view.last]
+    cards.append(_card("Leave early", percent(early), f"the others are answered at {last_exit}"))
+    value, unit, interval = words.risk_figure(evaluation.risk)
+    figure = join([value, tag("small", unit)])
+    cards.append(_card(words.risk_title(evaluation.risk), figure, interval))
     labelled = "labelled" if view.labelled else "unlabelled"
-    cards = [
-        _accuracy_card(view),
-        *(_price_cards(price) if price else []),
-        _card("Leave early", percent(early), f"the others are answered at {exits[view.last]}"),
-        _card(words.risk_title(seen.risk), join([value, tag("small", unit)]), interval),
-        _card("Rows", f"{seen.rows:,}", f"{labelled} rows of {view.trace.header.data}"),
-    ]
+    source = f"{labelled} rows of {view.trace.header.data}"
+    cards.append(_card("Rows", f"{evaluation.rows:,}", source))
     return tag("div", *cards, class_="cards")
 
 
+def _known_prices(view: View) -> list[Price]:
+    """The prices in units for which the trace holds costs."""
+    return [price for price in view.evaluation.prices if (price.unit, price.batch) in view.units]
+
+
 def _card(title: str, value: str, note: str) -> Html:
+    """A figure with its name above and a note below."""
     figure = tag("p", value, class_="value")
     return tag(
         "div", tag("p", title, class_="name"), figure, tag("p", note, class_="note"), class_="card"
@@ -90,30 +99,32 @@ def _card(title: str, value: str, note: str) -> Html:
 
 
 def _accuracy_card(view: View) -> Html:
-    seen = view.evaluation
-    if seen.accuracy is None or seen.plain_accuracy is None:
+    """The accuracy and its change, or without labels the agreement with the plain network."""
+    evaluation = view.evaluation
+    if evaluation.accuracy is None or evaluation.plain_accuracy is None:
         value = percent(view.quality(view.replay.answer), 2)
         return _card(
             "Same answer", value, f"of the rows, as {view.plain} gives; no labels, so no accuracy"
         )
-    change = signed(seen.accuracy - seen.plain_accuracy)
+    change = signed(evaluation.accuracy - evaluation.plain_accuracy)
     return _card(
         "Accuracy",
-        percent(seen.accuracy, 2),
-        f"{view.plain} {percent(seen.plain_accuracy, 2)} ({change} points)",
+        percent(evaluation.accuracy, 2),
+        f"{view.plain} {percent(evaluation.plain_accuracy, 2)} ({change} points)",
     )
 
 
 def _price_cards(price: Price) -> list[Html]:
+    """Two cards: the mean cost and the worst case, as shares of the plain network."""
     unit = words.unit_name((price.unit, price.batch))
     worst = price.worst / price.plain
-    extra = (
-        "more than without exits"
-        if worst > 1.0005
-        else "as much as without exits"
-        if worst > 0.9995
-        else "capped"
-    )
+    # figures have one place after the point, so 99.95 % to 100.05 % count as equal
+    if worst > 1.0005:
+        extra = "more than without exits"
+    elif worst > 0.9995:
+        extra = "as much as without exits"
+    else:
+        extra = "capped"
     return [
         _card("Mean cost", percent(price.mean / price.plain), f"of the plain network in {unit}"),
         _card("Worst case", percent(worst), f"an input that goes to the end: {extra}"),
@@ -122,55 +133,53 @@ def _price_cards(price: Price) -> list[Html]:
 
 def cost_table(view: View) -> Html:
     """Mean, worst and plain cost side by side in every unit."""
-    prices = [price for price in view.evaluation.prices if (price.unit, price.batch) in view.units]
-    most = max([1.0, *(price.worst / price.plain for price in prices)])
-    rows = [
-        (
-            words.unit_name((price.unit, price.batch)),
-            *(
-                _bar(words.amount(cost, price.unit), cost / price.plain, most, kind)
-                for cost, kind in (
-                    (price.mean, "mean"),
-                    (price.worst, "worst"),
-                    (price.plain, "plain"),
-                )
-            ),
-        )
-        for price in prices
-    ]
+    prices = _known_prices(view)
+    # the longest bar of the table; all others are drawn as shares of it
+    most = 1.0
+    for price in prices:
+        most = max(most, price.worst / price.plain)
+    rows = []
+    for price in prices:
+        bars = []
+        costs = {"mean": price.mean, "worst": price.worst, "plain": price.plain}
+        for kind, cost in costs.items():
+            bars.append(_bar(words.amount(cost, price.unit), cost / price.plain, most, kind))
+        rows.append((words.unit_name((price.unit, price.batch)), *bars))
     return table("Cost of one input", ["unit", "mean", "worst case", "plain network"], rows)
 
 
-def _bar(words_: str, share: float, most: float, kind: str) -> Html:
+def _bar(amount: str, share: float, most: float, kind: str) -> Html:
+    """A share of the plain cost with its amount, and a bar below them."""
     fill = tag("span", class_=f"fill {kind}", style=f"width:{100 * share / most:.2f}%")
-    said = join([tag("b", percent(share)), tag("span", words_, class_="note")], " ")
-    return join([said, tag("span", fill, class_="bar", aria_hidden="true")])
+    figures = join([tag("b", percent(share)), tag("span", amount, class_="note")], " ")
+    return join([figures, tag("span", fill, class_="bar", aria_hidden="true")])
 
 
 def points_table(view: View, chosen: Dot, others: Sequence[Dot]) -> Html:
     """The marked points of the frontier, as figures."""
     word = "accuracy" if view.labelled else "agreement"
-    head = ["", word, *(words.short(unit) for unit in view.units), "how"]
+    units = [words.short(unit) for unit in view.units]
+    head = ["", word, *units, "how"]
     rows = []
     for dot in (chosen, *others, view.plain_dot(), *view.statics()):
-        rows.append(
-            (
-                dot.name,
-                percent(dot.quality, 2),
-                *(percent(dot.costs[unit]) for unit in view.units),
-                dot.how,
-            )
-        )
+        costs = [percent(dot.costs[unit]) for unit in view.units]
+        rows.append((dot.name, percent(dot.quality, 2), *costs, dot.how))
     return table("The marked points as figures, plain network = 100%", head, rows)
 
 
 def exits_table(view: View, here: Sequence[float | None], all_rows: Sequence[float]) -> Html:
-    """Shares and accuracies by exit."""
+    """Shares and accuracies by exit.
+
+    Args:
+        view: a trace under a plan.
+        here: accuracy of each exit on the rows that leave there [E]; None where none do.
+        all_rows: accuracy of each exit on all rows [E].
+    """
     word = "accuracy" if view.labelled else "agreement"
     counts = np.bincount(view.replay.exit, minlength=len(all_rows))
     ran = {stage.name for stage in view.replay.schedule if stage.exit}
     rows = []
-    for name, share, count, mine, every in zip(
+    for name, share, count, right_here, right_of_all in zip(
         view.trace.topology.exits, view.evaluation.shares, counts, here, all_rows, strict=True
     ):
         rows.append(
@@ -179,8 +188,8 @@ def exits_table(view: View, here: Sequence[float | None], all_rows: Sequence[flo
                 _leaves_from(view.plan, name, view),
                 percent(share),
                 f"{count:,}",
-                DASH if mine is None else percent(mine, 2),
-                percent(every, 2),
+                DASH if right_here is None else percent(right_here, 2),
+                percent(right_of_all, 2),
             )
         )
     head = ["exit", "leaves when", "share", "rows", f"{word} of these rows", f"{word} of all rows"]
@@ -188,28 +197,29 @@ def exits_table(view: View, here: Sequence[float | None], all_rows: Sequence[flo
 
 
 def _leaves_from(plan: Plan, name: str, view: View) -> str:
-    closed = name not in view.open_gates and any(
-        stage.name == name and stage.last for stage in view.replay.schedule
-    )
-    if closed:
-        return "whatever arrives"
+    """The condition under which a row leaves at an exit, in words."""
     if name in view.open_gates:
         return f"score ≥ {plan.thresholds[name][0]:.4g}"
+    # an exit without an open gate takes rows only if it is the last to run
+    for stage in view.replay.schedule:
+        if stage.name == name and stage.last:
+            return "whatever arrives"
     return "never"
 
 
 def bins_table(view: View, gate: str) -> Html:
-    """A gate's bins as figures."""
+    """The bins of the scores of a gate as figures."""
     word = "right" if view.labelled else "agrees"
     rows = []
-    for each in view.bins(gate):
+    for bin_ in view.bins(gate):
+        low, high = bin_.interval
         rows.append(
             (
-                f"{each.low:.4g} to {each.high:.4g}",
-                f"{each.rows:,}",
-                percent(each.right),
-                f"{percent(each.interval[0])} to {percent(each.interval[1])}",
-                percent(each.reference),
+                f"{bin_.low:.4g} to {bin_.high:.4g}",
+                f"{bin_.rows:,}",
+                percent(bin_.right),
+                f"{percent(low)} to {percent(high)}",
+                percent(bin_.reference),
             )
         )
     head = ["score", "rows", f"{gate} {word}", "95% interval", f"{view.reference} {word}"]
@@ -217,8 +227,14 @@ def bins_table(view: View, gate: str) -> Html:
 
 
 def class_rows(view: View) -> list[tuple[str, int, float, float]]:
-    """Name, rows, plain accuracy and the plan's, the largest fall first. Raises BadData without
-    labels.
+    """The accuracy of every class.
+
+    Returns:
+        For each class its name, its rows, the accuracy of the plain network and that of the plan;
+        the largest fall first.
+
+    Raises:
+        BadData: the trace has no labels.
     """
     labels = view.trace.labels
     if labels is None:
@@ -229,58 +245,72 @@ def class_rows(view: View) -> list[tuple[str, int, float, float]]:
     kinds, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
 
     def shares(hits: Array) -> Array:
+        """Hits [N] -> the share of hits in each class [K], K classes that occur."""
         return np.bincount(index, weights=hits, minlength=len(kinds)) / counts
 
-    told = [names[kind] if 0 <= kind < len(names) else str(kind) for kind in kinds.tolist()]
-    found = zip(told, counts.tolist(), shares(plain).tolist(), shares(right).tolist(), strict=True)
-    return sorted(found, key=lambda row: row[3] - row[2])
+    class_names = []
+    for kind in kinds.tolist():
+        known = 0 <= kind < len(names)
+        class_names.append(names[kind] if known else str(kind))
+    rows = zip(
+        class_names,
+        counts.tolist(),
+        shares(plain).tolist(),
+        shares(right).tolist(),
+        strict=True,
+    )
+    return sorted(rows, key=lambda row: row[3] - row[2])
 
 
 def class_table(view: View) -> Html:
     """Accuracy by class, the largest fall first; a long tail is folded away."""
     rows = []
-    for name, count, plain, mine in class_rows(view):
-        rows.append(
-            (name, f"{count:,}", percent(plain, 1), percent(mine, 1), signed(mine - plain, 1))
-        )
+    for name, count, plain, planned in class_rows(view):
+        change = signed(planned - plain, 1)
+        rows.append((name, f"{count:,}", percent(plain, 1), percent(planned, 1), change))
     head = ["class", "rows", view.plain, "this plan", "change, points"]
     first = table("Accuracy by class, the largest fall first", head, rows[:CLASSES])
     if len(rows) <= CLASSES:
         return first
     rest = rows[CLASSES:]
-    return join(
-        [first, folded(f"{len(rest):,} classes more", table("The other classes", head, rest))]
-    )
+    others = table("The other classes", head, rest)
+    return join([first, folded(f"{len(rest):,} classes more", others)])
 
 
 def footer(
     view: View, others: Mapping[str, Plan], version: str, date: str, *, pictured: bool
 ) -> Html:
-    """Where all of it comes from, and how to make it again."""
+    """Where the figures of the page come from, and the command that makes it again.
+
+    Args:
+        view: a trace under a plan.
+        others: further plans on the page, by name.
+        version: of offramp.
+        date: of the page.
+        pictured: whether the page shows inputs, which the command needs the data for.
+    """
     header = view.trace.header
-    names = view.trace.columns
     origin = header.origin
-    kept = any(name.startswith("logits/") for name in names)
+    has_logits = any(name.startswith("logits/") for name in view.trace.columns)
+    outputs = "logits" if has_logits else "answers"
     facts = {
         "network": origin.network,
         "engine": f"{origin.engine}, {origin.precision}",
         "exits": ", ".join(view.trace.topology.exits),
         "data": f"{header.data} ({header.data_fingerprint})",
-        "trace": f"{len(view.trace):,} rows, {'logits' if kept else 'answers'} kept",
+        "trace": f"{len(view.trace):,} rows, {outputs} kept",
         "plan": f"{Plan.covers(view.plan.thresholds, view.plan.max_exit)}: "
         f"{thresholds_of(view.plan)}",
-        **({"other plans": ", ".join(others)} if others else {}),
-        "made": f"{date} by offramp {version}",
     }
-    items = [part for name, fact in facts.items() for part in (tag("dt", name), tag("dd", fact))]
-    again = tag(
-        "pre",
-        tag(
-            "code",
-            f"offramp report trace.npz plan.json{_given(header.data) if pictured else ''} -o "
-            f"report.html",
-        ),
-    )
+    if others:
+        facts["other plans"] = ", ".join(others)
+    facts["made"] = f"{date} by offramp {version}"
+    items = []
+    for name, fact in facts.items():
+        items += [tag("dt", name), tag("dd", fact)]
+    data = _data_option(header.data) if pictured else ""
+    command = f"offramp report trace.npz plan.json{data} -o report.html"
+    again = tag("pre", tag("code", command))
     near = (
         f"{percent(view.evaluation.in_band, 2)} of the rows lie within the float band of a "
         "threshold, where the "
@@ -300,10 +330,12 @@ def footer(
     )
 
 
-def _given(data: str) -> str:
-    """The data as the command line takes it; rows that came as arrays have no such name."""
+def _data_option(data: str) -> str:
+    """The data as an option of the command line; a placeholder for rows that came as arrays."""
     try:
         known = ":" in data or specs.parse(data).name in specs.names()
     except InvalidArgument:
         known = False
-    return f" --data {shlex.quote(data)}" if known else " --data DATA"
+    if known:
+        return f" --data {shlex.quote(data)}"
+    return " --data DATA"

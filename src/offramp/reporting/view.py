@@ -1,6 +1,6 @@
-"""What the page shows, as numbers: a plan and its neighbours on the rows of a trace.
+"""The numbers of a report: a plan and its alternatives on the rows of a trace.
 
-Shapes: N rows, E exits. A cost is a share of the plain network's in the same unit.
+Shapes: N rows, E exits. A cost is a share of the cost of the plain network in the same unit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Unit = tuple[str, int]  # of a cost: macs or ms, and the batch size
 
 @dataclass(frozen=True)
 class Dot:
-    """A place on the plane of cost and quality; `how` says in words what it is."""
+    """A network or plan as a point of cost and quality; `how` describes it in words."""
 
     name: str
     how: str
@@ -40,8 +40,17 @@ class Dot:
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows of neighbouring scores: from which share of all rows to which, and how many of them are
-    right.
+    """A group of rows with neighbouring scores.
+
+    Attributes:
+        start: share of all rows with lower scores.
+        end: share of all rows with lower scores or in this bin.
+        low: the lowest score.
+        high: the highest score.
+        rows: number of rows.
+        right: share of the rows that are right at this exit.
+        interval: of that share, at 95 % confidence.
+        reference: share of the rows that are right at the reference.
     """
 
     start: float
@@ -56,8 +65,9 @@ class Bin:
 
 @dataclass(frozen=True)
 class View:
-    """A trace seen under one plan. Quality is accuracy, or without labels agreement with the
-    reference.
+    """A trace under one plan.
+
+    Quality is accuracy if the trace has labels, and otherwise agreement with the reference.
     """
 
     trace: Trace
@@ -80,16 +90,19 @@ class View:
 
     @property
     def target(self) -> Array:
-        """What an answer should be [N]: the label, or without labels the reference's answer."""
-        labels = self.trace.labels
-        return self.trace.answers_at(self.reference) if labels is None else labels
+        """The right answers [N]: the labels, or without labels the answers of the reference."""
+        if self.trace.labels is None:
+            return self.trace.answers_at(self.reference)
+        return self.trace.labels
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """What costs are told in: MACs, and milliseconds where they were measured."""
-        return tuple(
-            (price.unit, price.batch) for price in self.evaluation.prices if price.plain > 0
-        )
+        """The units of cost: MACs, and milliseconds if they were measured."""
+        units = []
+        for price in self.evaluation.prices:
+            if price.plain > 0:
+                units.append((price.unit, price.batch))
+        return tuple(units)
 
     @property
     def open_gates(self) -> tuple[str, ...]:
@@ -98,7 +111,7 @@ class View:
 
     @property
     def last(self) -> int:
-        """The place of the exit that answers whatever is left."""
+        """The index of the exit that answers all remaining rows."""
         return self.trace.topology.exit_index(self.replay.schedule.stages[-1].name)
 
     def quality(self, answers: Array) -> float:
@@ -107,11 +120,14 @@ class View:
 
     def costs(self, plan: Plan) -> dict[Unit, float]:
         """Mean cost of a plan in every unit."""
-        prices = {unit: self.trace.price(plan, *unit, self.reference) for unit in self.units}
-        return {unit: price.mean / price.plain for unit, price in prices.items()}
+        costs = {}
+        for unit in self.units:
+            price = self.trace.price(plan, *unit, self.reference)
+            costs[unit] = price.mean / price.plain
+        return costs
 
     def dot(self, name: str, plan: Plan) -> Dot:
-        """A plan as a place on the plane."""
+        """A plan as a point of cost and quality."""
         return Dot(
             name,
             thresholds_of(plan),
@@ -120,7 +136,7 @@ class View:
         )
 
     def plain_dot(self) -> Dot:
-        """The plain network as a place on the plane."""
+        """The plain network as a point of cost and quality."""
         answers = self.trace.answers_at(self.reference)
         return Dot(
             "plain network",
@@ -130,53 +146,57 @@ class View:
         )
 
     def statics(self) -> list[Dot]:
-        """Every exit as a network of its own: all rows are answered there, and no gate is run."""
+        """Every exit as a network without gates, which answers all rows there."""
         if not self.trace.topology.is_chain:
             return self._static_paths()
-        alone = [(name, Plan(thresholds={}, max_exit=name)) for name in self.trace.topology.exits]
-        return [
-            Dot(name, "static: answers every row", dot.quality, dot.costs)
-            for name, dot in ((name, self.dot(name, plan)) for name, plan in alone)
-        ]
+        dots = []
+        for name in self.trace.topology.exits:
+            dot = self.dot(name, Plan(thresholds={}, max_exit=name))
+            dots.append(Dot(name, "static: answers every row", dot.quality, dot.costs))
+        return dots
 
     def _static_paths(self) -> list[Dot]:
-        """Every path through the forks as a network of its own, without gates."""
+        """Every path through the forks as a network without gates."""
         topology = self.trace.topology
         if self.trace.header.settings:
             return []  # no path was recorded on its own
-        plain = {
-            unit: self.trace.price(self.plan, *unit, self.reference).plain for unit in self.units
-        }
-        dots = list[Dot]()
+        plain = {}
+        for unit in self.units:
+            plain[unit] = self.trace.price(self.plan, *unit, self.reference).plain
+        dots: list[Dot] = []
         for name in topology.exits:
+            always = topology._always_before[name]
             for path in topology.paths[name]:
                 answers = self.trace.columns[f"answer/{topology.label(path)}"]
-                costs = dict[Unit, float]()
+                costs: dict[Unit, float] = {}
                 for unit in self.units:
-                    costs[unit] = (
-                        self.trace.prices.along(path, unit=unit[0], batch=unit[1]) / plain[unit]
-                    )
-                taken = [one for one in path if one not in topology._always_before[name]] or [name]
-                dots.append(
-                    Dot(" ".join(taken), "static: answers every row", self.quality(answers), costs)
-                )
+                    kind, batch = unit
+                    along = self.trace.prices.along(path, unit=kind, batch=batch)
+                    costs[unit] = along / plain[unit]
+                # a path is named by the nodes that tell it from the other paths to this exit
+                chosen = [node for node in path if node not in always]
+                label = " ".join(chosen or [name])
+                quality = self.quality(answers)
+                dots.append(Dot(label, "static: answers every row", quality, costs))
         return dots
 
     def frontier(self, unit: Unit) -> list[Dot]:
-        """The best plans that a search finds on these very rows, from the cheapest, each better
-        than the one before.
+        """The best plans that a search finds on the rows of this trace.
+
+        Returns:
+            From the cheapest on; each is better than the one before.
         """
         topology = self.trace.topology
         if not topology.gates:
             return []
         risk = find_risk("error" if self.labelled else "disagreement")
         if self.trace.header.settings:
+            # the plan of a setting sets every threshold to the value of the dial
             width = sum(topology.routes(gate) for gate in topology.gates)
             thresholds_PG = np.repeat(np.array(self.trace.header.settings)[:, None], width, axis=1)
         elif topology.is_chain:
-            thresholds_PG = frontier(
-                problem_of(self.trace, risk, self.reference, *unit), points=POINTS
-            ).thresholds_PG
+            problem = problem_of(self.trace, risk, self.reference, *unit)
+            thresholds_PG = frontier(problem, points=POINTS).thresholds_PG
         else:
             losses_NL = self.trace.losses(risk, self.reference)
             thresholds_PG = trade_offs_of_routes(
@@ -191,14 +211,21 @@ class View:
         return better
 
     def leaving(self, gate: str) -> Array:
-        """Which of the rows with a score the gate would let leave, if all of them arrived."""
+        """Which rows would leave at a gate if all of them arrived there.
+
+        Returns:
+            A boolean for each row that has a score.
+        """
         scores = self.trace.columns[f"score/{gate}"]
         thresholds = self.plan.thresholds.get(gate, (np.inf,))
-        taken: Array = choose(scores[:, None], np.asarray(thresholds, np.float32)) == 0
-        return taken[~np.isnan(scores)]
+        leaves: Array = choose(scores[:, None], np.asarray(thresholds, np.float32)) == 0
+        return leaves[~np.isnan(scores)]
 
     def bins(self, gate: str) -> list[Bin]:
-        """All rows with a score, by score; rows of equal score stand in the same bin."""
+        """All rows with a score in bins of about the same size.
+
+        Rows of equal score are in the same bin, so there may be fewer than `BINS` bins.
+        """
         if f"score/{gate}" not in self.trace.columns or f"answer/{gate}" not in self.trace.columns:
             # a fork has no answer of its own, and one that several paths lead to has several
             return []
@@ -210,27 +237,33 @@ class View:
             return []
         right = self.trace.columns[f"answer/{gate}"][known] == target
         reference = self.trace.answers_at(self.reference)[known] == target
+        # the edges are scores that occur; equal quantiles become one edge
         edges = np.unique(np.quantile(scores, np.linspace(0, 1, BINS + 1), method="lower"))
-        places = np.searchsorted(edges[1:-1], scores, side="right")
-        rows = [places == index for index in np.unique(places)]
-        ends = np.cumsum([mine.sum() for mine in rows]) / len(scores)
-        return [
-            Bin(
-                start=float(end - mine.mean()),
-                end=float(end),
-                low=float(scores[mine].min()),
-                high=float(scores[mine].max()),
-                rows=int(mine.sum()),
-                right=float(right[mine].mean()),
-                interval=interval(right[mine] * 1.0, low=0, high=1, confidence=0.95, binary=True),
-                reference=float(reference[mine].mean()),
+        numbers = np.searchsorted(edges[1:-1], scores, side="right")  # [N] -> number of the bin
+        masks = [numbers == number for number in np.unique(numbers)]
+        ends = np.cumsum([mask.sum() for mask in masks]) / len(scores)
+        bins = []
+        for mask, end in zip(masks, ends, strict=True):
+            hits = right[mask]
+            bins.append(
+                Bin(
+                    start=float(end - mask.mean()),
+                    end=float(end),
+                    low=float(scores[mask].min()),
+                    high=float(scores[mask].max()),
+                    rows=int(mask.sum()),
+                    right=float(hits.mean()),
+                    interval=interval(hits * 1.0, low=0, high=1, confidence=0.95, binary=True),
+                    reference=float(reference[mask].mean()),
+                )
             )
-            for mine, end in zip(rows, ends, strict=True)
-        ]
+        return bins
 
     def seen_before(self) -> int | None:
-        """How many of these rows the plan was chosen or tested on; None when the plan does not
-        say.
+        """The number of rows of this trace that the plan was chosen or tested on.
+
+        Returns:
+            None if the plan does not record its rows, or records them in another form.
         """
         used = self.plan.rows
         if used is None or not self.comparable:
@@ -239,8 +272,9 @@ class View:
 
     @property
     def comparable(self) -> bool:
-        """Whether the digests of plan and trace have one form; files of the first edition have
-        another.
+        """Whether the digests of plan and trace have the same form.
+
+        Files of the first edition have another form.
         """
         return self.plan.rows is None or self.plan.rows.comparable(self.trace.header.digest_form)
 
@@ -250,22 +284,30 @@ def thresholds_of(plan: Plan) -> str:
     gates = list[str]()
     for gate, values in plan.thresholds.items():
         if min(values) < np.inf:
-            gates.append(f"{gate} ≥ " + ", ".join(f"{value:.4g}" for value in values))
-    more = [f"and {len(gates) - 6} more"] if len(gates) > 6 else []
-    return "; ".join(gates[:6] + more) or "no row leaves early"
+            thresholds = [f"{value:.4g}" for value in values]
+            gates.append(f"{gate} ≥ " + ", ".join(thresholds))
+    if not gates:
+        return "no row leaves early"
+    shown = gates[:6]
+    if len(gates) > 6:
+        shown.append(f"and {len(gates) - 6} more")
+    return "; ".join(shown)
 
 
 def view_of(trace: Trace, plan: Plan) -> View:
-    """A trace under a plan. Raises BadData for a trace without rows, Mismatch for a plan of another
-    network.
+    """A trace under a plan, with everything evaluated that a report shows.
+
+    Raises:
+        BadData: the trace has no rows.
+        Mismatch: the plan belongs to another network.
     """
     if not len(trace):
         raise BadData("the trace must have at least one row, got 0")
-    asked = plan.promise.reference if plan.promise else "last"
+    reference = plan.promise.reference if plan.promise else "last"
     try:
         evaluation = trace.evaluate(plan, batches=BATCHES)
-    # the promise's risk is the user's own, or needs labels or logits that are not here
+    # the risk of the promise is not built in, or needs labels or logits that this trace lacks
     except InvalidArgument:
         risk = "accuracy_gap" if trace.labels is not None else "disagreement"
-        evaluation = trace.evaluate(plan, risk=risk, reference=asked, batches=BATCHES)
-    return View(trace, plan, evaluation, trace.replay(plan), trace.reference(asked))
+        evaluation = trace.evaluate(plan, risk=risk, reference=reference, batches=BATCHES)
+    return View(trace, plan, evaluation, trace.replay(plan), trace.reference(reference))

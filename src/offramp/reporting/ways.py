@@ -12,8 +12,11 @@ from offramp.reporting.markup import Html, join, table, tag
 from offramp.reporting.view import View
 from offramp.reporting.words import percent
 
-WIDE, HIGH = 116, 34  # of a box
-STEP_X, STEP_Y = 190, 62  # from one box to the next
+# pixels: the size of a box, and the distance from one box to the next
+WIDE = 116
+HIGH = 34
+STEP_X = 190
+STEP_Y = 62
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class Way:
 
 
 def ways_of(view: View) -> list[Way]:
-    """The edges of the topology, each with its share; nodes at which the plan runs nothing pass
-    their rows on.
+    """The edges of the topology, each with the share of rows that took it.
+
+    Nodes at which the plan runs nothing pass their rows on to the next node.
     """
     topology = view.trace.topology
     rows = max(len(view.trace), 1)
@@ -51,8 +55,9 @@ def ways_of(view: View) -> list[Way]:
 
 
 def _ways_of_setting(view: View) -> list[Way]:
-    """The same of a trace at settings of one dial: a row's way are the nodes that ran for it, in
-    order.
+    """The edges of a trace that was recorded at several settings of one dial.
+
+    The way of a row consists of the nodes that ran for it, in order.
     """
     topology = view.trace.topology
     number = view.trace.setting_of(view.plan)
@@ -62,28 +67,32 @@ def _ways_of_setting(view: View) -> list[Way]:
         index = topology.names.index(start.name)
         for end in start.successors:
             if end == LEAVE:
-                rows_N = view.replay.exit == topology.exit_index(start.name)
+                took_N = view.replay.exit == topology.exit_index(start.name)
             else:
-                rows_N = ran[start.name] & ran[end]
+                # a row took this edge if both of its nodes ran and no node between them did
+                took_N = ran[start.name] & ran[end]
                 for between in topology.names[index + 1 : topology.names.index(end)]:
-                    rows_N = rows_N & ~ran[between]
-            ways.append(
-                Way(start.name, end, float(np.count_nonzero(rows_N)) / max(len(view.trace), 1))
-            )
+                    took_N = took_N & ~ran[between]
+            share = float(np.count_nonzero(took_N)) / max(len(view.trace), 1)
+            ways.append(Way(start.name, end, share))
     return ways
 
 
 def picture(view: View) -> Html:
-    """The topology from left to right: arms above each other, a thicker line where more rows go."""
+    """The topology from left to right, with its arms above each other.
+
+    A line is thicker if more rows take it. Nodes that no row reaches are pale.
+    """
     topology = view.trace.topology
-    ways = ways_of(view)
     spots = _spots(topology)
-    reached = {way.end for way in ways if way.share > 0} | {topology.names[0]}
-    parts = list[Html]()
+    reached = {topology.names[0]}
+    parts: list[Html] = []
+    for way in ways_of(view):
+        parts.append(_line(way, spots))
+        if way.share > 0:
+            reached.add(way.end)
     width = max(x for x, _ in spots.values()) + WIDE + STEP_X // 2
     height = max(y for _, y in spots.values()) + HIGH + STEP_Y // 2
-    for way in ways:
-        parts.append(_line(way, spots))
     for node in topology.nodes:
         x, y = spots[node.name]
         faint = "" if node.name in reached else " faint"
@@ -97,7 +106,9 @@ def picture(view: View) -> Html:
             rx="6",
             class_=f"node{kind}{faint}",
         )
-        name = node.name if len(node.name) <= 14 else node.name[:13] + "…"
+        name = node.name
+        if len(name) > 14:  # more characters than fit in a box
+            name = name[:13] + "…"
         words = tag(
             "text", name, x=str(x + WIDE // 2), y=str(y + HIGH // 2 + 5), class_=f"name{faint}"
         )
@@ -127,37 +138,45 @@ def picture(view: View) -> Html:
 
 
 def _spots(topology: Topology) -> dict[str, tuple[int, int]]:
-    """Where the box of every node stands: columns by the longest path to it, rows by arm."""
-    column = {topology.names[0]: 0}
-    lane: dict[str, float] = {topology.names[0]: 0.0}
-    taken: dict[tuple[int, int], str] = {}
+    """The position (x, y) of the box of every node, in pixels.
+
+    The column of a node is the length of the longest path to it. The first arm of a fork stays in
+    the row of the fork, and each further arm goes one row lower. Where arms meet again, the node
+    takes the highest of their rows. A box that would cover another one moves down.
+    """
+    # Nodes are in the order in which they run, so the column of a node is final once all nodes
+    # before it have been visited.
+    columns = {topology.names[0]: 0}
+    parents: dict[str, list[str]] = {}
     for node in topology.nodes:
-        column.setdefault(node.name, 0)
-        others = [name for name in node.successors if name != LEAVE]
-        for name in others:
-            column[name] = max(column.get(name, 0), column[node.name] + 1)
-    before: dict[str, list[str]] = {}
-    for node in topology.nodes:
+        columns.setdefault(node.name, 0)
         for name in node.successors:
-            before.setdefault(name, []).append(node.name)
+            parents.setdefault(name, []).append(node.name)
+            if name != LEAVE:
+                columns[name] = max(columns.get(name, 0), columns[node.name] + 1)
+    rows = {topology.names[0]: 0}
+    occupied: set[tuple[int, int]] = set()
     spots: dict[str, tuple[int, int]] = {}
     for node in topology.nodes:
-        parents = before.get(node.name, [])
+        sources = parents.get(node.name, [])
         row = 0
-        if parents:
-            rows = [taken_row for name in parents for taken_row in [round(lane[name])]]
-            siblings = [name for name in topology.node(parents[0]).successors if name != LEAVE]
-            row = min(rows) if len(parents) > 1 else rows[0] + siblings.index(node.name)
-        while (column[node.name], row) in taken:
+        if len(sources) == 1:
+            fork = topology.node(sources[0])
+            arms = [name for name in fork.successors if name != LEAVE]
+            row = rows[fork.name] + arms.index(node.name)
+        elif sources:
+            row = min(rows[name] for name in sources)
+        column = columns[node.name]
+        while (column, row) in occupied:
             row += 1
-        taken[(column[node.name], row)] = node.name
-        lane[node.name] = row
-        spots[node.name] = (10 + column[node.name] * STEP_X, 10 + row * STEP_Y)
+        occupied.add((column, row))
+        rows[node.name] = row
+        spots[node.name] = (10 + column * STEP_X, 10 + row * STEP_Y)
     return spots
 
 
 def _line(way: Way, spots: dict[str, tuple[int, int]]) -> Html:
-    """An edge with its share; rows that are answered leave to the right, downwards."""
+    """An edge with its share. Rows that leave the network go down to the right."""
     x, y = spots[way.start]
     x_from = x + WIDE
     y_from = y + HIGH // 2
@@ -167,6 +186,7 @@ def _line(way: Way, spots: dict[str, tuple[int, int]]) -> Html:
     else:
         x_to = spots[way.end][0]
         y_to = spots[way.end][1] + HIGH // 2
+    # a Bézier curve that starts and ends horizontally
     bend = (x_to - x_from) // 2
     path = f"M {x_from} {y_from} C {x_from + bend} {y_from}, {x_to - bend} {y_to}, {x_to} {y_to}"
     thick = f"{1 + 9 * way.share:.1f}"
@@ -182,8 +202,8 @@ def _line(way: Way, spots: dict[str, tuple[int, int]]) -> Html:
 
 def ways_table(view: View) -> Html:
     """The shares as figures."""
-    rows = [
-        (way.start, "answered" if way.end == LEAVE else way.end, percent(way.share))
-        for way in ways_of(view)
-    ]
+    rows = []
+    for way in ways_of(view):
+        end = "answered" if way.end == LEAVE else way.end
+        rows.append((way.start, end, percent(way.share)))
     return table("Shares of all rows by way", ["from", "to", "share"], rows)
