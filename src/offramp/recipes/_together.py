@@ -24,7 +24,10 @@ def parameters_of(network: Network) -> tuple[nn.Parameter, ...]:
 
 def exit_parameters(network: Network, names: Iterable[str]) -> tuple[nn.Parameter, ...]:
     """The parameters of some exits."""
-    return tuple(value for name in names for value in network.exit_of(name).parameters())
+    parameters = list[nn.Parameter]()
+    for name in names:
+        parameters.extend(network.exit_of(name).parameters())
+    return tuple(parameters)
 
 
 def students_of(network: Network) -> tuple[str, ...]:
@@ -56,29 +59,33 @@ def last_layer(network: Network) -> nn.Module | None:
     member = network.members[-1]
     rows = trial_rows(network)
     model = network.model_of(member)
-    leaves = {
-        name: part
-        for name, part in model.named_modules()
-        if any(True for _ in part.parameters(recurse=False))
-    }
-    watched = {**{name: model.get_submodule(name) for name in member.cuts}, **leaves}
+    # Layers that hold parameters themselves, not only through their children.
+    layers = dict[str, nn.Module]()
+    for name, module in model.named_modules():
+        if list(module.parameters(recurse=False)):
+            layers[name] = module
+    # The cuts are watched too: if a cut runs last, no layer comes after it.
+    watched = {name: model.get_submodule(name) for name in member.cuts}
+    watched.update(layers)
     ran = list[str]()
     if not rows:
         return None
     with torch.no_grad(), listening(watched, lambda name, _: ran.append(name)):
         for _ in network.look(given(rows)):
             pass
-    last = ran[-1] if ran else ""
-    return leaves.get(last) if last not in member.cuts else None
+    if not ran or ran[-1] in member.cuts:
+        return None
+    return layers.get(ran[-1])
 
 
 def require_one_width(network: Network) -> None:
     """Raise BadNetwork unless all exits of a model that was cut answer with one number of
     classes.
     """
-    widths = {
-        name: one.own.shape[1] for name, one in seen_of(network).items() if one.own is not None
-    }
+    widths = dict[str, int]()
+    for name, seen in seen_of(network).items():
+        if seen.own is not None:  # logits [b, C] of the node's exit
+            widths[name] = seen.own.shape[1]
     if len(set(widths.values())) > 1:
         raise BadNetwork(f"all exits must have the same number of classes, got {widths}")
 
