@@ -204,7 +204,7 @@ def test_the_front_holds_no_network_that_another_one_beats():
     judged = tuple(
         Judged(Subnet((number,)), *point, float("inf")) for number, point in enumerate(points)
     )
-    found = Search(judged, 0).preprocess()
+    found = Search(judged, 0).frontier()
     assert [(one.accuracy, one.cost) for one in found] == [(0.5, 2.0), (0.7, 5.0), (0.9, 9.0)]
 
 

@@ -108,7 +108,7 @@ class Search:
         """The most accurate network; the cheapest of several equal ones."""
         return self.candidates[0]
 
-    def preprocess(self) -> list[Judged]:
+    def frontier(self) -> list[Judged]:
         """The Pareto front: networks that no other one beats in both accuracy and cost.
 
         Returns:
