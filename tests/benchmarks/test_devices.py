@@ -25,5 +25,5 @@ def test_a_short_run_on_a_cpu(tmp_path):
     assert [line["leaving"] for line in lines] == ["none", "half", "all"]
     assert [sum(line["left"]) for line in lines] == [4, 4, 4]
     assert [lines[0]["left"][-1], lines[2]["left"][0]] == [4, 4]
-    assert "leave the option out" in figures["resnet56 torch:cuda_graphs 1"]
+    assert "needs a network on a GPU" in figures["resnet56 torch:cuda_graphs 1"]
     assert run.stderr == ""
