@@ -177,7 +177,7 @@ def enumerate_names(parts):
     return [(str(index), part) for index, part in enumerate(parts)]
 
 
-def test_a_front_is_part_of_the_first_segment(tmp_path):
+def test_preprocessing_is_part_of_the_first_segment(tmp_path):
     net = moved(
         seeded(lambda: cut(stages(), raw(4), at=["stem"], preprocess=Preprocess((0.5,), (0.2,))), 0)
     )
@@ -198,7 +198,7 @@ def raw(count: int) -> torch.Tensor:
     )
 
 
-def test_resnet20_behind_its_front():
+def test_resnet20_behind_its_preprocessing():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     net = moved(

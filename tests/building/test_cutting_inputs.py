@@ -46,7 +46,7 @@ def test_an_example_on_which_the_model_fails(case, how):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_model_no_front_and_no_name():
+def test_a_wrong_model_preprocess_or_name_is_refused():
     with pytest.raises(BadNetwork, match=r"the model must be a torch\.nn\.Module, got a function"):
         cut(lambda x: x, images_of(2), at="stem")
     with pytest.raises(

@@ -105,7 +105,7 @@ def test_a_name_in_a_file_runs_no_code_of_others(spec):
     assert isinstance(model_from_file("offramp:digits_small", "small"), nn.Module)
 
 
-def test_fronts():
+def test_preprocessing():
     assert make_preprocess("none") is None
     assert make_preprocess("unit").config() == Preprocess().config()
     assert make_preprocess("imagenet").config()["std"] == pytest.approx([0.229, 0.224, 0.225])

@@ -90,7 +90,7 @@ class MyFront(nn.Module):
         return str(self.factor)
 
 
-def test_fronts_of_the_user_are_given_again(tmp_path):
+def test_preprocessing_of_the_user_is_given_again(tmp_path):
     net = ladder({"a": (dense(0), MyFront()), "b": dense(1)}).eval()
     off.save(net, tmp_path / "net")
     with pytest.raises(InvalidArgument, match="preprocessing of member 'a'"):

@@ -44,7 +44,7 @@ def test_a_model_that_was_cut_in_another_precision(tmp_path, kind):
 
 
 @pytest.mark.parametrize("given_in", [torch.float32, torch.float16])
-def test_a_front_in_half_precision_and_one_member_of_another(tmp_path, given_in):
+def test_preprocessing_in_half_precision_and_one_member_of_another(tmp_path, given_in):
     """Preprocessing's constants are no state, and `half()` rounds them all the same."""
     preprocess = Preprocess((0.3,), (0.7,))
     mixed = off.ladder(

@@ -100,7 +100,7 @@ def test_thresholds_are_chosen_certified_and_replayed():
     assert 0 < shares[2] < 1  # some rows left after two units
 
 
-def test_images_behind_a_front():
+def test_images_behind_preprocessing():
     model = adaptive(["layer3"])
     preprocess = Preprocess(mean=(0.5,), std=(0.25,))
     x = (X * 30 + 128).clamp(0, 255).to(torch.uint8)

@@ -151,31 +151,25 @@ def test_it_finds_the_best_of_all_networks_within_the_budget(trained):
                 budget=budget,
             )
             best = max(best, -1.0 if found is None else found.accuracy)
-    search = evolve(
-        trained,
-        "three",
-        judging,
-        X[:64],
-        costs=table,
-        budget=budget,
-        population=20,
-        generations=6,
-        progress=False,
-    )
+
+    def searched():
+        return evolve(
+            trained,
+            "three",
+            judging,
+            X[:64],
+            costs=table,
+            budget=budget,
+            population=20,
+            generations=6,
+            progress=False,
+        )
+
+    search = searched()
     assert search.best.accuracy == pytest.approx(best)
     assert all(one.cost <= budget for one in search.candidates)
     assert len({one.subnet for one in search.candidates}) == len(search.candidates)
-    again = evolve(
-        trained,
-        "three",
-        judging,
-        X[:64],
-        costs=table,
-        budget=budget,
-        population=20,
-        generations=6,
-        progress=False,
-    )
+    again = searched()
     assert again.best == search.best
 
 

@@ -106,7 +106,7 @@ def test_run_equals_replay(engine, case):
 
 def every_turn(runner, x):
     """Until every module has been looked at."""
-    for _ in range(runner.shares):
+    for _ in range(runner.check_period):
         runner(x)
 
 
@@ -234,10 +234,10 @@ def test_a_layer_in_the_middle_is_noticed_within_the_turns_and_by_a_check_at_onc
         runner.check()
     answered = [
         answer
-        for answer in (answered_by(runner, x) for _ in range(runner.shares))
+        for answer in (answered_by(runner, x) for _ in range(runner.check_period))
         if answer is not None
     ]
-    assert len(answered) < runner.shares
+    assert len(answered) < runner.check_period
     for answer in answered:
         close(answer, before)
 

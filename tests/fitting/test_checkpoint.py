@@ -82,18 +82,22 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_weights(tmp_path, re
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + len(straight.epochs)
 
 
-def test_a_finished_run_is_resumed_at_its_end(tmp_path):
-    first = trained(Joint(epochs=1), folder=tmp_path)
-    net = cut_of(trained=False)
-    history = off.fit(
+def resumed(net, folder):
+    return off.fit(
         net,
         (X, Y),
         recipe=Joint(epochs=1),
         batch_size=16,
         progress=False,
-        folder=tmp_path,
+        folder=folder,
         resume=True,
     )
+
+
+def test_a_finished_run_is_resumed_at_its_end(tmp_path):
+    first = trained(Joint(epochs=1), folder=tmp_path)
+    net = cut_of(trained=False)
+    history = resumed(net, tmp_path)
     assert net.fingerprint() == first.fingerprint()
     assert len(history.epochs) == 1
 
@@ -287,15 +291,7 @@ def test_a_run_that_was_killed_while_a_checkpoint_was_replaced_goes_on_from_the_
     (tmp_path / ".checkpoint.offramp-abc.part").mkdir()
     (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.offramp-abc.part" / "old")
     net = cut_of(trained=False)
-    history = off.fit(
-        net,
-        (X, Y),
-        recipe=Joint(epochs=1),
-        batch_size=16,
-        progress=False,
-        folder=tmp_path,
-        resume=True,
-    )
+    history = resumed(net, tmp_path)
     assert len(history.epochs) == 1
     assert (tmp_path / "checkpoint" / "training.json").is_file()
     assert not (tmp_path / ".checkpoint.offramp-abc.part").exists()

@@ -120,7 +120,7 @@ def test_cut_saved_and_loaded_without_a_network(timm, tmp_path):
         assert all(torch.equal(one, other) for one, other in zip(net(x), again(x), strict=True))
 
 
-def test_the_front_is_the_models_own(timm):
+def test_the_preprocessing_is_the_models_own(timm):
     said = preprocess_of("timm:tiny").config()
     assert (said["size"], said["short"], said["interpolation"]) == ((32, 32), 40, "bicubic")
     assert said["mean"] == [0.5, 0.25, 0.0]

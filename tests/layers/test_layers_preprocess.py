@@ -71,7 +71,7 @@ def test_sizes_that_do_not_go_together(given):
     ("preprocess", "shape", "says"),
     [
         (Preprocess((0, 0, 0), (1, 1, 1)), (2, 1, 4, 4), r"images must be \[B, 3, H, W\]"),
-        (Preprocess(), (2, 4, 4), "images must be"),
+        (Preprocess(), (2, 4, 4), r"images must be \[B, 1, H, W\]"),
         (Preprocess(expects=(32, 32)), (2, 3, 32, 28), "images must be 32x32, got 32x28"),
         (Preprocess(expects=(4, 4), size=(8, 8)), (2, 3, 8, 8), "images must be 4x4"),
     ],

@@ -85,7 +85,12 @@ def test_the_gradient_is_rescaled_with_mean_one():
         (nn.ReLU(), {}, BadNetwork, "replaces a Conv2d or a Linear layer, got ReLU"),
         (nn.Conv2d(2, 2, 3, padding="same"), {}, BadNetwork, "pad with zeros, by numbers"),
         (nn.Conv2d(2, 2, 3, padding_mode="circular"), {}, BadNetwork, "pad with zeros, by numbers"),
-        (nn.Linear(2, 2), {"warm": 1.5}, InvalidArgument, "warm must be "),
+        (
+            nn.Linear(2, 2),
+            {"warm": 1.5},
+            InvalidArgument,
+            "warm must be at least 0 and below 1, got 1.5",
+        ),
     ],
 )
 def test_what_it_refuses(dense, options, error, says):

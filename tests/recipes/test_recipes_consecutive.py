@@ -95,7 +95,7 @@ def test_rates_and_decay():
         ({"teachers": []}, "needs teachers="),
         ({"teachers": ["resnet"]}, "needs teachers="),
         ({"rate": 0.0}, "rate must be above 0"),
-        ({"warm": 2.0}, "warm must be "),
+        ({"warm": 2.0}, "warm must be at least 0 and below 1, got 2.0"),
     ],
 )
 def test_what_it_refuses(options, says):

@@ -91,8 +91,8 @@ class Runner:
     NumPy or in place through `.data` is noticed late, or not at all: `ChangeDetector` in
     staleness.py says which. An engine with copies of the weights answers as the network was when it
     was opened. With such an engine a few modules are looked at after each batch, so that a change
-    of a single module is noticed after at most `shares` batches. `check` looks at everything at
-    once.
+    of a single module is noticed after at most `check_period` batches. `check` looks at everything
+    at once.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class Runner:
         return answers.to(device_of_x)
 
     @property
-    def shares(self) -> int:
+    def check_period(self) -> int:
         """After how many batches every module has been checked for changes: see `Rounds`."""
         return 1 if self._rounds is None else self._rounds.shares
 
