@@ -206,7 +206,7 @@ def test_edges_are_shown(tmp_path: Path, trace: Trace) -> None:
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path, trace: Trace, plan: Plan) -> None:
-    with pytest.raises(BadData, match="got 0"):
+    with pytest.raises(BadData, match="at least one row, got 0"):
         report(trace[:0], plan, tmp_path / "page.html")
     with pytest.raises(Mismatch):
         report(
