@@ -11,7 +11,8 @@ rows alone. SGD with momentum 0.9 and weight decay 1e-4. In the paper the predic
 tenth of the model's rate, from scratch and over 100 epochs; here it learns faster, and the trained
 model slower. The temperature is not told there; 1 is ours. The authors' public code only evaluates,
 runs all resolutions and keeps the noise: neither is copied. Where we differ: rates fall along a
-cosine, and epochs are fewer by default, for trained models.
+cosine, and epochs are fewer by default, for trained models. With `gate_epochs`, the predictor first
+learns alone which resolution each row needs; the paper has no such phase.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from offramp.errors import InvalidArgument
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Chooser, Gate, Seen
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.networks.walking import every_path, routed
+from offramp.plans.topology import Topology
 from offramp.recipes._routing import (
     PRICES,
     PathPrices,
@@ -44,6 +46,7 @@ from offramp.recipes._together import soft_cross_entropy
 __all__ = ["Drnet"]
 
 FIRST = "resolutions"
+GATE = "gate"
 SECOND = "choices"
 
 
@@ -55,7 +58,11 @@ class Drnet(Recipe):
             resolution's MACs.
         eta: the weight of that charge.
         first: epochs of all arms together; 0 where they are trained.
-        epochs: with the gate.
+        gate_epochs: epochs of the gate alone, between the two phases of the paper. It learns the
+            cheapest arm that answers a row right, or the cheapest of all where none does. Straight-
+            through choices alone teach a gate little in few epochs. Such rows should not have
+            trained the model, or it answers nearly all of them right. 0 in the paper.
+        epochs: with the gate; 0 leaves the second phase out.
         rate: of SGD for the model, in the first phase.
         second_rate: the same with the gate.
         gate_rate: of the gate.
@@ -77,6 +84,7 @@ class Drnet(Recipe):
         budget: float = 0.6,
         eta: float = 0.2,
         first: int = 5,
+        gate_epochs: int = 0,
         epochs: int = 5,
         rate: float = 0.01,
         second_rate: float = 0.001,
@@ -88,6 +96,7 @@ class Drnet(Recipe):
         self.budget = budget
         self.eta = eta
         self.first = first
+        self.gate_epochs = gate_epochs
         self.epochs = epochs
         self.rate = rate
         self.second_rate = second_rate
@@ -105,6 +114,8 @@ class Drnet(Recipe):
         for name, value, most in (
             ("eta", self.eta, 1e9),
             ("first", self.first, 1e9),
+            ("gate_epochs", self.gate_epochs, 1e9),
+            ("epochs", self.epochs, 1e9),
             ("keep", self.keep, 1),
         ):
             if not 0 <= value <= most:
@@ -112,7 +123,13 @@ class Drnet(Recipe):
                 raise InvalidArgument(f"{name} must be at least 0{upto}, got {value!r}")
         if self.norm not in ("moving", "frozen"):
             raise InvalidArgument(f"norm must be one of moving, frozen, got {self.norm!r}")
+        if self.first + self.gate_epochs + self.epochs == 0:
+            raise InvalidArgument(
+                "one of first, gate_epochs and epochs must be above 0, got 0 epochs in all"
+            )
         require_choosers(network, "drnet")
+        if self.gate_epochs:
+            require_one_fork(network.topology)
         network.auxiliary = {PRICES: prices_of(network).to(network.device())}
 
     def phases(self, network: Network) -> list[Phase]:
@@ -126,6 +143,13 @@ class Drnet(Recipe):
                 torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=1e-4, nesterov=True
             )
             phases.append(Phase(FIRST, trained, self.first, sgd, cosine, looks=False))
+        if self.gate_epochs:
+            sgd = partial(
+                torch.optim.SGD, lr=self.gate_rate, momentum=0.9, weight_decay=1e-4, nesterov=True
+            )
+            phases.append(Phase(GATE, gates, self.gate_epochs, sgd, cosine, looks=False))
+        if not self.epochs:
+            return phases
         both = partial(two_rates, gates=gates, rate=self.second_rate, gate_rate=self.gate_rate)
         models, still = models_of(network, self.norm)
         parameters = (*models, *network.exits.parameters(), *gates)
@@ -138,6 +162,8 @@ class Drnet(Recipe):
         """By arm, or of the answers and of their cost."""
         if batch.phase == FIRST:
             return self._of_arms(outputs, batch)
+        if batch.phase == GATE:
+            return self._of_needs(outputs, batch)
         return self._of_choices(outputs, batch)
 
     def _of_arms(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
@@ -155,6 +181,25 @@ class Drnet(Recipe):
             losses[label] = loss
         return losses
 
+    def _of_needs(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
+        """Cross-entropy of the gate with the cheapest arm that answers each row right."""
+        network = outputs.network
+        ways = network.topology.node(network.topology.gates[0]).successors
+        right: dict[str, Tensor] = {}
+        ratings = None
+        for _, node, seen in every_path(network, outputs.inputs):
+            if node.name in network.gates:
+                gate = network.gate_of(node.name)
+                assert isinstance(gate, Chooser)
+                ratings = gate.ratings(seen)  # [b, K]
+            elif seen.own is not None:
+                right[node.name] = seen.own.argmax(1) == batch.labels()
+        assert ratings is not None
+        by_way = torch.stack([right[name] for name in ways], 1)  # [b, K], cheap arms first
+        # argmax gives the first of equal values: the cheapest right arm, or arm 0 without one.
+        needed = by_way.float().argmax(1)
+        return {"needed": cross_entropy(ratings, needed)}
+
     def _of_choices(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         network = outputs.network
 
@@ -170,6 +215,17 @@ class Drnet(Recipe):
             "answers": cross_entropy(done.logits, batch.labels()),
             "cost": self.eta * prices.over(cost, self.budget),
         }
+
+
+def require_one_fork(topology: Topology) -> None:
+    """Raise BadNetwork unless the network is one fork whose arms all answer."""
+    gates = topology.gates
+    answers = set(topology.exits)
+    if len(gates) != 1 or not set(topology.node(gates[0]).successors) <= answers:
+        raise BadNetwork(
+            "gate_epochs trains the one gate of a network whose arms all answer, as "
+            f"off.resolutions makes it, got gates {', '.join(gates)}"
+        )
 
 
 def two_rates(
