@@ -110,11 +110,11 @@ def test_a_gate_alone_learns_the_cheapest_arm_that_is_right():
     x, y = greys_and_boards()
     gate = "predictor?width=4&side=12&stride=1"
     net = off.resolutions(model(), x[:4], [6, 12], gate=gate, preprocess=Preprocess())
-    arms = "drnet?first=60&gate_epochs=0&epochs=0&rate=0.1"
+    arms = "drnet?first=25&gate_epochs=0&epochs=0&rate=0.1"
     off.fit(net, (x, y), recipe=arms, batch_size=16, progress=False)
     before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
 
-    alone = "drnet?first=0&gate_epochs=40&epochs=0&gate_rate=0.05"
+    alone = "drnet?first=0&gate_epochs=20&epochs=0&gate_rate=0.05"
     off.fit(net, (x, y), recipe=alone, batch_size=16, progress=False)
     for name, value in net.backbone.state_dict().items():
         assert torch.equal(value, before[name])
@@ -136,7 +136,10 @@ def test_a_gate_alone_needs_one_fork_whose_arms_answer():
     ]
     net = off.route(steps, example=torch.zeros(2, 4))
     rows = (np.zeros((8, 4), np.float32), np.zeros(8, np.int64))
-    with pytest.raises(BadNetwork, match="gate_epochs trains the one gate of a network whose arms"):
+    with pytest.raises(
+        BadNetwork,
+        match="gate_epochs trains the one gate at the entrance of a network whose arms all",
+    ):
         off.fit(net, rows, recipe="drnet?gate_epochs=1", progress=False)
     with pytest.raises(InvalidArgument, match="must be above 0, got 0 epochs in all"):
         off.fit(net, rows, recipe="drnet?first=0&epochs=0", progress=False)

@@ -29,7 +29,7 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Chooser, Gate, Seen
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
-from offramp.networks.walking import every_path, routed
+from offramp.networks.walking import Nodes, every_path, routed, with_defaults
 from offramp.plans.topology import Topology
 from offramp.recipes._routing import (
     PRICES,
@@ -184,20 +184,30 @@ class Drnet(Recipe):
     def _of_needs(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy of the gate with the cheapest arm that answers each row right."""
         network = outputs.network
-        ways = network.topology.node(network.topology.gates[0]).successors
-        right: dict[str, Tensor] = {}
-        ratings = None
-        for _, node, seen in every_path(network, outputs.inputs):
-            if node.name in network.gates:
-                gate = network.gate_of(node.name)
-                assert isinstance(gate, Chooser)
-                ratings = gate.ratings(seen)  # [b, K]
-            elif seen.own is not None:
-                right[node.name] = seen.own.argmax(1) == batch.labels()
-        assert ratings is not None
-        by_way = torch.stack([right[name] for name in ways], 1)  # [b, K], cheap arms first
-        # argmax gives the first of equal values: the cheapest right arm, or arm 0 without one.
-        needed = by_way.float().argmax(1)
+        topology = network.topology
+        nodes = Nodes(network)
+        fork = topology.node(topology.names[0])
+        state = with_defaults(topology, outputs.inputs)
+        nodes.run(fork, state)
+        gate = network.gate_of(fork.name)
+        assert isinstance(gate, Chooser)
+        ratings = gate.ratings(nodes.seen(fork, fork.gate_reads, state))  # [b, K]
+        y = batch.labels()
+        # Arms are tried from cheap to dear. A row that an arm answers right needs no dearer one.
+        needed = torch.zeros_like(y)
+        rows = torch.arange(len(y), device=y.device)
+        with torch.no_grad():
+            for way, name in enumerate(fork.successors):
+                arm = topology.node(name)
+                tensors = {key: value[rows] for key, value in state.items()}
+                nodes.run(arm, tensors)
+                seen = nodes.seen(arm, arm.gate_reads, tensors)
+                assert seen.own is not None
+                right = seen.own.argmax(1) == y[rows]
+                needed[rows[right]] = way
+                rows = rows[~right]
+                if not len(rows):
+                    break
         return {"needed": cross_entropy(ratings, needed)}
 
     def _of_choices(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
@@ -218,13 +228,13 @@ class Drnet(Recipe):
 
 
 def require_one_fork(topology: Topology) -> None:
-    """Raise BadNetwork unless the network is one fork whose arms all answer."""
+    """Raise BadNetwork unless the network begins with its one fork, and all arms answer."""
     gates = topology.gates
-    answers = set(topology.exits)
-    if len(gates) != 1 or not set(topology.node(gates[0]).successors) <= answers:
+    arms = topology.node(topology.names[0]).successors
+    if gates != topology.names[:1] or not set(arms) <= set(topology.exits):
         raise BadNetwork(
-            "gate_epochs trains the one gate of a network whose arms all answer, as "
-            f"off.resolutions makes it, got gates {', '.join(gates)}"
+            "gate_epochs trains the one gate at the entrance of a network whose arms all answer, "
+            f"as off.resolutions makes it, got gates at {', '.join(gates)}"
         )
 
 
