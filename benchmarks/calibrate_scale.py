@@ -27,6 +27,9 @@ import offramp as off
 from offramp.errors import NoSafePlan
 
 # Internal: a trace of made-up rows is put together by hand.
+from offramp.plans.header import Header
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
 
 # Internal: a trace of made-up rows is put together by hand.
@@ -34,9 +37,7 @@ from offramp.plans.scores import ScoreRange
 
 # Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.topology import Node, Topology
-
-# Internal: a trace of made-up rows is put together by hand.
-from offramp.plans.trace import Header, Trace
+from offramp.plans.trace import Trace
 
 AIMS: dict[str, dict[str, Any]] = {
     "path": {"risk": "disagreement", "at_most": 0.03},

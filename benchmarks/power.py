@@ -44,13 +44,14 @@ from offramp.gates.patience import Patience
 from offramp.networks.nodes import Scorer, Seen
 
 # Internal: a trace of made-up rows is put together by hand.
+from offramp.plans.header import Header
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
 
 # Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.topology import Node, Topology
-
-# Internal: a trace of made-up rows is put together by hand.
-from offramp.plans.trace import Header, Trace
+from offramp.plans.trace import Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

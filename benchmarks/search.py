@@ -35,13 +35,14 @@ from offramp.calibration.calibrating import calibrate
 from offramp.calibration.search import FINE_POWERS, SearchProblem, best, cheapest, frontier
 
 # Internal: a trace of made-up rows is put together by hand.
+from offramp.plans.header import Header
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
 
 # Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.topology import Node, Topology
-
-# Internal: a trace of made-up rows is put together by hand.
-from offramp.plans.trace import Header, Trace
+from offramp.plans.trace import Trace
 
 T = TypeVar("T")
 DROP = 0.01

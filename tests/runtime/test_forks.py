@@ -14,7 +14,8 @@ from forked import CLASSES, THREE, WIDTH, three
 from offramp.calibration.routed import RoutedOutcomes
 from offramp.errors import BadNetwork
 from offramp.plans.plan import Plan
-from offramp.plans.trace import WHY, Trace
+from offramp.plans.replay import WHY
+from offramp.plans.trace import Trace
 from offramp.runtime import running
 
 MANY = 100_000

@@ -18,8 +18,9 @@ from offramp.calibration.search import frontier, powers
 from offramp.comparing.settings import Settings
 from offramp.errors import InvalidArgument, NoSafePlan, OutOfBudget, OverlappingRows
 from offramp.guarantees.risks import find_risk
+from offramp.plans.columns import Array
 from offramp.plans.plan import FLOAT32_MAX, Plan
-from offramp.plans.trace import Array, Trace
+from offramp.plans.trace import Trace
 
 POINTS = 60  # plans on a frontier
 STEPS = 40  # of the curve of shares that leave at the first exit

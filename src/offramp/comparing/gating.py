@@ -14,8 +14,9 @@ from offramp.building.factories import make_gate
 from offramp.data.rows import Rows
 from offramp.networks.network import Network
 from offramp.networks.nodes import Seen, grade
+from offramp.plans.columns import Array
 from offramp.plans.plan import BAND
-from offramp.plans.trace import Array, Trace
+from offramp.plans.trace import Trace
 from offramp.runtime.recording import record
 
 # of a recording that tells what other gates cost, and whether their scores come from logits alone

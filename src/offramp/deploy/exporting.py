@@ -30,11 +30,11 @@ from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import LOGITS, EngineStage, Network, as_network, described
 from offramp.networks.walking import with_defaults
 from offramp.plans.plan import BAND, Plan
+from offramp.plans.replay import WHY
 from offramp.plans.schedule import Stage
 from offramp.plans.signature import INPUT, Input
 from offramp.plans.signature import example as rows_like
 from offramp.plans.topology import LEAVE, Default
-from offramp.plans.trace import WHY
 from offramp.runtime.engine import engine_of, kind_of
 from offramp.runtime.graphs import graphs_of
 from offramp.runtime.session import check_origin

@@ -18,8 +18,8 @@ import numpy as np
 
 from offramp.errors import BadNetwork
 from offramp.networks.network import LOGITS, SCORE
+from offramp.plans.replay import WHY
 from offramp.plans.schedule import Stage
-from offramp.plans.trace import WHY
 from offramp.runtime.one_graph import MOST_BYTES, Body
 from offramp.runtime.onnx_graphs import Graph
 

@@ -27,9 +27,9 @@ from torch import Tensor
 from offramp.errors import BadNetwork
 from offramp.networks.inputs import State, count_of, given
 from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
+from offramp.plans.replay import WHY
 from offramp.plans.schedule import Schedule
 from offramp.plans.signature import INPUT
-from offramp.plans.trace import WHY
 from offramp.runtime.graphs import graphs_of, kept_graph, network_marks
 from offramp.runtime.lean import Array, LeanChain, Run, expected
 from offramp.runtime.onnx_graphs import Graph

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import BadNetwork
-from offramp.plans.trace import WHY
+from offramp.plans.replay import WHY
 
 GATE, END, DEEPEST, DEADLINE, UNAVAILABLE = range(len(WHY))
 

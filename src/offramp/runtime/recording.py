@@ -29,11 +29,13 @@ from offramp.networks.ambient import without_autocast
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, needed_by, require_inputs
 from offramp.networks.network import LOGITS, SCORE, EngineStage, Network, as_network
+from offramp.plans.columns import BACKBONE
 from offramp.plans.evaluation import better_exit
+from offramp.plans.header import Header
 from offramp.plans.provenance import FORM, ORDINARY, Origin, largest_of
 from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import Input
-from offramp.plans.trace import BACKBONE, LARGE_NOISE, Header, Trace
+from offramp.plans.trace import LARGE_NOISE, Trace
 from offramp.runtime.code_marks import code_marks, refuse_hidden
 from offramp.runtime.dialling import Dial, settings_of
 from offramp.runtime.engine import Engine, engine_of, kind_of

@@ -28,10 +28,10 @@ from offramp.networks.inputs import State, as_inputs, count_of, needed_by, requi
 from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
 from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan, choose
+from offramp.plans.replay import WHY
 from offramp.plans.schedule import Edge, Stage
 from offramp.plans.signature import INPUT, is_input
 from offramp.plans.topology import LEAVE
-from offramp.plans.trace import WHY
 from offramp.runtime.code_marks import code_marks, code_reads
 from offramp.runtime.lean import CompiledPiece, LeanChain, Wanted, inputs_of, lean_chain
 from offramp.runtime.measuring import Percentile
