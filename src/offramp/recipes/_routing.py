@@ -188,6 +188,15 @@ def prices_of(network: Network) -> PathPrices:
     return PathPrices([shares[name] for name in topology.names], least[first], most[first])
 
 
+def require_uncut(network: Network, what: str) -> None:
+    """Raise BadNetwork if a member of the network is cut; `what` is the name of the recipe."""
+    for member in network.members:
+        if member.cuts:
+            raise BadNetwork(
+                f"{what} needs a network of whole models (off.route), but {member.name!r} is cut"
+            )
+
+
 def require_choosers(network: Network, what: str) -> tuple[str, ...]:
     """The gates that rate their ways.
 
@@ -201,11 +210,7 @@ def require_choosers(network: Network, what: str) -> tuple[str, ...]:
     Raises:
         BadNetwork: the network has a cut member, no parameters, or no gate that rates its ways.
     """
-    for member in network.members:
-        if member.cuts:
-            raise BadNetwork(
-                f"{what} needs a network of whole models (off.route), but {member.name!r} is cut"
-            )
+    require_uncut(network, what)
     if next(network.parameters(), None) is None:
         raise BadNetwork("This network has no parameters to train")
     choosers = list[str]()
@@ -258,6 +263,27 @@ def two_rates(
     gate_rate: float,
 ) -> Optimizer:
     """Adam with a separate learning rate for the gates."""
+    return torch.optim.Adam(rate_groups(parameters, gates=gates, rate=rate, gate_rate=gate_rate))
+
+
+def rate_groups(
+    parameters: Iterable[nn.Parameter],
+    *,
+    gates: tuple[nn.Parameter, ...],
+    rate: float,
+    gate_rate: float,
+) -> list[dict[str, Any]]:
+    """Parameter groups with a separate learning rate for the gates.
+
+    Args:
+        parameters: all that are trained.
+        gates: those among them that belong to gates.
+        rate: of the others.
+        gate_rate: of the gates.
+
+    Returns:
+        The group of the others, then that of the gates. An empty group is left out.
+    """
     gate_ids = set(map(id, gates))
     others = list[nn.Parameter]()
     of_gates = list[nn.Parameter]()
@@ -266,13 +292,12 @@ def two_rates(
             of_gates.append(value)
         else:
             others.append(value)
-    # An empty group is left out, so that a checkpoint has as many groups as are trained.
     groups = list[dict[str, Any]]()
     if others:
         groups.append({"params": others, "lr": rate})
     if of_gates:
         groups.append({"params": of_gates, "lr": gate_rate})
-    return torch.optim.Adam(groups)
+    return groups
 
 
 def random_then_chosen(
