@@ -145,5 +145,5 @@ def test_bad_arguments(arguments, says):
 def test_it_needs_gates_that_rate_ways():
     net = off.ladder({"a": nn.Linear(6, 2).eval(), "b": nn.Linear(6, 2).eval()})
     x, y, _ = data(20, 0)
-    with pytest.raises(BadNetwork, match="gates that rate their ways, and there is none"):
+    with pytest.raises(BadNetwork, match="gates that rate their ways, but this network has none"):
         off.fit(net, (x, y), recipe="d2nn", progress=False)

@@ -194,7 +194,7 @@ def test_a_second_time_goes_on_with_the_same_exits():
             lambda: cut_of(exits="cascade"),
             Imta(),
             BadNetwork,
-            "does not end in a linear layer on features",
+            "must end in a linear layer on features",
         ),
         (lambda: cut_of(exits="mlp"), Imta(final=True), BadNetwork, "layers before its linear one"),
         (lambda: cut_of(exits="mlp", trained=False), Imta(), BadNetwork, "never trained"),

@@ -160,7 +160,7 @@ def test_a_ladder_and_a_model_without_new_layers_are_refused():
     net = off.ladder({"small": converted(), "large": original()}).eval()
     with pytest.raises(BadNetwork, match="got a ladder of 2"):
         off.fit(net, X, recipe="recover", original=original(), progress=False)
-    with pytest.raises(BadNetwork, match="by='layers' needs layers that were replaced"):
+    with pytest.raises(BadNetwork, match="by='layers' needs replaced layers whose outputs"):
         off.fit(original(), X, recipe="recover", original=original(), by="layers", progress=False)
 
 

@@ -242,7 +242,7 @@ def test_it_learns_and_keeps_what_it_learned(tmp_path):
 @pytest.mark.parametrize(
     ("net", "recipe", "error", "says"),
     [
-        (cut_of, WaveletLike(), BadNetwork, "of what offramp.wae makes, got a Stages"),
+        (cut_of, WaveletLike(), BadNetwork, "needs a model made by offramp.wae, got a Stages"),
         (net_of, WaveletLike(gamma=-1.0), InvalidArgument, "gamma must be at least 0, got -1.0"),
         (net_of, WaveletLike(images=0, classes=0, joint=0), InvalidArgument, "0 epochs in all"),
         (
@@ -275,5 +275,5 @@ def test_what_cannot_be_trained_is_refused(net, recipe, error, says):
 def test_a_wae_that_is_cut_elsewhere_is_refused():
     model = seeded(lambda: wae(Tiny().eval(), X[:2], thin=2), 0)
     net = off.cut(model, X[:4], at=["low"], exits="linear")
-    with pytest.raises(BadNetwork, match="needs head A's answer"):
+    with pytest.raises(BadNetwork, match="needs head A's logits"):
         WaveletLike().prepare(net)

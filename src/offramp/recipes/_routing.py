@@ -1,14 +1,14 @@
-"""What recipes for forks share: one-hot choices with gradients, and what a row's path costs.
+"""Parts that the recipes for forks share: one-hot choices with gradients, and the cost of a path.
 
 Shapes: b rows, K successors of a gate.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ from offramp.recipes._schedules import cosine
 from offramp.runtime.engine import kind_of
 from offramp.runtime.measuring import costs_of
 
-PRICES = "prices"  # the auxiliary module that holds them
+PRICES = "prices"  # the name of the auxiliary module that holds the `PathPrices`
+KINDS = ("segment", "exit", "gate")  # the parts of a node that cost something
 
 
 def gumbel(ratings: Tensor, tau: float, *, noise: bool = True) -> Tensor:
@@ -38,10 +39,13 @@ def gumbel(ratings: Tensor, tau: float, *, noise: bool = True) -> Tensor:
     """
     logits = ratings.log_softmax(1)
     if noise:
+        # Clamped, so that neither logarithm is infinite.
         uniform = torch.rand_like(logits).clamp(1e-9, 1 - 1e-7)
         logits = logits - (-uniform.log()).log()
     soft = (logits / tau).softmax(1)
+    # [b, K] -> [b, 1] -> [b, K]
     hard = torch.zeros_like(soft).scatter(1, logits.argmax(1, keepdim=True), 1.0)
+    # Straight-through: the value is that of `hard`, the gradient that of `soft`.
     return hard + soft - soft.detach()
 
 
@@ -51,22 +55,29 @@ def one_hot(ways: Tensor, count: int) -> Tensor:
 
 
 def best_way(gate: Gate, seen: Seen, count: int) -> Tensor:
-    """The way [b] that a gate takes at thresholds of 0; of one that rates no ways the last."""
+    """The way [b] that a gate takes at thresholds of 0.
+
+    A gate that rates no ways takes the last one.
+    """
     if not isinstance(gate, Chooser):
         return torch.full((len(seen.features),), count - 1, device=seen.features.device)
-    scores = grade(gate, seen, seen.own, count - 1).detach().reshape(-1, count - 1).cpu().numpy()
-    ways = choose(scores, torch.zeros(count - 1).numpy())
+    # A gate has one score less than ways: the last way needs none.
+    ratings = grade(gate, seen, seen.own, count - 1).detach()
+    scores = ratings.reshape(-1, count - 1).cpu().numpy()  # [b, count - 1]
+    thresholds = torch.zeros(count - 1).numpy()
+    ways = choose(scores, thresholds)  # [b]
     return torch.as_tensor(ways, device=seen.features.device)
 
 
 class PathPrices(nn.Module):
-    """What the nodes of a network cost, in shares of the plain network: the dearest arms of all
-    forks, without gates.
+    """The costs of a network's nodes, as shares of the plain network.
+
+    The plain network has the dearest arm of every fork, and no gates.
 
     Args:
         costs: of each node, in the order of the topology.
-        least: the cheapest path.
-        most: the dearest path.
+        least: the cost of the cheapest path.
+        most: the cost of the dearest path.
     """
 
     def __init__(self, costs: list[float], least: float, most: float) -> None:
@@ -79,12 +90,15 @@ class PathPrices(nn.Module):
         """The cost [b] of each row's path, with gradients to the choices."""
         costs = self.get_buffer("costs")
         reach = reach_of(topology, choices, rows, costs)
-        return torch.stack([reach[name] for name in topology.names], 1) @ costs
+        reached = torch.stack([reach[name] for name in topology.names], 1)  # [b, nodes]
+        return reached @ costs  # [b, nodes] @ [nodes] -> [b]
 
     def over(self, cost: Tensor, budget: float) -> Tensor:
-        """DRNet's hinge: by how much the mean cost exceeds a budget, in shares of the span of all
-        paths.
+        """DRNet's hinge: by how much the mean cost exceeds a budget.
+
+        The excess is a share of the span between the cheapest and the dearest path.
         """
+        # With a single path the span is 0.
         span = max(self.most - self.least, 1e-9)
         return torch.relu(cost.mean() - budget) / span
 
@@ -101,32 +115,42 @@ class NodeCosts:
 def measured(network: Network) -> dict[str, NodeCosts]:
     """MACs of every node, counted on rows like the example that the network was made with.
 
-    Raises BadNetwork where there was none.
+    Args:
+        network: with an example.
+
+    Returns:
+        The costs by node, in the order of the topology.
+
+    Raises:
+        BadNetwork: the network was made without an example.
     """
     rows = trial_rows(network)
     if not rows:
         raise BadNetwork(
-            "what the ways cost is counted on rows like an example; make the network with example="
+            "This network has no example rows, so the cost of its paths cannot be counted. "
+            "Make the network with example="
         )
     parts = kind_of("torch")().open(network, full_schedule(network.topology), network.device())
     priced = costs_of(parts, rows, timed=False)
-    found: dict[str, NodeCosts] = {}
+    costs: dict[str, NodeCosts] = {}
     for name in network.topology.names:
-        each = [
-            float(priced[f"cost/{kind}/{name}"][0]) if f"cost/{kind}/{name}" in priced else 0.0
-            for kind in KINDS
-        ]
-        found[name] = NodeCosts(*each)
-    return found
-
-
-KINDS = ("segment", "exit", "gate")
+        # A node without an exit or a gate has no entry for it.
+        macs = dict.fromkeys(KINDS, 0.0)
+        for kind in KINDS:
+            key = f"cost/{kind}/{name}"
+            if key in priced:
+                macs[kind] = float(priced[key][0])
+        costs[name] = NodeCosts(**macs)
+    return costs
 
 
 def prices_of(network: Network) -> PathPrices:
     """The prices of a network's paths. Raises BadNetwork where nothing can be counted."""
     topology = network.topology
     costs = measured(network)
+
+    # The plain network: from the last exit back to the root, along the last predecessor of each
+    # node (the dearest arm), without gates and without the exits on the way.
     reference = topology.exits[-1]
     plain = costs[reference].segment + costs[reference].exit
     node = topology.node(reference)
@@ -135,42 +159,74 @@ def prices_of(network: Network) -> PathPrices:
         plain += costs[node.name].segment
     if not plain > 0:
         raise BadNetwork(
-            "no multiply-add was counted along the dearest path, so that costs cannot be compared"
+            "The dearest path of this network has no multiply-adds, so costs cannot be compared"
         )
-    shares = {name: (each.segment + each.exit + each.gate) / plain for name, each in costs.items()}
+
+    shares: dict[str, float] = {}
+    for name in topology.names:
+        macs = costs[name]
+        shares[name] = (macs.segment + macs.exit + macs.gate) / plain
+
+    # The cheapest and the dearest path from each node to its end. Walked from the last node to the
+    # first, so that the successors of a node are known before it.
     least: dict[str, float] = {}
     most: dict[str, float] = {}
     for node in reversed(topology.nodes):
-        behind = [name for name in node.successors if name != LEAVE]
-        ends = LEAVE in node.successors
-        lows = [least[name] for name in behind] + [0.0] * ends
-        highs = [most[name] for name in behind] + [0.0] * ends
+        lows = list[float]()
+        highs = list[float]()
+        for successor in node.successors:
+            if successor == LEAVE:  # the path ends here and costs nothing more
+                lows.append(0.0)
+                highs.append(0.0)
+            else:
+                lows.append(least[successor])
+                highs.append(most[successor])
         least[node.name] = shares[node.name] + min(lows)
         most[node.name] = shares[node.name] + max(highs)
+
     first = topology.names[0]
     return PathPrices([shares[name] for name in topology.names], least[first], most[first])
 
 
+def require_uncut(network: Network, what: str) -> None:
+    """Raise BadNetwork if a member of the network is cut; `what` is the name of the recipe."""
+    for member in network.members:
+        if member.cuts:
+            raise BadNetwork(
+                f"{what} needs a network of whole models (off.route), but {member.name!r} is cut"
+            )
+
+
 def require_choosers(network: Network, what: str) -> tuple[str, ...]:
-    """The gates that rate ways. Raises BadNetwork where there is none."""
-    if cut_members := [member.name for member in network.members if member.cuts]:
+    """The gates that rate their ways.
+
+    Args:
+        network: of whole models.
+        what: the name of the recipe, for the messages.
+
+    Returns:
+        The names of the nodes whose gates are `Chooser`s.
+
+    Raises:
+        BadNetwork: the network has a cut member, no parameters, or no gate that rates its ways.
+    """
+    require_uncut(network, what)
+    if next(network.parameters(), None) is None:
+        raise BadNetwork("This network has no parameters to train")
+    choosers = list[str]()
+    for name in network.topology.gates:
+        if isinstance(network.gate_of(name), Chooser):
+            choosers.append(name)
+    if not choosers:
         raise BadNetwork(
-            f"{what} trains networks of whole models (off.route), and {cut_members[0]!r} is cut"
+            f"{what} needs gates that rate their ways, but this network has none. "
+            "Use gate='controller'"
         )
-    if not any(True for _ in network.parameters()):
-        raise BadNetwork("this network has no parameters to train")
-    found = tuple(
-        name for name in network.topology.gates if isinstance(network.gate_of(name), Chooser)
-    )
-    if not found:
-        raise BadNetwork(
-            f"{what} trains gates that rate their ways, and there is none; use gate='controller'"
-        )
-    return found
+    return tuple(choosers)
 
 
 def require_between(name: str, value: float, low: float, high: float) -> None:
-    """Raise InvalidArgument for a number that does not lie in (low, high]."""
+    """Raise InvalidArgument for a number outside (low, high]."""
     if not low < value <= high:
         raise InvalidArgument(f"{name} must be above {low:g} and at most {high:g}, got {value!r}")
 
@@ -178,19 +234,25 @@ def require_between(name: str, value: float, low: float, high: float) -> None:
 def models_of(
     network: Network, norm: str
 ) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Module, ...]]:
-    """Parameters of the models that are trained, and the batch norms that stay as they are with
-    norm="frozen".
+    """The parameters of the models that are trained, and the modules that stay as they are.
+
+    Args:
+        network: whose models are trained.
+        norm: "moving" trains everything; "frozen" leaves the batch norms out.
+
+    Returns:
+        The parameters that are trained, and the batch norms that are frozen.
     """
-    norms = [
-        part
-        for part in network.backbone.modules()
-        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
-    ]
-    still = tuple(norms) if norm == "frozen" else ()
-    frozen = {
-        id(value) for value in itertools.chain.from_iterable(part.parameters() for part in still)
-    }
-    return tuple(value for value in network.backbone.parameters() if id(value) not in frozen), still
+    if norm != "frozen":
+        return tuple(network.backbone.parameters()), ()
+    norms = list[nn.Module]()
+    frozen = set[int]()  # ids, because == of tensors compares elementwise
+    for module in network.backbone.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            norms.append(module)
+            frozen.update(map(id, module.parameters()))
+    trained = [value for value in network.backbone.parameters() if id(value) not in frozen]
+    return tuple(trained), tuple(norms)
 
 
 def two_rates(
@@ -200,14 +262,42 @@ def two_rates(
     rate: float,
     gate_rate: float,
 ) -> Optimizer:
-    """Adam with a rate of its own for the gates."""
-    ours = {id(value) for value in gates}
-    every = list(parameters)
-    groups = [
-        {"params": [value for value in every if id(value) not in ours], "lr": rate},
-        {"params": [value for value in every if id(value) in ours], "lr": gate_rate},
-    ]
-    return torch.optim.Adam([group for group in groups if group["params"]])
+    """Adam with a separate learning rate for the gates."""
+    return torch.optim.Adam(rate_groups(parameters, gates=gates, rate=rate, gate_rate=gate_rate))
+
+
+def rate_groups(
+    parameters: Iterable[nn.Parameter],
+    *,
+    gates: tuple[nn.Parameter, ...],
+    rate: float,
+    gate_rate: float,
+) -> list[dict[str, Any]]:
+    """Parameter groups with a separate learning rate for the gates.
+
+    Args:
+        parameters: all that are trained.
+        gates: those among them that belong to gates.
+        rate: of the others.
+        gate_rate: of the gates.
+
+    Returns:
+        The group of the others, then that of the gates. An empty group is left out.
+    """
+    gate_ids = set(map(id, gates))
+    others = list[nn.Parameter]()
+    of_gates = list[nn.Parameter]()
+    for value in parameters:
+        if id(value) in gate_ids:
+            of_gates.append(value)
+        else:
+            others.append(value)
+    groups = list[dict[str, Any]]()
+    if others:
+        groups.append({"params": others, "lr": rate})
+    if of_gates:
+        groups.append({"params": of_gates, "lr": gate_rate})
+    return groups
 
 
 def random_then_chosen(
@@ -224,13 +314,18 @@ def random_then_chosen(
     Args:
         network: with forks.
         names: of the phases.
-        epochs: of each; the first is left out for 0 epochs, or where it has nothing to train.
+        epochs: of each phase. The first phase is left out if it has 0 epochs or nothing to train.
         rates: of Adam, for models and exits, and for gates.
         models: False trains exits and gates alone.
         norm: of the models' batch norms, "moving" or "frozen".
+
+    Returns:
+        One phase or two.
     """
     parameters, still = models_of(network, norm)
-    trained = (*(parameters if models else ()), *network.exits.parameters())
+    trained = tuple(network.exits.parameters())
+    if models:
+        trained = (*parameters, *trained)
     gates = tuple(network.gates.parameters())
     phases = list[Phase]()
     if epochs[0] and trained:
@@ -244,11 +339,22 @@ def random_then_chosen(
 
 
 def answer_losses(network: Network, done: Routed, y: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of the answers, and of exits at which nobody leaves while this trains, but rows
-    will later.
+    """Cross-entropy of the final outputs, and of the exits that rows pass.
+
+    An exit with a fixed gate lets no row leave in training. Rows will leave there later, so the
+    exit learns from the rows that pass it.
+
+    Args:
+        network: with forks.
+        done: the outputs of a batch, each row along its path.
+        y: labels [b].
+
+    Returns:
+        The losses by name: "answers", and the nodes of such exits.
     """
     losses = {"answers": cross_entropy(done.logits, y)}
     for name, (rows, logits) in done.passed.items():
+        # rows [r] are indices into the batch, logits [r, C]
         fixed = name in network.gates and not isinstance(network.gate_of(name), Chooser)
         if fixed and len(rows):
             losses[name] = cross_entropy(logits, y[rows])

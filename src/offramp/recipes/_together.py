@@ -1,24 +1,27 @@
-"""What the recipes that train models and exits together share: their parameters, a trial run, a
-teacher's loss.
+"""Parts that the recipes share which train models and exits together: parameters, a trial run, a
+teacher, and its loss.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
 from offramp.networks.inputs import given
-from offramp.networks.network import Network, trial_rows
+from offramp.networks.network import Network, last_model, plain_network, trial_rows
 from offramp.networks.nodes import Seen
 from offramp.networks.recipe import trainable_exits
 from offramp.networks.taps import listening
+from offramp.networks.wrappers import unwrapped
 
 
 def parameters_of(network: Network) -> tuple[nn.Parameter, ...]:
-    """Those of the models and of the exits."""
+    """The parameters of the models and of the exits."""
     return (*network.backbone.parameters(), *network.exits.parameters())
 
 
@@ -31,30 +34,44 @@ def exit_parameters(network: Network, names: Iterable[str]) -> tuple[nn.Paramete
 
 
 def students_of(network: Network) -> tuple[str, ...]:
-    """The exits that the last one can train by its answers. Raises BadNetwork when there are
-    none.
+    """The exits that can learn the last one's outputs.
+
+    Args:
+        network: with exits.
+
+    Returns:
+        The trainable exits before the last, from shallow to deep.
+
+    Raises:
+        BadNetwork: there are none.
     """
     names = trainable_exits(network)
     last = network.topology.exits[-1]
     if names == (last,):
         raise BadNetwork(
-            f"the last exit, {last!r}, has all parameters and would train itself; hang exits "
-            f"before it"
+            f"The last exit, {last!r}, has all parameters and would train itself. Add exits "
+            "before it"
         )
     return tuple(name for name in names if name != last)
 
 
 def seen_of(network: Network, rows: int = 2) -> dict[str, Seen]:
-    """What stands at the nodes of a model that was cut, for seeded rows of the shapes that it was
-    tried on.
+    """The features and logits at the nodes of a cut model, for seeded rows.
+
+    The rows have the shapes of the model's example.
     """
     with torch.no_grad():
         return dict(network.look(given(trial_rows(network, network.members[0], rows))))
 
 
 def last_layer(network: Network) -> nn.Module | None:
-    """Of a model that was cut, the layer with parameters that ran last; None where that stands
-    before the last cut.
+    """The layer with parameters that runs last in a cut model.
+
+    Args:
+        network: whose last model was cut.
+
+    Returns:
+        The layer, or None if no layer runs behind the last cut.
     """
     member = network.members[-1]
     rows = trial_rows(network)
@@ -79,9 +96,7 @@ def last_layer(network: Network) -> nn.Module | None:
 
 
 def require_one_width(network: Network) -> None:
-    """Raise BadNetwork unless all exits of a model that was cut answer with one number of
-    classes.
-    """
+    """Raise BadNetwork unless all exits of a cut model have the same number of classes."""
     widths = dict[str, int]()
     for name, seen in seen_of(network).items():
         if seen.own is not None:  # logits [b, C] of the node's exit
@@ -90,9 +105,33 @@ def require_one_width(network: Network) -> None:
         raise BadNetwork(f"all exits must have the same number of classes, got {widths}")
 
 
+def teacher_network(teacher: nn.Module, student: Network) -> Network:
+    """A frozen copy of a teacher as a network of one node, on the student's device.
+
+    Args:
+        teacher: a model, which gets the student's preprocessing, or a network with its own.
+        student: the network that learns from it.
+
+    Returns:
+        The network, in eval mode and without gradients.
+    """
+    if isinstance(teacher, Network):
+        network = last_model(teacher, copied=True)
+    else:
+        member = student.members[0]
+        preprocess = copy.deepcopy(student.preprocess_of(member))
+        model = copy.deepcopy(unwrapped(teacher)[0])
+        network = plain_network(model, replace(member, spec=None), preprocess)
+    return network.eval().requires_grad_(False).to(student.device())
+
+
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean over rows of -sum_c q_c log p_c, p and q the softmax of logits and teacher [b, C] at a
-    temperature.
+    """The mean over rows of -sum_c q_c log p_c, with p and q the softmax of logits and teacher.
+
+    Args:
+        logits: of the student, [b, C].
+        teacher: logits of the teacher, [b, C].
+        temperature: of both softmaxes.
     """
     q = (teacher / temperature).softmax(-1)
     return -(q * (logits / temperature).log_softmax(-1)).sum(-1).mean()

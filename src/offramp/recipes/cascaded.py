@@ -1,14 +1,14 @@
 """Blocks trained one after the other, each on the rows that the earlier ones did not settle
 (QuickNets).
 
-Patel and Siegelmann, 2022, arXiv 2212.12866, of which the abstract alone was at hand: block n and
+Patel and Siegelmann, 2022, arXiv 2212.12866; only the abstract was available. Block n and
 its classifier learn by cross-entropy on D_n while all earlier blocks stay fixed, and D_{n+1} holds
-the rows of D_n that are not settled. All else is ours. Settled means answered right with a
-probability of at least `confidence`. One row in `held` trains no block but the gates: a block that
-knows its rows by heart is right on them, and would train its `Commitment` to trust it. One settled
-row in `replay` stays, so that later blocks see easy rows too and none runs dry. Which rows these
-are follows from their numbers. Commitments learn by binary cross-entropy whether the exit is right.
-Adam, as in `joint`.
+the rows of D_n that are not settled. Everything else is ours. A row is settled if an exit is right
+on it with a probability of at least `confidence`. One row in `held` trains the gates and no block:
+a block is right on rows that it has memorized, and they would train its `Commitment` to trust it.
+One settled row in `replay` stays, so that later blocks see easy rows too and none runs out of rows.
+Row numbers decide which rows these are. Commitments learn by binary cross-entropy whether the exit
+is right. The optimizer is Adam, as in `joint`.
 """
 
 from __future__ import annotations
@@ -39,19 +39,21 @@ __all__ = ["Cascaded"]
 
 BLOCK = "block "
 GATE = "commitment "
-SPREAD, FIRST, SECOND = (
-    2654435761,
-    7,
-    19,
-)  # Knuth's multiplier; two places among its bits, for two choices of rows
+# Knuth's multiplier mixes the bits of a row's number; two positions among them make two choices.
+SPREAD = 2654435761
+FIRST = 7
+SECOND = 19
 
 
 class Cascaded(Recipe):
     """A phase per block and one per gate, from the first to the last.
 
-    confidence: the probability from which on a right answer is settled. epochs, rate: of Adam, in
-    each phase. held: one row in so many is kept for the gates. replay: one settled row in so many
-    is trained all the same.
+    Args:
+        confidence: a right output with at least this probability settles its row.
+        epochs: of each phase.
+        rate: of Adam.
+        held: one row in `held` trains the gates and no block.
+        replay: one settled row in `replay` trains later blocks all the same.
     """
 
     def __init__(
@@ -70,10 +72,14 @@ class Cascaded(Recipe):
         self.replay = replay
 
     def prepare(self, network: Network) -> None:
-        """Hang a `Commitment` on every node but the last, unless there is one.
+        """Add a `Commitment` to every node but the last, unless there is one.
 
-        Raises InvalidArgument for arguments out of their range, BadNetwork where there is nothing
-        to train, and for a ladder.
+        Args:
+            network: one model with exits.
+
+        Raises:
+            InvalidArgument: an argument is out of range.
+            BadNetwork: there is nothing to train, or there are several models.
         """
         require("confidence", self.confidence, above=0, high=1)
         require_count("held", self.held, 2)
@@ -83,15 +89,15 @@ class Cascaded(Recipe):
         commit(network)
 
     def phases(self, network: Network) -> list[Phase]:
-        """Block, its gate, next block."""
+        """A block, its gate, the next block."""
         adam = partial(torch.optim.Adam, lr=self.rate)
         phases = list[Phase]()
         before = list[str]()
-        for name, own in blocks_of(network).items():
-            values = (*own, *network.exit_of(name).parameters())
+        for name, block in blocks_of(network).items():
+            values = (*block, *network.exit_of(name).parameters())
             rows = partial(self._unsettled, tuple(before))
             if values:
-                still = still_beside(network, own)
+                still = still_beside(network, block)
                 phases.append(
                     Phase(BLOCK + name, values, self.epochs, adam, rows=rows, still=still)
                 )
@@ -103,39 +109,40 @@ class Cascaded(Recipe):
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy of the block's exit, or of its gate's belief in it."""
-        kind = BLOCK if batch.phase.startswith(BLOCK) else GATE
-        name = batch.phase.removeprefix(kind)
         y = batch.labels()
-        own = outputs.logits[name]
-        if kind == BLOCK:
-            return {name: cross_entropy(own, y)}
+        if batch.phase.startswith(BLOCK):
+            name = batch.phase.removeprefix(BLOCK)
+            return {name: cross_entropy(outputs.logits[name], y)}
+        name = batch.phase.removeprefix(GATE)
+        logits = outputs.logits[name]  # [b, C]
         gate = outputs.network.gate_of(name)
         assert isinstance(gate, Commitment)
-        right = (own.argmax(1) == y).to(own.dtype)
-        return {
-            name: binary_cross_entropy_with_logits(gate.odds(outputs.features[name], own), right)
-        }
+        is_right = (logits.argmax(1) == y).to(logits.dtype)  # [b]
+        odds = gate.odds(outputs.features[name], logits)  # [b]
+        return {name: binary_cross_entropy_with_logits(odds, is_right)}
 
-    def _held(self, _view: TrainingOutputs, batch: TrainingBatch) -> Tensor:
-        """Rows [b] that train gates."""
+    def _held(self, _outputs: TrainingOutputs, batch: TrainingBatch) -> Tensor:
+        """Which rows [b] train gates."""
         return _drawn(batch.row, self.held, FIRST)
 
     def _unsettled(
         self, before: Sequence[str], outputs: TrainingOutputs, batch: TrainingBatch
     ) -> Tensor:
-        """Rows [b] that train the block behind the exits `before`."""
+        """Which rows [b] train the block behind the exits `before`."""
         settled = torch.zeros(len(batch.row), dtype=torch.bool)
         for name in before:
-            sure, answer = outputs.logits[name].softmax(1).max(1)
-            settled |= ((answer == batch.labels()) & (sure >= self.confidence)).cpu()
-        return ~_drawn(batch.row, self.held, FIRST) & (
-            ~settled | _drawn(batch.row, self.replay, SECOND)
-        )
+            confidence, predicted = outputs.logits[name].softmax(1).max(1)  # [b] each
+            is_settled = (predicted == batch.labels()) & (confidence >= self.confidence)
+            settled |= is_settled.cpu()
+        is_held = _drawn(batch.row, self.held, FIRST)
+        is_replayed = _drawn(batch.row, self.replay, SECOND)
+        return ~is_held & (~settled | is_replayed)
 
 
 def commit(network: Network) -> None:
-    """Hang a new `Commitment` on every node but the last that has none, in place; always the same
-    one.
+    """Add a new `Commitment` to every node but the last that has none, in place.
+
+    The seed is fixed, so its first weights are always the same.
     """
     device = network.device()
     gates = dict[str, Commitment]()
@@ -150,33 +157,48 @@ def commit(network: Network) -> None:
 
 
 def blocks_of(network: Network) -> dict[str, tuple[nn.Parameter, ...]]:
-    """The model's parameters by the node behind which they lie; those of several pieces belong to
-    the first.
+    """The model's parameters by the node whose segment they are in.
+
+    A parameter that several segments share belongs to the first of them.
     """
     blocks = dict[str, tuple[nn.Parameter, ...]]()
-    known = set[int]()
+    known = set[int]()  # ids, because == of tensors compares elementwise
     for name, segment in segments_of(network).items():
-        own = [value for module in segment.modules for value in module.parameters(recurse=False)]
-        blocks[name] = tuple(value for value in dict.fromkeys(own) if id(value) not in known)
-        known |= {id(value) for value in own}
+        block = list[nn.Parameter]()
+        for module in segment.modules:
+            for value in module.parameters(recurse=False):
+                if id(value) not in known:
+                    known.add(id(value))
+                    block.append(value)
+        blocks[name] = tuple(block)
     return blocks
 
 
 def still_beside(network: Network, trained: Sequence[nn.Parameter]) -> tuple[nn.Module, ...]:
-    """The model's modules that hold parameters and none of those trained: they keep eval mode, and
-    their norms.
+    """The model's modules whose parameters are all untrained in a phase.
+
+    They keep eval mode, and so the statistics of their norms.
+
+    Args:
+        network: one model with exits.
+        trained: the parameters that are trained.
+
+    Returns:
+        Modules with at least one parameter, and without a trained one.
     """
-    mine = {id(value) for value in trained}
-    return tuple(
-        part
-        for part in network.backbone.modules()
-        if (own := {id(value) for value in part.parameters()}) and not own & mine
-    )
+    trained_ids = set(map(id, trained))
+    still = list[nn.Module]()
+    for module in network.backbone.modules():
+        ids = set(map(id, module.parameters()))
+        if ids and not ids & trained_ids:
+            still.append(module)
+    return tuple(still)
 
 
 def _drawn(row: Tensor, one_in: int, index: int) -> Tensor:
-    """One row [b] in so many, by its number: spread evenly, and differently for another place among
-    the bits.
+    """Whether each row [b] is one in `one_in`, decided by its number.
+
+    The rows are spread evenly. Another `index` among the bits draws other rows.
     """
     mixed = (row.cpu().long() * SPREAD) % 2**32
     return (mixed >> index) % one_in == 0

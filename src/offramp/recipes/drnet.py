@@ -1,18 +1,19 @@
 """One model at several resolutions, and the predictor that chooses (DRNet; Zhu et al., 2021, arXiv
 2106.02898).
 
-First the model alone: the losses of all resolutions summed, each with batch norms of its own. Then
-the predictor too: straight-through Gumbel choices, a hinge on the mean cost,
+First the model alone learns, by the sum of the losses of all resolutions, each with batch norms of
+its own. Then the predictor learns too, by straight-through Gumbel choices and a hinge on the mean
+cost,
 
-    L = CE + eta * max(0, (mean(F) - alpha) / (C_max - C_min)),
+    L = CE + eta * max(0, (mean(F) - alpha) / (C_max - C_min)).
 
-and within a batch the rows of each choice pass their own arm, so that batch norms see their own
-rows alone. SGD with momentum 0.9 and weight decay 1e-4. In the paper the predictor learns at a
+Within a batch, the rows of each choice pass their own arm, so that batch norms see only these rows.
+The optimizer is SGD with momentum 0.9 and weight decay 1e-4. In the paper the predictor learns at a
 tenth of the model's rate, from scratch and over 100 epochs; here it learns faster, and the trained
-model slower. The temperature is not told there; 1 is ours. The authors' public code only evaluates,
-runs all resolutions and keeps the noise: neither is copied. Where we differ: rates fall along a
-cosine, and epochs are fewer by default, for trained models. With `gate_epochs`, the predictor first
-learns alone which resolution each row needs; the paper has no such phase.
+model slower. The paper does not give the temperature; 1 is our choice. The authors' public code
+only evaluates, runs all resolutions and keeps the noise; none of that is copied. Where we differ:
+rates fall along a cosine, and epochs are fewer by default, for trained models. With `gate_epochs`,
+the predictor first learns alone which resolution each row needs; the paper has no such phase.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from offramp.recipes._routing import (
     gumbel,
     models_of,
     prices_of,
+    rate_groups,
     require_between,
     require_choosers,
 )
@@ -48,32 +50,34 @@ __all__ = ["Drnet"]
 FIRST = "resolutions"
 GATE = "gate"
 SECOND = "choices"
+MOST = 1e9  # the largest eta, and the most epochs of the first phase
+TEMPERATURE = 4.0  # at which small arms imitate the largest one
 
 
 class Drnet(Recipe):
     """Every arm on every row, then rows on the arms that the gate chooses.
 
     Args:
-        budget: alpha, the mean cost above which a row is charged, as a share of the largest
+        budget: alpha, the mean cost above which the loss grows, as a share of the largest
             resolution's MACs.
-        eta: the weight of that charge.
-        first: epochs of all arms together; 0 where they are trained.
+        eta: the weight of that part of the loss.
+        first: epochs of all arms together. Use 0 if they are trained already.
         gate_epochs: epochs of the gate alone, between the two phases of the paper. It learns the
-            cheapest arm that answers a row right, or the cheapest of all where none does. Straight-
-            through choices alone teach a gate little in few epochs. Such rows should not have
-            trained the model, or it answers nearly all of them right. 0 in the paper.
-        epochs: with the gate; 0 leaves the second phase out.
+            cheapest arm that answers a row right, or the cheapest of all if none does. In few
+            epochs, straight-through choices teach a gate little. Use rows that did not train the
+            model: it answers nearly all of its training rows right. 0 in the paper.
+        epochs: with the gate. 0 leaves the second phase out.
         rate: of SGD for the model, in the first phase.
         second_rate: the same with the gate.
         gate_rate: of the gate.
         tau: the temperature of the backward softmax.
-        keep: how much of each arm's loss in the first phase comes from what the largest arm
-            answers, instead of from the label (Hinton et al., 2015, arXiv 1503.02531, at a
-            temperature of 4). 0 in the paper.
-        norm: "moving" or "frozen" batch norms in the second phase. With few rows of a choice in a
-            batch, moving statistics become those of a handful of rows: an arm that is chosen
-            rarely loses its accuracy. "frozen" keeps what the first phase has found. The paper
-            does not say; it trains from scratch, in larger batches.
+        keep: the share of each arm's loss in the first phase that comes from the largest arm's
+            outputs instead of the label (Hinton et al., 2015, arXiv 1503.02531, at a temperature of
+            4). 0 in the paper.
+        norm: "moving" or "frozen" batch norms in the second phase. If a batch has few rows of a
+            choice, moving statistics come from a handful of rows, and an arm that is rarely chosen
+            loses its accuracy. "frozen" keeps the statistics of the first phase. The paper does not
+            mention this; it trains from scratch, in larger batches.
     """
 
     forks = True
@@ -106,21 +110,28 @@ class Drnet(Recipe):
         self.norm = norm
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for arguments that cannot be, BadNetwork without a gate that rates
-        ways.
+        """Check the arguments, and measure the costs of the paths.
+
+        Args:
+            network: of whole models, with gates that rate their ways.
+
+        Raises:
+            InvalidArgument: an argument is out of range.
+            BadNetwork: there is no gate that rates its ways, or costs cannot be counted.
         """
         require_between("budget", self.budget, 0, 10)
         require_between("tau", self.tau, 0, float("inf"))
-        for name, value, most in (
-            ("eta", self.eta, 1e9),
-            ("first", self.first, 1e9),
-            ("gate_epochs", self.gate_epochs, 1e9),
-            ("epochs", self.epochs, 1e9),
-            ("keep", self.keep, 1),
+        if not 0 <= self.eta <= MOST:
+            raise InvalidArgument(f"eta must be at least 0, got {self.eta!r}")
+        for name, epochs in (
+            ("first", self.first),
+            ("gate_epochs", self.gate_epochs),
+            ("epochs", self.epochs),
         ):
-            if not 0 <= value <= most:
-                upto = " and at most 1" if name == "keep" else ""
-                raise InvalidArgument(f"{name} must be at least 0{upto}, got {value!r}")
+            if not 0 <= epochs <= MOST:
+                raise InvalidArgument(f"{name} must be at least 0, got {epochs!r}")
+        if not 0 <= self.keep <= 1:
+            raise InvalidArgument(f"keep must be at least 0 and at most 1, got {self.keep!r}")
         if self.norm not in ("moving", "frozen"):
             raise InvalidArgument(f"norm must be one of moving, frozen, got {self.norm!r}")
         if self.first + self.gate_epochs + self.epochs == 0:
@@ -134,54 +145,63 @@ class Drnet(Recipe):
 
     def phases(self, network: Network) -> list[Phase]:
         """All arms, then choices."""
-        models, _ = models_of(network, "moving")
-        trained = (*models, *network.exits.parameters())
+        exits = tuple(network.exits.parameters())
         gates = tuple(network.gates.parameters())
         phases = list[Phase]()
+
+        # All arms: batch norms learn here in any case.
         if self.first:
+            models, _ = models_of(network, "moving")
             sgd = partial(
                 torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=1e-4, nesterov=True
             )
-            phases.append(Phase(FIRST, trained, self.first, sgd, cosine, looks=False))
+            phases.append(Phase(FIRST, (*models, *exits), self.first, sgd, cosine, looks=False))
+
+        # The gate alone.
         if self.gate_epochs:
             sgd = partial(
                 torch.optim.SGD, lr=self.gate_rate, momentum=0.9, weight_decay=1e-4, nesterov=True
             )
             phases.append(Phase(GATE, gates, self.gate_epochs, sgd, cosine, looks=False))
+
+        # Choices.
         if not self.epochs:
             return phases
         both = partial(two_rates, gates=gates, rate=self.second_rate, gate_rate=self.gate_rate)
         models, still = models_of(network, self.norm)
-        parameters = (*models, *network.exits.parameters(), *gates)
+        parameters = (*models, *exits, *gates)
         phases.append(
             Phase(SECOND, parameters, self.epochs, both, cosine, still=still, looks=False)
         )
         return phases
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
-        """By arm, or of the answers and of their cost."""
+        """The loss of each arm, or of the final outputs and of their cost."""
         if batch.phase == FIRST:
-            return self._of_arms(outputs, batch)
+            return self._arm_losses(outputs, batch)
         if batch.phase == GATE:
-            return self._of_needs(outputs, batch)
-        return self._of_choices(outputs, batch)
+            return self._gate_loss(outputs, batch)
+        return self._choice_losses(outputs, batch)
 
-    def _of_arms(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
+    def _arm_losses(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
+        """The loss of each arm, with every row on every arm."""
         logits: dict[str, Tensor] = {}
         for label, node, seen in every_path(outputs.network, outputs.inputs):
             if node.has_exit and seen.own is not None:
                 logits[label] = seen.own
         reference = outputs.network.topology.exit_labels[-1]
         losses: dict[str, Tensor] = {}
-        for label, own in logits.items():
-            loss = cross_entropy(own, batch.labels())
+        for label, arm in logits.items():
+            loss = cross_entropy(arm, batch.labels())
             if self.keep and label != reference:
-                soft = soft_cross_entropy(own, logits[reference].detach(), 4.0) * 16.0
+                teacher = logits[reference].detach()  # [b, C]
+                # T^2 keeps the size of the gradient, which falls with 1 / T^2.
+                soft = soft_cross_entropy(arm, teacher, TEMPERATURE) * TEMPERATURE**2
                 loss = (1 - self.keep) * loss + self.keep * soft
             losses[label] = loss
         return losses
 
-    def _of_needs(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
+    def _gate_loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy of the gate with the cheapest arm that answers each row right."""
         network = outputs.network
         topology = network.topology
@@ -210,7 +230,8 @@ class Drnet(Recipe):
                     break
         return {"needed": cross_entropy(ratings, needed)}
 
-    def _of_choices(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
+    def _choice_losses(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
+        """The loss of the final outputs and of their cost, with each row on the arm it chooses."""
         network = outputs.network
 
         def decide(name: str, gate: Gate, seen: Seen) -> Tensor:
@@ -245,12 +266,6 @@ def two_rates(
     rate: float,
     gate_rate: float,
 ) -> Optimizer:
-    """SGD with a rate of its own for the gates."""
-    ours = {id(value) for value in gates}
-    every = list(parameters)
-    groups = [
-        {"params": [value for value in every if id(value) not in ours], "lr": rate},
-        {"params": [value for value in every if id(value) in ours], "lr": gate_rate},
-    ]
-    some = [group for group in groups if group["params"]]
-    return torch.optim.SGD(some, lr=rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    """SGD with a separate learning rate for the gates."""
+    groups = rate_groups(parameters, gates=gates, rate=rate, gate_rate=gate_rate)
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=1e-4, nesterov=True)

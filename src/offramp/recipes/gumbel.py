@@ -4,9 +4,9 @@ loss.
 L = CE(y, label) + eta * max(0, (mean cost - budget) / (C_max - C_min)), as in DRNet (Zhu et al.,
 2021, arXiv 2106.02898), for any network with forks. Each gate draws one way for each row,
 onehot(argmax(log p + g)), and gets the gradient of softmax((log p + g) / tau). Leaving at an exit
-is a way like any other, so that it is part of the objective. Gates that do not rate their ways (a
-margin, say) send every row to the last way while this trains, and the exit there has a
-cross-entropy of its own.
+is a way like any other, so it is part of the objective. Gates that do not rate their ways (for
+example a margin) send every row to the last way during training, and their exit has its own
+cross-entropy.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class Gumbel(Recipe):
     """Models, exits and gates together, each row on one path.
 
     Args:
-        budget: the mean cost of a row that is free of charge, as a share of the plain network's
-            MACs.
-        eta: the weight of the cost above it.
-        epochs: of all of it.
-        warm: epochs before those, in which gates are not trained and ways are drawn at random.
+        budget: the mean cost of a row up to which the loss does not grow, as a share of the plain
+            network's MACs.
+        eta: the weight of the cost above the budget.
+        epochs: with gates.
+        warm: epochs before those, in which gates are not trained and ways are random.
         rate: of Adam for models and exits.
         gate_rate: of Adam for gates.
         tau: the temperature of the backward softmax.
-        mixed: run every arm on all rows, so that a gate learns from all of its ways. Without it
-            every arm runs on the rows that chose it, which is cheaper, and batch norms see their
-            own rows alone.
+        mixed: run every arm on all rows, so that a gate learns from all of its ways. False runs
+            every arm only on the rows that chose it. That is cheaper, and batch norms then see only
+            these rows.
         models: False trains the gates and exits alone.
-        norm: of the models' batch norms: "moving" ones learn and follow the batches, "frozen" ones
-            stay as they are.
+        norm: "moving" trains the models' batch norms and lets them follow the batches; "frozen"
+            keeps them as they are.
     """
 
     forks = True
@@ -85,8 +85,14 @@ class Gumbel(Recipe):
         self.norm = norm
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for arguments that cannot be, BadNetwork without gates that rate
-        ways or without prices.
+        """Check the arguments, and measure the costs of the paths.
+
+        Args:
+            network: of whole models, with gates that rate their ways.
+
+        Raises:
+            InvalidArgument: an argument is out of range.
+            BadNetwork: there is no gate that rates its ways, or costs cannot be counted.
         """
         require_between("budget", self.budget, 0, 10)
         require_between("tau", self.tau, 0, float("inf"))
@@ -100,7 +106,7 @@ class Gumbel(Recipe):
         network.auxiliary = {PRICES: prices_of(network).to(network.device())}
 
     def phases(self, network: Network) -> list[Phase]:
-        """Random ways, if asked for, then the gates' own."""
+        """Random ways, if asked for, then the ways that the gates choose."""
         return random_then_chosen(
             network,
             names=("random ways", "gumbel"),
@@ -111,11 +117,12 @@ class Gumbel(Recipe):
         )
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
-        """Cross-entropy of the answers, and the cost above the budget."""
+        """Cross-entropy of the final outputs, and the cost above the budget."""
         network = outputs.network
         at_random = batch.phase == "random ways"
 
         def decide(name: str, gate: Gate, seen: Seen) -> Tensor:
+            # Choices [b, count], one-hot
             count = len(network.topology.node(name).successors)
             if at_random:
                 ways = torch.randint(count, (len(seen.features),), device=seen.features.device)
@@ -124,11 +131,12 @@ class Gumbel(Recipe):
                 return one_hot(best_way(gate, seen, count), count)
             return gumbel(gate.ratings(seen), self.tau)
 
+        # Random choices have no gradient, so running all arms on all rows would gain nothing.
         done = routed(network, outputs.inputs, decide, mixed=self.mixed and not at_random)
         losses = answer_losses(network, done, batch.labels())
         if not at_random:
             prices = network.auxiliary[PRICES]
             assert isinstance(prices, PathPrices)
-            cost = prices.of(network.topology, done.choices, len(done.logits))
+            cost = prices.of(network.topology, done.choices, len(done.logits))  # [b]
             losses["cost"] = self.eta * prices.over(cost, self.budget)
         return losses

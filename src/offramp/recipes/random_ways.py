@@ -1,7 +1,7 @@
 """Segments and exits trained along random ways: for gates that need no training, and as a control.
 
-At a fork every row takes a way at random; at an exit it goes on. Every exit that a row passes has
-its cross-entropy. So all paths learn equally, as in the warm-up that `d2nn` and `gumbel` have.
+At a fork every row takes a way at random; at an exit it goes on. Every exit gets the cross-entropy
+of the rows that pass it. All paths learn equally, as in the warm-up of `d2nn` and `gumbel`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from offramp.networks.nodes import Gate, Seen
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.networks.walking import routed
 from offramp.plans.topology import LEAVE
-from offramp.recipes._routing import models_of, one_hot
+from offramp.recipes._routing import models_of, one_hot, require_uncut
 from offramp.recipes._schedules import cosine
 
 __all__ = ["RandomWays"]
@@ -28,7 +28,7 @@ class RandomWays(Recipe):
     """Cross-entropies along random ways.
 
     Args:
-        epochs: of all of it.
+        epochs: over the training rows.
         rate: of Adam.
         models: False trains the exits alone.
         norm: "moving" or "frozen" batch norms of the models.
@@ -45,26 +45,31 @@ class RandomWays(Recipe):
         self.norm = norm
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for another norm, BadNetwork for a network that is cut, or has
-        nothing to train.
+        """Check the network.
+
+        Args:
+            network: of whole models.
+
+        Raises:
+            InvalidArgument: norm is neither "moving" nor "frozen".
+            BadNetwork: a member of the network is cut, or there is nothing to train.
         """
         if self.norm not in ("moving", "frozen"):
             raise InvalidArgument(f"norm must be one of moving, frozen, got {self.norm!r}")
-        cut_members = [member.name for member in network.members if member.cuts]
-        if cut_members:
-            raise BadNetwork(
-                f"random_ways trains networks of whole models (off.route), and {cut_members[0]!r} "
-                f"is cut"
-            )
+        require_uncut(network, "random_ways")
         if not self._trained(network):
-            raise BadNetwork("this network has no parameters to train")
+            raise BadNetwork("This network has no parameters to train")
 
     def _trained(self, network: Network) -> tuple[torch.nn.Parameter, ...]:
+        """The parameters that are trained: those of the exits, and of the models if asked for."""
+        exits = tuple(network.exits.parameters())
+        if not self.models:
+            return exits
         models, _ = models_of(network, self.norm)
-        return (*(models if self.models else ()), *network.exits.parameters())
+        return (*models, *exits)
 
     def phases(self, network: Network) -> list[Phase]:
-        """One."""
+        """One phase."""
         _, still = models_of(network, self.norm)
         adam = partial(torch.optim.Adam, lr=self.rate)
         return [
@@ -84,16 +89,21 @@ class RandomWays(Recipe):
         topology = outputs.network.topology
 
         def decide(name: str, gate: Gate, seen: Seen) -> Tensor:
+            # Draw among the successors that go on: no row leaves in training.
             successors = topology.node(name).successors
-            going = [number for number, successor in enumerate(successors) if successor != LEAVE]
-            drawn = torch.randint(len(going), (len(seen.features),), device=seen.features.device)
-            ways = torch.as_tensor(going, device=seen.features.device)[drawn]
-            return one_hot(ways, len(successors))
+            device = seen.features.device
+            going = list[int]()
+            for index, successor in enumerate(successors):
+                if successor != LEAVE:
+                    going.append(index)
+            drawn = torch.randint(len(going), (len(seen.features),), device=device)  # [b]
+            ways = torch.as_tensor(going, device=device)[drawn]  # [b]
+            return one_hot(ways, len(successors))  # [b, successors]
 
         done = routed(outputs.network, outputs.inputs, decide)
         y = batch.labels()
         losses: dict[str, Tensor] = {}
         for name, (rows, logits) in done.passed.items():
-            if len(rows):
+            if len(rows):  # weighted by the share of rows that pass this exit
                 losses[name] = cross_entropy(logits, y[rows]) * (len(rows) / len(y))
         return losses

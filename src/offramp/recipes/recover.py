@@ -1,20 +1,17 @@
-"""Bring back the accuracy of a converted model: distil it from the model that it was converted
-from.
+"""Recover the accuracy of a converted model by distillation from the original model.
 
-First layer by layer: each new layer gets the input that the original's layer gets, and learns to
-give what that gives (He, Zhang and Sun, 2017, arXiv 1707.06168, reconstruct layers so). These are
-independent problems: one layer's error does not disturb the next one's batch. Then as a whole: the
-converted model learns the original's logits at a temperature (Hinton, Vinyals and Dean, 2015, arXiv
-1503.02531) and its features after the modules that hold converted layers (Romero et al., 2015,
-arXiv 1412.6550, without an adapter: the shapes are the same). Labels are not needed.
+First layer by layer: each new layer gets the input of the original's layer, and learns its output,
+as He, Zhang and Sun (2017, arXiv 1707.06168) reconstruct layers. These problems are independent:
+one layer's error does not disturb the next one's batch. Then as a whole: the converted model learns
+the original's logits at a temperature (Hinton, Vinyals and Dean, 2015, arXiv 1503.02531) and its
+features after the modules that hold converted layers (Romero et al., 2015, arXiv 1412.6550, without
+an adapter, because the shapes are the same). Labels are not needed.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,11 +25,10 @@ from offramp._support.find import unknown
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.layer import Layer, outer_layers
-from offramp.networks.network import Network, last_model, plain_network
+from offramp.networks.network import Network
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
-from offramp.networks.wrappers import unwrapped
 from offramp.recipes._schedules import cosine
-from offramp.recipes._together import parameters_of, soft_cross_entropy
+from offramp.recipes._together import parameters_of, soft_cross_entropy, teacher_network
 
 __all__ = ["Recover"]
 
@@ -47,19 +43,20 @@ class Recover(Recipe):
     """T^2 CE(z / T, original / T) + features x relative squared error of the features.
 
     Args:
-        original: the model before it was converted, or a network of it. It is copied and stays as
+        original: the model before it was converted, or a network of it. It is copied, and stays as
             it is. At the command line: --original and --original-weights.
-        by: "both" goes through the layers and then the whole; "layers" or "whole" does only that.
-        epochs: of the whole.
-        layer_epochs: of the layers.
-        rate: of Adam for the whole, falling along a cosine.
+        by: "layers" trains layer by layer, "whole" trains the model as a whole, "both" does one
+            after the other.
+        epochs: of training as a whole.
+        layer_epochs: of training layer by layer.
+        rate: of AdamW for the model as a whole. It falls along a cosine.
         layer_rate: of Adam for the layers.
         temperature: T.
         features: the weight of the features' errors.
-        at: modules after which features are compared, with commas between; by default the outermost
-            modules that hold something that was converted.
+        at: modules after which features are compared, separated by commas. By default these are the
+            outermost modules that hold something that was converted.
         labels: the share of the loss that comes from labels instead of the original's logits.
-        decay: weight decay of the whole.
+        decay: weight decay of training as a whole.
     """
 
     trains_models = True
@@ -90,31 +87,33 @@ class Recover(Recipe):
         self.at = at
         self.labels = labels
         self.decay = decay
-        # What modules gave in the step that is being made, by name
+        # The features of this step, by module.
         self._students: dict[str, Tensor] = {}
         self._teachers: dict[str, Tensor] = {}
 
     def config(self) -> dict[str, Any]:
-        """The arguments; of the original its class, for its weights are in the checkpoint."""
-        values = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        """The arguments. The original appears by class, for its weights are in the checkpoint."""
+        values = dict[str, Any]()
+        for key, value in vars(self).items():
+            if not key.startswith("_"):
+                values[key] = value
         values["original"] = type(self.original).__name__
         return values
 
     def prepare(self, network: Network) -> None:
-        """Check the arguments and hang on the original.
+        """Check the arguments, and copy the original into the network's auxiliary modules.
 
         Args:
-            network: of one model, converted; it may be cut.
+            network: of one converted model. It may be cut.
 
         Raises:
-            InvalidArgument: an argument that is out of range, or no original.
-            BadNetwork: a ladder, or two models that have nothing in common.
+            InvalidArgument: an argument is out of range, or there is no original.
+            BadNetwork: there are several models, or the two models have nothing in common.
         """
         if len(network.members) > 1:
             raise BadNetwork(
-                f"recover trains the parameters of one converted model, got a ladder of "
-                f"{len(network.members)}; "
-                "recover each model before they are stacked"
+                "recover trains the parameters of one converted model, got a ladder of "
+                f"{len(network.members)}. Recover each model before you stack them"
             )
         if self.by not in BY:
             raise InvalidArgument(f"by must be one of {', '.join(BY)}, got {self.by!r}")
@@ -125,32 +124,20 @@ class Recover(Recipe):
             raise InvalidArgument(f"labels must be a share from 0 to 1, got {self.labels!r}")
         if not isinstance(self.original, nn.Module):
             raise InvalidArgument(
-                "recover needs original=, the model before it was converted; at the command line "
-                "--original SPEC --original-weights FILE"
+                "recover needs original=, the model before it was converted. At the command line "
+                "use --original SPEC --original-weights FILE"
             )
-        network.auxiliary = {ORIGINAL: self._original_of(network)}
+        network.auxiliary = {ORIGINAL: teacher_network(self.original, network)}
         student, teacher = self._models(network)
-        if self.by != WHOLE and not replaced_names(student, teacher) and self.by == LAYERS:
+        if self.by == LAYERS and not replaced_names(student, teacher):
             raise BadNetwork(
-                "by='layers' needs layers that were replaced and give the same shapes; this model "
-                "has none, so use by='whole'"
+                "by='layers' needs replaced layers whose outputs have the original shapes, but "
+                "this model has none. Use by='whole'"
             )
-        self._feature_names(student, teacher)
+        self._feature_names(student, teacher)  # refuses unknown names before anything is trained
+        # Layers that harden in training begin soft.
         for layer in outer_layers(student).values():
             layer.anneal(0.0)
-
-    def _original_of(self, network: Network) -> Network:
-        """A copy of the original as a network of one node, behind the same preprocessing."""
-        original = self.original
-        assert original is not None
-        if isinstance(original, Network):
-            made = last_model(original, copied=True)
-        else:
-            member = network.members[0]
-            preprocess = copy.deepcopy(network.preprocess_of(member))
-            model = copy.deepcopy(unwrapped(original)[0])
-            made = plain_network(model, replace(member, spec=None), preprocess)
-        return made.eval().requires_grad_(False).to(network.device())
 
     def _models(self, network: Network) -> tuple[nn.Module, nn.Module]:
         """The converted model and the original's."""
@@ -175,13 +162,14 @@ class Recover(Recipe):
         phases: list[Phase] = []
         names = replaced_names(student, teacher)
         if self.by != WHOLE and names:
-            own = [student.get_submodule(name) for name in names]
-            values = tuple(value for layer in own for value in layer.parameters())
+            values = list[nn.Parameter]()
+            for name in names:
+                values.extend(student.get_submodule(name).parameters())
             adam = partial(torch.optim.Adam, lr=self.layer_rate)
             phases.append(
                 Phase(
                     LAYERS,
-                    values,
+                    tuple(values),
                     self.layer_epochs,
                     adam,
                     cosine,
@@ -209,24 +197,38 @@ class Recover(Recipe):
     def update(
         self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer
     ) -> Losses:
-        """A step of all layers, each on its own: the mean of their relative squared errors."""
+        """One step of all layers, each for itself.
+
+        Args:
+            outputs: the inputs of a batch, and the network.
+            batch: the step within the run.
+            optimizer: of the layers.
+
+        Returns:
+            The mean of the layers' relative squared errors, as "layers".
+        """
         network = outputs.network
         student, teacher = self._models(network)
         names = replaced_names(student, teacher)
-        inputs: dict[str, Tensor] = {}
-        network_outputs: dict[str, Tensor] = {}
+
+        # One forward of the original gives every layer's input and output.
+        layer_inputs: dict[str, Tensor] = {}
+        layer_outputs: dict[str, Tensor] = {}
         modules = {name: teacher.get_submodule(name) for name in names}
         original = network.auxiliary[ORIGINAL]
-        with torch.no_grad(), _recorded(modules, network_outputs, inputs):
+        with torch.no_grad(), _recorded(modules, layer_outputs, layer_inputs):
             original(given(outputs.inputs))
+
+        # Each new layer runs on the original's input, so the errors are independent.
         errors: list[Tensor] = []
         penalties: list[Tensor] = []
         for name in names:
             layer = student.get_submodule(name)
-            errors.append(relative_error(layer(inputs[name]), network_outputs[name]))
-            penalty = layer.penalty() if isinstance(layer, Layer) else None
-            if penalty is not None:
-                penalties.append(penalty)
+            errors.append(relative_error(layer(layer_inputs[name]), layer_outputs[name]))
+            if isinstance(layer, Layer):
+                penalty = layer.penalty()
+                if penalty is not None:
+                    penalties.append(penalty)
         loss = torch.stack(errors).sum()
         if penalties:
             loss = loss + torch.stack(penalties).sum()
@@ -237,8 +239,8 @@ class Recover(Recipe):
         return {"layers": torch.stack(errors).detach().mean()}
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
-        """By exit the distance from the original's logits; of the last one also that of
-        features.
+        """Each exit's distance from the original's logits; for the last exit also the errors of the
+        features and the penalties of the layers.
         """
         assert outputs.teacher is not None
         losses: dict[str, Tensor] = {}
@@ -248,6 +250,7 @@ class Recover(Recipe):
             if self.labels:
                 value = value + self.labels * cross_entropy(logits, batch.labels())
             losses[name] = value
+        # Features and penalties are those of the model, so they count once, at its end.
         last = outputs.network.topology.exits[-1]
         student, _ = self._models(outputs.network)
         for name, value in self._students.items():
@@ -264,20 +267,20 @@ class Recover(Recipe):
         return losses
 
     def _anneal(self, student: nn.Module, batch: TrainingBatch) -> None:
-        """Get layers ready for the step after this one."""
+        """Set the hardness of layers for the next step."""
         done = min(1.0, (batch.step + 1) / max(1, batch.steps))
         if batch.phase == WHOLE and self.by == "both":
-            done = 1.0  # they hardened layer by layer
+            done = 1.0  # they became hard layer by layer
         for layer in outer_layers(student).values():
             layer.anneal(done)
 
     @contextmanager
     def _listening(self, student: nn.Module, teacher: nn.Module) -> Iterator[None]:
-        """While a phase lasts, what both models' modules give is kept for `loss`."""
+        """While a phase lasts, keep the outputs of both models' modules for `loss`."""
         names = self._feature_names(student, teacher)
-        own = {name: student.get_submodule(name) for name in names}
-        others = {name: teacher.get_submodule(name) for name in names}
-        with _recorded(own, self._students), _recorded(others, self._teachers):
+        students = {name: student.get_submodule(name) for name in names}
+        teachers = {name: teacher.get_submodule(name) for name in names}
+        with _recorded(students, self._students), _recorded(teachers, self._teachers):
             yield
         for layer in outer_layers(student).values():
             layer.anneal(1.0)
@@ -289,18 +292,18 @@ def _recorded(
     outputs: dict[str, Tensor],
     inputs: dict[str, Tensor] | None = None,
 ) -> Iterator[None]:
-    """While it lasts, the tensors that modules take and give are kept under their names."""
+    """Inside this context, record the input and output tensors of modules under their names."""
 
-    def heard(name: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def record(name: str, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if isinstance(output, Tensor):
             outputs[name] = output
         if inputs is not None:
-            inputs[name] = args[0].clone()  # a later module may work in place on it
+            inputs[name] = args[0].clone()  # a later module may change it in place
 
     handles = []
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_hook(partial(heard, name)))
+            handles.append(module.register_forward_hook(partial(record, name)))
         yield
     finally:
         for handle in handles:
@@ -308,27 +311,33 @@ def _recorded(
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> Tensor:
-    """The squared error as a share of the square of what is wanted."""
+    """The sum of squared errors as a share of the sum of squares that is wanted, without gradient
+    to the latter.
+    """
     wanted = wanted.detach()
     return ((got - wanted) ** 2).sum() / (wanted**2).sum().clamp_min(TINY)
 
 
 def replaced_names(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """The layers that stand in another one's place, by name."""
+    """The names of the student's layers that replace a plain module of the teacher."""
     before = dict(teacher.named_modules())
-    found = outer_layers(student)
-    return [name for name in found if name in before and not isinstance(before[name], Layer)]
+    names = list[str]()
+    for name in outer_layers(student):
+        if name in before and not isinstance(before[name], Layer):
+            names.append(name)
+    return names
 
 
 def changed_children(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """The outermost modules of both models that hold something that differs, but for the model."""
+    """The names of direct children whose parameters or buffers differ between the models."""
     before = dict(teacher.named_children())
-    found: list[str] = []
+    names: list[str] = []
     for name, child in student.named_children():
-        if name in before and _shape_of(child) != _shape_of(before[name]):
-            found.append(name)
-    return found
+        if name in before and _shapes_of(child) != _shapes_of(before[name]):
+            names.append(name)
+    return names
 
 
-def _shape_of(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+def _shapes_of(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """The shapes of a module's parameters and buffers, by name and in order."""
     return [(name, tuple(value.shape)) for name, value in module.state_dict().items()]

@@ -2,9 +2,9 @@
 scratch.
 
 Kaya, Hong and Dumitras, 2019, arXiv 1810.07052; hyper-parameters as in the authors' code. Their
-classifier is the exit `sdn`, their score the gate `max_prob`; any exits and gates will do. Where we
-differ: what is frozen stays in eval mode (there `train()` moved batch norms all the same), and
-features are pooled once if all exits pool.
+classifier is the exit `sdn`, their score the gate `max_prob`; other exits and gates work too. Where
+we differ: frozen parts stay in eval mode (in their code `train()` moved batch norms all the same),
+and features are pooled once if all exits pool.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class Sdn(Recipe):
     growing weights.
 
     backbone=False ("IC-only"): Adam, 25 epochs, the rate 1e-3 falls tenfold after 15.
-    backbone=True: SGD, 100 epochs, the rate 0.1 falls tenfold after 35, 60 and 85; the last exit
-    weighs 1, exit i in epoch e of E weighs min(C_i, 0.01 + e C_i / E), e counted from 1 as in the
-    authors' code.
+    backbone=True: SGD, 100 epochs, the rate 0.1 falls tenfold after 35, 60 and 85. The last exit
+    has weight 1. Exit i in epoch e of E has weight min(C_i, 0.01 + e C_i / E), with e counted from
+    1 as in the authors' code.
 
     Args:
-        weights: the C_i, shallow to deep; by default 0.9 i / K for K exits, which for the paper's
-            six, at 15 to 90 % of the work, are its .15 to .90 (for other numbers the choice is
-            ours).
+        weights: the C_i, shallow to deep. The default is 0.9 i / K for K exits. For the paper's six
+            exits at 15 to 90 % of the work these are its .15 to .90; for other numbers of exits the
+            choice is ours.
         backbone: whether the model is trained too.
-        epochs: other than those above; the falls of the rate then come at the same shares.
-        rate: other than that above.
+        epochs: instead of those above. The rate then falls at the same shares of the epochs.
+        rate: instead of the one above.
         decay: weight decay, in the paper 5e-4 for VGG.
-        surest: hang the paper's rule for rows that no exit was sure of at the model's end (exit
-            `Surest`).
+        surest: whether the model's end follows the paper's rule for rows that no exit was sure of
+            (exit `Surest`).
     """
 
     def __init__(
@@ -78,33 +78,51 @@ class Sdn(Recipe):
         self.surest = surest
 
     def prepare(self, network: Network) -> None:
-        """Raise BadNetwork, InvalidArgument for what does not fit; then hang the surest answer, if
-        asked for.
+        """Check the network, and put the exit `Surest` at its end if asked for.
+
+        Args:
+            network: with exits.
+
+        Raises:
+            InvalidArgument: the weights do not fit the exits.
+            BadNetwork: there is nothing to train, or surest=True does not fit the exits.
         """
         trainable_exits(network)
         self.weights_of(network)
         last = network.topology.exits[-1]
         if not self.surest or isinstance(network.exit_of(last), Surest):
             return
-        handing = [
-            name for name in network.topology.exits if isinstance(network.exit_of(name), Hands)
-        ]
-        if handing or not isinstance(network.exit_of(last), Own):
+        # `Surest` compares plain logits, so no exit may hand anything else to later ones.
+        unfit = list[str]()
+        for name in network.topology.exits:
+            if isinstance(network.exit_of(name), Hands):
+                unfit.append(name)
+        if not isinstance(network.exit_of(last), Own):
+            unfit.append(last)
+        if unfit:
             raise BadNetwork(
-                "surest=True needs plain classifiers as exits, and the model's own answer at "
-                f"the end; exit {(handing or [last])[0]!r} is something else. Leave out "
-                "surest=True, or cut with exits='sdn'"
+                "surest=True needs plain classifiers as exits, and the model's own output at "
+                f"the end, but exit {unfit[0]!r} is something else. Leave out surest=True, or cut "
+                "with exits='sdn'"
             )
         network.hang_exit(last, Surest(network.topology.exits[:-1]).eval())
 
     def weights_of(self, network: Network) -> dict[str, float]:
-        """The C_i by exit, without the last. Raises InvalidArgument for too few, too many, or
-        negative ones.
+        """The C_i by exit, without the last.
+
+        Args:
+            network: with exits.
+
+        Returns:
+            The weights by name, from shallow to deep.
+
+        Raises:
+            InvalidArgument: there are too few or too many weights, or one is negative.
         """
         names = network.topology.exits[:-1]
         weights: Sequence[float]
         if self.weights is None:
-            weights = [DEEPEST * (i + 1) / len(names) for i in range(len(names))]
+            weights = [DEEPEST * number / len(names) for number in range(1, len(names) + 1)]
         else:
             weights = self.weights
         if len(weights) != len(names) or min(weights) < 0:
@@ -120,16 +138,8 @@ class Sdn(Recipe):
         exits = exit_parameters(network, names)
         if not self.backbone:
             adam = partial(torch.optim.Adam, lr=self.rate or 1e-3, weight_decay=self.decay)
-            return [
-                Phase(
-                    "exits",
-                    exits,
-                    self.epochs or 25,
-                    adam,
-                    dropped(15 / 25),
-                    reading(network, names),
-                )
-            ]
+            reads = reading(network, names)
+            return [Phase("exits", exits, self.epochs or 25, adam, dropped(15 / 25), reads)]
         sgd = partial(torch.optim.SGD, lr=self.rate or 0.1, momentum=0.9, weight_decay=self.decay)
         every = (*network.backbone.parameters(), *exits)
         return [Phase("all", every, self.epochs or 100, sgd, dropped(0.35, 0.6, 0.85))]
@@ -138,24 +148,24 @@ class Sdn(Recipe):
         """Cross-entropy by exit, weighted where the backbone learns too."""
         y = batch.labels()
         last = outputs.network.topology.exits[-1]
+        losses = dict[str, Tensor]()
         if not self.backbone:
-            return {
-                name: cross_entropy(outputs.logits[name], y)
-                for name in trainable_exits(outputs.network)
-            }
+            for name in trainable_exits(outputs.network):
+                losses[name] = cross_entropy(outputs.logits[name], y)
+            return losses
         epochs = self.epochs or 100
-        epoch = batch.step * epochs // batch.steps + 1
-        found: dict[str, Tensor] = {
-            name: ramp(weight, epoch, epochs) * cross_entropy(outputs.logits[name], y)
-            for name, weight in self.weights_of(outputs.network).items()
-        }
-        # then what the model itself says is below it
-        surest = isinstance(outputs.network.exit_of(last), Surest)
-        return found | {
-            last: cross_entropy((outputs.features if surest else outputs.logits)[last], y)
-        }
+        epoch = batch.step * epochs // batch.steps + 1  # counted from 1
+        for name, weight in self.weights_of(outputs.network).items():
+            losses[name] = ramp(weight, epoch, epochs) * cross_entropy(outputs.logits[name], y)
+        if isinstance(outputs.network.exit_of(last), Surest):
+            # The exit's logits may be those of an earlier exit. The model's own are its input.
+            own_logits = outputs.features[last]
+        else:
+            own_logits = outputs.logits[last]
+        losses[last] = cross_entropy(own_logits, y)
+        return losses
 
 
 def ramp(weight: float, epoch: int, epochs: int) -> float:
-    """tau_i(e) = min(C_i, 0.01 + e C_i / E)."""
+    """The weight of an exit in an epoch: tau_i(e) = min(C_i, 0.01 + e C_i / E)."""
     return min(weight, FLOOR + epoch * weight / epochs)

@@ -9,18 +9,16 @@ Networks, AAAI 2018, arXiv 1712.07493. With the images L (low) and H (high) of a
     stage 2   l_c, with the encoder frozen
     stage 3   l_c + gamma l_t, on everything
 
-The decoder is thrown away in the end. Three stages and gamma are the paper's; its balance,
-optimizers, rates, epochs and weights of the heads are not known. Where a value below is not said to
-be the paper's, it is ours. Means are over elements, so that no value depends on the size of an
-image; the authors' images are in 0 to 255.
-The norms before the branches hold the mean and variance of both images. They are taken while stage
-1 lasts and stay after that, as the authors' file has them.
+The decoder is dropped after training. The three stages and gamma are the paper's. Its balance,
+optimizers, rates, epochs and weights of the heads are not known, so all values below are ours
+unless they are marked as the paper's. Means are over elements, so that no value depends on the size
+of an image; the authors' images are in 0 to 255.
+The norms before the branches hold the mean and variance of both images. They follow the batches in
+stage 1 and stay fixed after that, as in the authors' file.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,42 +30,45 @@ from torch.optim import Optimizer
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.wavelet import WaveletDecoder
 from offramp.models.wae import Wae
-from offramp.networks.network import Network, last_model, plain_network
+from offramp.networks.network import Network
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
-from offramp.networks.wrappers import unwrapped
 from offramp.recipes._schedules import dropped
-from offramp.recipes._together import soft_cross_entropy
+from offramp.recipes._together import soft_cross_entropy, teacher_network
 
 __all__ = ["WaveletLike"]
 
-DECODER, ORIGINAL = "decoder", "original"  # the auxiliary modules
-IMAGES, CLASSES, JOINT = "images", "classes", "joint"  # the three stages
+# The names of the auxiliary modules.
+DECODER = "decoder"
+ORIGINAL = "original"
+# The three stages.
+IMAGES = "images"
+CLASSES = "classes"
+JOINT = "joint"
 
 
 class WaveletLike(Recipe):
     """Encoder, then classifier, then both: for a model made by `offramp.wae`, cut at its head A.
 
-    Two controls of the paper: `images=0` and `gamma=0` train everything by the classes alone
-    (Decomposition + CNN); a model made with transform="wavelet" has nothing to train in stage 1
+    The paper has two controls. `images=0` with `gamma=0` trains everything by the classes alone
+    (Decomposition + CNN). A model made with transform="wavelet" has nothing to train in stage 1
     (Wavelet + CNN).
 
     Args:
         images: epochs of stage 1, by Adam. 0 leaves stages 1 and 2 out.
         classes: epochs of stage 2, by SGD with momentum 0.9.
         joint: epochs of stage 3, by SGD with momentum 0.9.
-        balance: how much energy counts beside reconstruction, the paper's lambda.
-        gamma: how much l_t counts beside l_c in stage 3; 0.001 is the paper's.
-        sum_weight: of the cross-entropy of A + F, which is the answer.
-        low_weight: of that of head A, the early answer.
-        both_weight: of that of head F alone.
-        anchor: how much mean (L - M)^2 counts beside l_t, M being the mean over 2x2 pixels. It
-        keeps
-            the low image readable for weights that are trained on images. 0, the paper's, leaves it
-            out.
-        original: the model that reads whole images, or a network of it: it trains the heads besides
-            the labels. It is copied. Not in the paper.
-        soft: the share of l_c that comes from the original's logits, where there is one.
-        temperature: of these.
+        balance: the weight of the energy relative to the reconstruction, the paper's lambda.
+        gamma: the weight of l_t relative to l_c in stage 3; 0.001 is the paper's.
+        sum_weight: of the cross-entropy of A + F, the final logits.
+        low_weight: of the cross-entropy of head A, the early exit.
+        both_weight: of the cross-entropy of head F alone.
+        anchor: the weight of mean (L - M)^2 relative to l_t, with M the mean over 2x2 pixels. It
+            keeps the low image readable for weights that were trained on images. 0, the paper's
+            value, leaves it out.
+        original: the model for images of full size, or a network of it. The heads learn its outputs
+            besides the labels. It is copied. Not in the paper.
+        soft: the share of l_c that comes from the original's logits, if there is an original.
+        temperature: of those logits.
         images_rate: of Adam in stage 1.
         rate: of SGD in stage 2; it falls tenfold at 1/2 and 3/4.
         joint_rate: of SGD in stage 3; it falls in the same way.
@@ -112,16 +113,22 @@ class WaveletLike(Recipe):
         self.decay = decay
 
     def config(self) -> dict[str, Any]:
-        """The arguments; of the original its class, for its weights are in the checkpoint."""
+        """The arguments. The original appears by class, for its weights are in the checkpoint."""
         values = super().config()
-        values["original"] = None if self.original is None else type(self.original).__name__
+        if self.original is not None:
+            values["original"] = type(self.original).__name__
         return values
 
     def prepare(self, network: Network) -> None:
-        """Hang on the decoder, and the original.
+        """Check the arguments, and add the decoder and a copy of the original.
 
-        Raises InvalidArgument for a weight below 0 or no epochs at all; BadNetwork for another
-        model than a WAE, or one that is not cut at its head A.
+        Args:
+            network: of a WAE, cut at its head A.
+
+        Raises:
+            InvalidArgument: a weight is below 0, there are no epochs, or an argument is out of
+                range.
+            BadNetwork: the model is not a WAE, or it is not cut at its head A.
         """
         for name in ("balance", "gamma", "sum_weight", "low_weight", "both_weight", "anchor"):
             value = getattr(self, name)
@@ -144,7 +151,7 @@ class WaveletLike(Recipe):
                 f"original must be a torch.nn.Module, got a {type(self.original).__name__}"
             )
         if self.original is not None:
-            network.auxiliary[ORIGINAL] = _whole_network(self.original, network)
+            network.auxiliary[ORIGINAL] = teacher_network(self.original, network)
         channels = _encoder_channels(model)
         if channels:
             device = next(model.transform.parameters()).device
@@ -157,14 +164,16 @@ class WaveletLike(Recipe):
         decoder = tuple[nn.Parameter, ...]()
         if DECODER in network.auxiliary:
             decoder = tuple(network.auxiliary[DECODER].parameters())
-        teacher = ORIGINAL if ORIGINAL in network.auxiliary else None
+        teacher = None
+        if ORIGINAL in network.auxiliary:
+            teacher = ORIGINAL
         branches = tuple[nn.Parameter, ...]()
         for part in (model.low, model.high, model.head_low, model.head_both):
             branches += tuple(part.parameters())
         sgd = partial(torch.optim.SGD, momentum=0.9, weight_decay=self.decay)
         schedule = dropped(1 / 2, 3 / 4)
         phases = list[Phase]()
-        norms = tuple[nn.Module, ...]()
+        norms = tuple[nn.Module, ...]()  # those that are fixed after stage 1
         if self.images and transform:
             adam = partial(torch.optim.Adam, lr=self.images_rate)
             both = (*transform, *decoder)
@@ -172,6 +181,7 @@ class WaveletLike(Recipe):
                 Phase(IMAGES, both, self.images, adam, by="update", looks=False, labels=False)
             )
             norms = (model.low_norm, model.high_norm)
+        # With images=0 a transform that learns does so in stage 3, so stage 2 is left out too.
         if self.classes and (self.images or not transform):
             rate = partial(sgd, lr=self.rate)
             phases.append(
@@ -194,27 +204,29 @@ class WaveletLike(Recipe):
         """A step of stage 1: encoder and decoder learn l_t, and the norms see both images."""
         model = _model_of(outputs.network)
         image = _image(outputs)
-        low, high = model.transform(image)
+        low, high = model.transform(image)  # [B, C, H, W] -> two of [B, C, H / 2, W / 2]
         losses = self._transform_losses(outputs.network, image, low, high)
         optimizer.zero_grad()
         torch.stack([*losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        # A forward in training mode moves the statistics of the norms.
         with torch.no_grad():
             model.low_norm(low.detach())
             model.high_norm(high.detach())
         return {name: value.detach() for name, value in losses.items()}
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
-        """By head; in stage 3 the parts of l_t too."""
+        """The loss of each head, and in stage 3 the parts of l_t too."""
         y = batch.labels()
         model = _model_of(outputs.network)
         low_node, sum_node = _nodes(outputs.network)
         low = outputs.logits[low_node]
         total = outputs.logits[sum_node]
+        both = total - low  # head F alone
         losses = {
-            "sum": self.sum_weight * self._trained(total, y, outputs.teacher),
-            "low": self.low_weight * self._trained(low, y, outputs.teacher),
-            "both": self.both_weight * self._trained(total - low, y, outputs.teacher),
+            "sum": self.sum_weight * self._head_loss(total, y, outputs.teacher),
+            "low": self.low_weight * self._head_loss(low, y, outputs.teacher),
+            "both": self.both_weight * self._head_loss(both, y, outputs.teacher),
         }
         if batch.phase == JOINT and self.gamma and DECODER in outputs.network.auxiliary:
             image = _image(outputs)
@@ -223,8 +235,8 @@ class WaveletLike(Recipe):
                 losses[name] = self.gamma * value
         return losses
 
-    def _trained(self, logits: Tensor, y: Tensor, teacher: Tensor | None) -> Tensor:
-        """Cross-entropy of logits [b, C] with the labels, and with what the original answers."""
+    def _head_loss(self, logits: Tensor, y: Tensor, teacher: Tensor | None) -> Tensor:
+        """Cross-entropy of logits [b, C] with the labels, and with the original's outputs."""
         hard = cross_entropy(logits, y)
         if teacher is None:
             return hard
@@ -235,9 +247,9 @@ class WaveletLike(Recipe):
         self, network: Network, image: Tensor, low: Tensor, high: Tensor
     ) -> dict[str, Tensor]:
         """The parts of l_t, each with its weight."""
-        again = network.auxiliary[DECODER](low, high)
+        decoded = network.auxiliary[DECODER](low, high)
         losses = {
-            "reconstruction": mse_loss(again, image),
+            "reconstruction": mse_loss(decoded, image),
             "energy": self.balance * high.square().mean(),
         }
         if self.anchor:
@@ -246,31 +258,17 @@ class WaveletLike(Recipe):
 
 
 def _model_of(network: Network) -> Wae:
-    """The WAE of a network. Raises BadNetwork for any other, or one that is cut elsewhere."""
+    """The WAE of a network. Raises BadNetwork for another model, or another cut."""
     model = network.model_of(network.members[0])
     if len(network.members) > 1 or not isinstance(model, Wae):
         kind = type(model).__name__
-        raise BadNetwork(
-            f"the recipe wae trains the parameters of what offramp.wae makes, got a {kind}"
-        )
+        raise BadNetwork(f"the recipe wae needs a model made by offramp.wae, got a {kind}")
     if not set(model.cuts) <= set(network.members[0].cuts):
         raise BadNetwork(
-            "the recipe wae needs head A's answer; cut(model, example, at=model.cuts, exits='own')"
+            "The recipe wae needs head A's logits. Use cut(model, example, at=model.cuts, "
+            "exits='own')"
         )
     return model
-
-
-def _whole_network(original: nn.Module, network: Network) -> Network:
-    """A copy of the original as a network of one node, behind the same preprocessing."""
-    if isinstance(original, Network):
-        found = last_model(original, copied=True)
-    else:
-        member = network.members[0]
-        preprocess = copy.deepcopy(network.preprocess_of(member))
-        found = plain_network(
-            copy.deepcopy(unwrapped(original)[0]), replace(member, spec=None), preprocess
-        )
-    return found.eval().requires_grad_(False).to(network.device())
 
 
 def _nodes(network: Network) -> tuple[str, str]:
@@ -280,15 +278,17 @@ def _nodes(network: Network) -> tuple[str, str]:
 
 
 def _encoder_channels(model: Wae) -> int:
-    """Channels of the images that an encoder gives; 0 for a transform that has nothing to learn."""
-    learns = any(True for _ in model.transform.parameters())
-    return model.low_norm.num_features if learns else 0
+    """Channels of an encoder's images; 0 for a transform without parameters."""
+    if next(model.transform.parameters(), None) is None:
+        return 0
+    return model.low_norm.num_features
 
 
 def _image(outputs: TrainingOutputs) -> Tensor:
-    """What the model reads: the rows [B, C, H, W], preprocessed."""
+    """The model's input: the rows [B, C, H, W], preprocessed."""
     member = outputs.network.members[0]
     preprocess = outputs.network.preprocess_of(member)
-    (rows,) = outputs.inputs.values()
-    image: Tensor = rows if preprocess is None else preprocess(rows)
+    (image,) = outputs.inputs.values()
+    if preprocess is not None:
+        image = preprocess(image)
     return image
