@@ -356,9 +356,13 @@ class Network(nn.Module):
         Returns:
             Logits [B, C] by exit, shallow to deep. With forks an exit comes once for every path
             that leads to it, in the order of the topology's `exit_labels`.
+
+        Raises:
+            BadNetwork: the network has more than sixteen paths.
         """
         if self.topology.is_chain:
             return tuple(logits for _, logits, _ in self.walk(x))
+        _ = self.topology.paths  # raises BadNetwork
         by_label = {label: seen.own for label, seen in self.look(x)}
         outputs = list[Tensor]()
         for label in self.topology.exit_labels:
@@ -391,7 +395,7 @@ class Network(nn.Module):
         Models run eagerly, with temporary hooks at their cuts. So train mode, dropout, DDP and the
         user's own code work as usual, and gradients reach exits and models. The nodes of a member
         come after all of it has run. With forks every exit comes once for each path that leads to
-        it.
+        it; of more than sixteen paths, along the most expensive one alone.
 
         Args:
             x: a batch: a tensor, a tuple of them, or a mapping of named ones.
