@@ -268,3 +268,12 @@ def test_more_than_sixteen_paths_are_refused_where_all_are_asked_for():
     net = off.route([*steps, ("h", linear(4, 3))], example=X)
     with pytest.raises(BadNetwork, match="32 paths lead to 'h', expected at most 16"):
         net(X)
+
+
+def test_an_arm_that_is_nothing_but_an_exit_has_a_price():
+    arms = {"reject": [off.Leave("no", "linear", None)], "go": linear()}
+    net = off.route([off.Fork("f", arms), ("h", linear(4, 3))], example=X)
+    trace = off.record(net, X, timed=False, progress=False)
+    no, head = (trace.prices.along(path, unit="macs", batch=1) for path in (["no"], ["go", "h"]))
+    assert (no, head) == (4 * 3, 4 * 4 + 4 * 3)
+    assert trace.prices.unit(None) == "macs"

@@ -126,7 +126,7 @@ def cut(
             raise InvalidArgument("gate must be one gate for all units with skip=, got a mapping")
         if gate == "margin":  # the default of cut, which cannot choose between ways
             gate = "controller"
-        return skippable(plain, example, skip, gate=gate, preprocess=preprocess)
+        return skippable(plain, example, skip, gate=gate, preprocess=preprocess, spec=spec)
     return cut_and_placement(
         model,
         example,

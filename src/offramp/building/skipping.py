@@ -17,6 +17,7 @@ from offramp._support.find import unknown
 from offramp.building.routing import Fork, GateLike, route
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import as_inputs, given
+from offramp.networks.members import SKIP, WholeModel
 from offramp.networks.network import Network
 from offramp.networks.taps import plain_attention
 from offramp.partition import Piece, partition, self_check
@@ -52,6 +53,7 @@ def skippable(
     *,
     gate: GateLike = "controller",
     preprocess: nn.Module | None = None,
+    spec: str | None = None,
 ) -> Network:
     """Make a network of one trained model in which rows may skip some units.
 
@@ -63,6 +65,7 @@ def skippable(
             left out.
         gate: chooses at each unit, as in `Fork`.
         preprocess: the preprocessing of the model.
+        spec: the text that names the model, so that a saved network can be built again.
 
     Returns:
         A network with a fork before each unit. Its name is `skip-` and the unit's name, with - for
@@ -79,7 +82,8 @@ def skippable(
     x = given(inputs)
     with torch.no_grad():
         floats = x if preprocess is None else preprocess(x)
-    names = _matching(model, [skip] if isinstance(skip, str) else skip)
+    patterns = [skip] if isinstance(skip, str) else skip
+    names = _matching(model, patterns)
     units = _units(model, names, floats)
     if not units:
         raise BadNetwork(
@@ -111,7 +115,9 @@ def skippable(
             steps.append((segment, (module, preprocess)))
         else:
             steps.append((segment, module))
-    return route(steps, example=example)
+    network = route(steps, example=example)
+    network.whole = WholeModel(spec, SKIP, tuple(patterns))
+    return network
 
 
 def _require_one_tensor(piece: Piece) -> None:

@@ -19,6 +19,7 @@ from offramp.cli.deploying import export
 from offramp.cli.home import demo, doctor
 from offramp.cli.networks import ladder
 from offramp.cli.pages import report
+from offramp.cli.paths import resolutions, route, unrolled
 from offramp.cli.plans import calibrate, check
 from offramp.cli.printing import note
 from offramp.cli.serving import bench, run
@@ -92,8 +93,8 @@ def offramp(
 ) -> None:
     """Make trained networks spend less on easy inputs, under a certified promise.
 
-    From left to right: ladder, or cut and fit; then record, calibrate, run. Each step is a file:
-    work can stop and go on elsewhere.
+    From left to right: ladder, or cut and fit (for forks route, resolutions or unrolled); then
+    record, calibrate, run. Each step is a file: work can stop and go on elsewhere.
     To see it all on data that needs no download: offramp demo
     """
 
@@ -129,6 +130,9 @@ for _command in (
     convert,
     cut,
     adopt,
+    route,
+    resolutions,
+    unrolled,
     fit,
     record,
     calibrate,

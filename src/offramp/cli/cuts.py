@@ -28,6 +28,8 @@ from offramp.errors import InvalidArgument
 if TYPE_CHECKING:
     from torch import nn
 
+    from offramp.networks.network import Network
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -100,6 +102,15 @@ Length = Annotated[
     ),
 ]
 
+Skip = Annotated[
+    str | None,
+    typer.Option(
+        "--skip",
+        metavar="A,B",
+        help="Instead of --at: residual units that rows may skip, such as 'layer3.*'.",
+    ),
+]
+
 ROWS = 8
 TIMED_ROWS = 64
 
@@ -117,15 +128,18 @@ def cut(
     exit_of: ExitOf = None,
     gate: GateName = "margin",
     length: Length = None,
+    skip: Skip = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Hang exits on one trained model.
+    r"""Hang exits on one trained model, or make units of it that rows may skip.
 
     The model is cut after the modules in --at, or into --parts; its weights stay as they are. The
     exits are not trained yet: `offramp fit` does that, or any loop of yours over net(x) in Python.
     With --at auto a quick linear exit is tried at up to 24 places on the rows of --labelled and
     timed on this machine; those places are taken where the time that leaving saves is worth the
     exits. Such rows promise nothing later.
+    With --skip there are no exits: before each of these residual units rows go on or skip it. Train
+    that with the recipes gumbel or d2nn.
 
     Example:
       offramp cut offramp:resnet20 --weights r20.safetensors --at layer1,layer2 \
@@ -133,16 +147,31 @@ def cut(
       offramp cut hf:bert-sst2/ --at bert.encoder.layer.3 --exit linear_masked \
         --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' \
         -o network/
+      offramp cut offramp:resnet20 --weights r20.safetensors --skip 'layer3.*' \
+        --example 'cifar10:data[0:8]' -o network/
     """
+    from offramp.building.cutting import cut as skipping
     from offramp.building.cutting import cut_and_placement as made
     from offramp.building.saving import FOLDER, save
 
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
-    require_placement_flags(at, parts, labelled)
+    if skip is None:
+        require_placement_flags(at, parts, labelled)
+    else:
+        _require_skip_alone(at, parts, labelled, exit_of, length)
     module, before, spec = model_of(model, weights, preprocess)
-    batch = _rows(example, before)
+    batch = example_rows(example, before)
+    if skip is not None:
+        network = skipping(
+            module, batch, skip=words(skip) or (), gate=gate, preprocess=before, spec=spec
+        )
+        save(network, output)
+        answer(_described(network, output), as_json, f"{network}", f"written: {output}")
+        if network.topology.has_many_paths:
+            note("more than sixteen paths: record it with --settings")
+        return
     network, found = made(
         module,
         batch,
@@ -156,11 +185,7 @@ def cut(
         labelled=labelled,
     )
     save(network, output)
-    body: dict[str, Any] = {
-        "network": output,
-        **network.config(),
-        "fingerprint": network.fingerprint(),
-    }
+    body = _described(network, output)
     told, drawn = figures(found)
     answer(
         body | {"untrained": list(network.untrained())} | told,
@@ -171,6 +196,19 @@ def cut(
     )
     if network.untrained():
         note(f"not trained yet: {', '.join(network.untrained())}")
+
+
+def _described(network: Network, output: str) -> dict[str, Any]:
+    """A network as plain data, for --json."""
+    return {"network": output, **network.config(), "fingerprint": network.fingerprint()}
+
+
+def _require_skip_alone(*others: object) -> None:
+    """Raise InvalidArgument if options of exits are given besides --skip."""
+    names = ("--at", "--parts", "--labelled", "--exit-of", "--length")
+    for name, value in zip(names, others, strict=True):
+        if value is not None:
+            raise InvalidArgument(f"{name} must be left out with --skip, which makes no exits")
 
 
 def adopt(
@@ -201,17 +239,13 @@ def adopt(
     require_apart(output, [weights])
     module, before, _ = model_of(model, weights, preprocess)
     heads = pairs(exits, "--exits") or None
-    batch = _rows(example, before)
+    batch = example_rows(example, before)
     free = words(length) or ()
     network = adopted(
         module, batch, exits=heads, gate=gate, preprocess=before, spec=model, length=free
     )
     save(network, output)
-    body: dict[str, Any] = {
-        "network": output,
-        **network.config(),
-        "fingerprint": network.fingerprint(),
-    }
+    body = _described(network, output)
     shown = (
         f"Network of one model with its own exits {', '.join(network.topology.exits)}, gate "
         f"{gate}: {output}"
@@ -246,7 +280,7 @@ def inspect(
 
     module, before, spec = model_of(model, weights, preprocess)
     original = make_model(split_spec(spec)[0], fetch=False) if BAR in spec else None
-    rows = _rows(example, before, TIMED_ROWS)
+    rows = example_rows(example, before, TIMED_ROWS)
     found = inspected(
         module, rows, preprocess=before, length=words(length) or (), original=original
     )
@@ -267,7 +301,8 @@ def inspect(
     )
 
 
-def _rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
+def example_rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
+    """The first rows of an example, as a model takes them."""
     from offramp.data.rows import proposing, rows
 
     with proposing([before]):

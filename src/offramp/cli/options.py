@@ -62,7 +62,8 @@ Given = Annotated[
     typer.Option(
         "--model",
         metavar="MEMBER=SPEC",
-        help="A member given again: my.module:factory or hf:NAME (weights are saved).",
+        help="A member given again: my.module:factory or hf:NAME (weights are saved). Of a network "
+        "of `offramp route` the factory alone.",
     ),
 ]
 GivenPreprocess = Annotated[
@@ -143,6 +144,9 @@ def network_of(
     from offramp.building.factories import make_gate, make_model, make_preprocess
     from offramp.building.saving import GiveAgain, load
 
+    factories = [text for text in models or () if "=" not in text.partition("?")[0]]
+    if factories:
+        return _routed_again(folder, factories, models, fronts, gates)
     model = {
         member: make_model(spec, fetch=False) for member, spec in pairs(models, "--model").items()
     }
@@ -173,9 +177,72 @@ def network_of(
         else:
             alone = ""
         flags = " ".join([*already, *new])
+        if len(new) > 1:
+            flags += ". If `offramp route` wrote it, --model my.module:factory alone is enough"
         raise InvalidArgument(
             f"{problem.what}; give again, with every command on this network: {flags}{alone}"
         ) from problem
+
+
+def routed_network(factory: str, example: Any) -> Network:
+    """The network of a factory's steps, or the network that it makes itself.
+
+    Args:
+        factory: my.module:factory.
+        example: a small batch of rows.
+
+    Raises:
+        InvalidArgument: the factory fails, or gives neither steps nor a network.
+    """
+    from offramp._support.find import imported
+    from offramp.building.routing import route
+    from offramp.networks.network import Network
+
+    if ":" not in factory:
+        raise InvalidArgument(f"FACTORY must be my.module:factory, got {factory}")
+    made = imported(factory)
+    try:
+        steps = made() if callable(made) else made
+    except Exception as problem:  # the user's code can raise anything
+        raise InvalidArgument(
+            f"{factory} failed with {type(problem).__name__}: {problem}"
+        ) from problem
+    if isinstance(steps, Network):
+        return steps
+    if not isinstance(steps, (list, tuple)):
+        raise InvalidArgument(
+            f"{factory} must give a list of steps or a network, got a {type(steps).__name__}"
+        )
+    return route(steps, example=example)
+
+
+def _routed_again(
+    folder: str,
+    factories: list[str],
+    models: list[str] | None,
+    fronts: list[str] | None,
+    gates: list[str] | None,
+) -> Network:
+    """The network in a folder that `offramp route` wrote, with all parts from its factory."""
+    from offramp.building.saving import example_in, load
+
+    if len(models or ()) > 1 or fronts or gates:
+        raise InvalidArgument(
+            f"--model {factories[0]} gives all parts of a network and must be given alone"
+        )
+    again = routed_network(factories[0], example_in(folder))
+    given: dict[str, Any] = {}
+    for member in again.members:
+        preprocess = again.preprocess_of(member)
+        model = again.model_of(member)
+        given[member.name] = model if preprocess is None else (model, preprocess)
+    topology = again.topology
+    return load(
+        folder,
+        given,
+        gates={name: again.gate_of(name) for name in topology.gates},
+        exits={name: again.exit_of(name) for name in topology.exits},
+    )
 
 
 def plan_of(path: str, thresholds: list[str] | None) -> Plan:

@@ -22,13 +22,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from offramp._support.arguments import arguments_of
+from offramp._support.arguments import arguments_of, words
 from offramp._support.files import read_json, write_json
 from offramp.building.cutting import cut, ladder
 from offramp.building.factories import FROM_FILES, make_model, make_preprocess, preprocess_of
+from offramp.building.resolving import resolutions
 from offramp.building.saving import load, save
+from offramp.building.unrolling import unrolled
 from offramp.calibration.rows import unseen_rows
 from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain, plain_of
+from offramp.comparing.forked import figures_of_forks
 from offramp.comparing.gating import regated, rescored
 from offramp.comparing.placement import example_of, free_of, places_of
 from offramp.comparing.settings import OWN, Method, Settings
@@ -159,16 +162,33 @@ class Cell:
         )
         if self.method.trained:
             self._train(network)
+        if self.method.unrolled:
+            network = self._unrolled(network)
         save(network, path)
         return network
+
+    def _unrolled(self, network: Network) -> Network:
+        """A trained network of one model with adaptive depth, unit by unit."""
+        member = network.members[0]
+        x = example_of(self.method, self.settings)
+        before = network.preprocess_of(member)
+        taken_apart = unrolled(
+            network.model_of(member), x, preprocess=before, spec=self.method.model
+        )
+        taken_apart.trained_on = network.trained_on
+        taken_apart.class_names = network.class_names
+        return taken_apart
 
     def _loaded(self, path: Path) -> Network:
         """The network from its folder. What only its user can build is built once more, as it was
         the first time.
         """
         method = self.method
-        words = (method.preprocess, method.gate, *_each_exit(method.exits))
-        if not any(":" in word for word in words):
+        if method.sizes and not (method.model or "").startswith(FROM_FILES):
+            arms = self._made()
+            return load(path, {each.name: arms.model_of(each) for each in arms.members})
+        names = (method.preprocess, method.gate, *_each_exit(method.exits))
+        if not any(":" in name for name in names):
             return load(
                 path, None if (method.model or "").startswith(FROM_FILES) else self._model()
             )
@@ -211,9 +231,11 @@ class Cell:
             preprocess = preprocess_of(method.model)
         else:
             preprocess = make_preprocess(method.preprocess)
-        if method.static:
+        if method.static or method.unrolled:
             return plain_network(model, ModelSpec(BACKBONE, method.model), preprocess)
         x = example_of(method, self.settings)
+        if method.forks:
+            return self._forked(model, preprocess, x)
         free = free_of(method, self.settings)
         first = replace(self, seed=method.seeds[0])
         begun = first.asked().get("of")
@@ -233,6 +255,20 @@ class Cell:
             )
         network.trained_on = union([network.trained_on, seen])
         return network
+
+    def _forked(self, model: nn.Module, preprocess: nn.Module | None, x: Any) -> Network:
+        """The network before it is trained, with units that rows skip or sizes that they choose."""
+        method = self.method
+        gate = None if method.gate == Method("").gate else method.gate
+        options: dict[str, Any] = {"preprocess": preprocess, "spec": method.model}
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.seed)
+            if method.sizes is not None:
+                sizes = list(map(int, words(method.sizes) or ()))
+                return resolutions(model, x, sizes, gate=gate or "predictor", **options)
+            return cut(
+                model, x, skip=words(method.skip) or (), gate=gate or "controller", **options
+            )
 
     def _train(self, network: Network) -> None:
         method = self.method
@@ -271,6 +307,8 @@ class Cell:
             if same and kept.header.origin.engine == engine_of(engine)[1]:
                 return kept
         options: dict[str, Any] = {"engine": engine, "progress": self.progress}
+        if self.method.settings:
+            options["settings"] = list(self.method.settings)
         with warnings.catch_warnings():
             # `Comparison.doubts` says it once for all seeds
             warnings.simplefilter("ignore", BetterExit)
@@ -333,6 +371,9 @@ class Cell:
                 self.trace("test"), drop_seen=self.settings.drop_seen, what="test"
             )
             figures = figures_of_plain(test)
+        elif self.method.forks:
+            traces = self.traces(gate)
+            figures = figures_of_forks(*traces, self.settings, unit, splits=asked["splits"])
         else:
             figures = figures_of(*self.traces(gate), self.settings, unit, splits=asked["splits"])
         write_json(

@@ -10,8 +10,10 @@ import torch
 
 from offramp._support.arguments import arguments_of, pairs, require, require_confidence
 from offramp._support.find import files, find
+from offramp.building.converting import split_spec
 from offramp.building.factories import (
     exit_factory,
+    made_for_features,
     make_gate,
     make_model,
     make_preprocess,
@@ -48,14 +50,14 @@ def require_known(settings: Settings) -> None:
 
 def _require_names(method: Method) -> None:
     for gate in (method.gate, *method.gates):
-        if gate != OWN:
+        if gate != OWN and not made_for_features(gate):
             make_gate(gate, ())
     if method.members:
         return
     _require_model(method.model or "")
     if method.preprocess != "auto":
         make_preprocess(method.preprocess)
-    if not method.static:
+    if not (method.static or method.forks):
         for name in (method.exit, *pairs(method.exit_of, "--exit-of").values()):
             exit_factory(name)
     if method.recipe is not None:
@@ -68,8 +70,9 @@ def _require_model(spec: str) -> None:
     """Find a model's factory; those of hubs are looked up when they are built, before anything is
     trained too.
     """
-    if spec.partition(":")[0] not in files("hubs"):
-        model_factory(spec)
+    base, _ = split_spec(spec)  # without conversions
+    if base.partition(":")[0] not in files("hubs"):
+        model_factory(base)
 
 
 def require_models(methods: Sequence[Method]) -> None:

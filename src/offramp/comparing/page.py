@@ -10,7 +10,7 @@ from pathlib import Path
 from offramp._support.arguments import percentage
 from offramp._support.files import replacing
 from offramp.comparing.comparing import Comparison
-from offramp.comparing.curves import KINDS, leaving_chart, trade_off_chart
+from offramp.comparing.curves import KINDS, leaving_chart, trade_off_chart, with_first_exit
 from offramp.comparing.settings import Method
 from offramp.comparing.tables import (
     budgets_table,
@@ -23,6 +23,7 @@ from offramp.comparing.tables import (
     statics_table,
     training_table,
 )
+from offramp.reporting.charts import Figure
 from offramp.reporting.frame import MARK, frame, plotly_library, version_text
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.words import percent
@@ -34,7 +35,7 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
     sections = (_budgets, _curves, _exits, _leaving, _certified, _clocks, _training)
     whole = frame(
         title=settings.title,
-        lead=f"{len(comparison.labels())} ways to leave early under one protocol: thresholds are "
+        lead=f"{len(comparison.labels())} ways to spend less under one protocol: thresholds are "
         f"chosen on "
         f"{settings.calibration}, and every figure is of {settings.test}, which nothing has seen "
         f"before. A cost of "
@@ -42,12 +43,19 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
         "brackets.",
         sections=join(made(comparison) for made in sections),
         footer=_footer(comparison),
-        figures=[trade_off_chart(comparison), leaving_chart(comparison)],
+        figures=_charts(comparison),
         library=plotly_library(),
     )
     with replacing(path, mark=MARK, what="page") as temporary:
         temporary.write_text(whole, encoding="utf-8", errors="replace")
     return Path(path)
+
+
+def _charts(comparison: Comparison) -> list[Figure]:
+    """The charts of the sections; without first exits there is one less."""
+    if not with_first_exit(comparison):
+        return [trade_off_chart(comparison)]
+    return [trade_off_chart(comparison), leaving_chart(comparison)]
 
 
 def _budgets(comparison: Comparison) -> Html:
@@ -94,13 +102,15 @@ def _exits(comparison: Comparison) -> Html:
 
 
 def _leaving(comparison: Comparison) -> Html:
+    if not with_first_exit(comparison):
+        return Html()
     lead = (
         "How many rows leave at the first exit, and how many of these are right, by the threshold "
         "of its gate "
         "(first seed and gate)."
     )
     figure = chart("leaving", "share leaving at the first exit against its threshold")
-    chosen = switch("leaving", "Method", comparison.leading())
+    chosen = switch("leaving", "Method", with_first_exit(comparison))
     return section("first-exit", "The first exit and its threshold", tag("p", lead), chosen, figure)
 
 

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from offramp._support.arguments import words
 from offramp._support.files import read_text
 from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO, exits_at, require_placement_flags
@@ -20,6 +21,7 @@ from offramp.errors import BadFile, InvalidArgument
 
 MOST_BYTES = 1 << 20
 MOST_NUMBER = 1e300
+FORKS = ("skip", "sizes", "unrolled")  # keys of networks with forks
 
 
 def read_settings(path: str | Path) -> Settings:
@@ -94,6 +96,8 @@ def _method(name: str, shared: Mapping[str, Any], table: Mapping[str, Any], wher
         gone |= {"model"}
     if "at" in table or "parts" in table:
         gone |= {"at", "parts", "exit-of"} | (set() if table.get("at") == AUTO else {"labelled"})
+    if "at" not in table and "parts" not in table and table.keys() & set(FORKS):
+        gone |= {"at", "parts", "exit-of", "labelled", "gate"}
     merged = {key: value for key, value in shared.items() if key not in gone} | dict(table)
     return Method(
         name,
@@ -206,7 +210,11 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
         return
     if method.model is None:
         raise InvalidArgument(f"{here} must have a model, such as model = 'offramp:resnet20'")
-    if not method.static:
+    if method.forks:
+        _require_forks(method, here)
+    elif method.settings:
+        raise InvalidArgument(f"{here}: settings belong to skip, sizes or unrolled")
+    elif not method.static:
         try:
             require_placement_flags(method.at, method.parts, method.labelled)
             exits_at(method.at, method.exit, method.exit_of)
@@ -214,3 +222,21 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
             raise InvalidArgument(f"{here}: {problem}") from problem
     if method.recipe is not None and method.train is None:
         raise InvalidArgument(f"{here} has a recipe and must have the rows that train: train = ...")
+
+
+def _require_forks(method: Method, here: str) -> None:
+    """Raise for a method with forks that is something else as well."""
+    given = [name for name in FORKS if getattr(method, name)]
+    if len(given) > 1:
+        raise InvalidArgument(f"{here} must have one of {', '.join(FORKS)}, got {given}")
+    for name in ("at", "parts", "static", "labelled"):
+        if getattr(method, name):
+            raise InvalidArgument(f"{here} must have {given[0]} or {name}, got both")
+    if method.gates != ("own",):
+        raise InvalidArgument(
+            f"the gates of {here} must be 'own', because gates that choose among ways are trained "
+            f"with them, got {list(method.gates)}"
+        )
+    for size in words(method.sizes) or ():
+        if not size.isdecimal():
+            raise InvalidArgument(f"sizes of {here} must be pixels, such as '16,24,32'")

@@ -48,6 +48,9 @@ class Method:
     members: names of other methods whose networks are stacked, cheapest first; nothing is trained
     then. at = "auto" cuts all seeds where exits pay on the rows of labelled, which count as rows
     that trained; parts are then the most. exit_of: NODE=EXIT each, at modules named in `at`.
+    Networks with forks, instead of `at` and `parts`: skip, as in `cut --skip`; sizes, as in
+    `resolutions --sizes`; unrolled, the stages of adaptive depth of the model unit by unit, after
+    it was trained. settings: of networks with more than sixteen paths, as in `record --settings`.
     """
 
     name: str
@@ -75,6 +78,15 @@ class Method:
     gates: tuple[str, ...] = ("own",)
     static: bool = False
     members: tuple[str, ...] = ()
+    skip: str | None = None
+    sizes: str | None = None
+    unrolled: bool = False
+    settings: tuple[float, ...] = ()
+
+    @property
+    def forks(self) -> bool:
+        """Whether its networks have forks instead of exits."""
+        return self.skip is not None or self.sizes is not None or self.unrolled
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -99,12 +111,12 @@ class Method:
     @property
     def auto(self) -> bool:
         """Whether it is cut where exits pay on its labelled rows."""
-        return self.at == AUTO and not self.static and not self.members
+        return self.at == AUTO and not (self.static or self.members or self.forks)
 
     @property
     def cuts(self) -> tuple[str, ...]:
         """The modules named by `at`."""
-        return () if self.at == AUTO else tuple(words(self.at) or ())
+        return () if self.at == AUTO or self.forks else tuple(words(self.at) or ())
 
     @property
     def exits(self) -> str | dict[str, str]:

@@ -143,6 +143,7 @@ class AdaptiveDepth(Layer):
         self.dims = _dims_of(self.units) if dims is None else dims
         self.halts = nn.ModuleList(HALTS[per](width, self.dims, bias) for _ in self.units[1:])
         self.ponder = nn.Identity()
+        self.width = width
         self.eps = eps
         self.per = per
         self.break_even = break_even
@@ -202,8 +203,11 @@ class AdaptiveDepth(Layer):
         return stage
 
     def options(self) -> dict[str, Any]:
-        """The channels and the margin."""
-        return {"width": self.width, "eps": self.eps}
+        """What `from_layer` makes the same stage with; the bias is among the weights."""
+        options: dict[str, Any] = {"width": self.width, "eps": self.eps, "per": self.per}
+        if self.break_even:
+            options |= {"break_even": self.break_even, "tile": self.tile}
+        return options
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
         """All units on all positions, and the halting scores: the most that a row can cost. `spent`

@@ -23,6 +23,7 @@ from offramp.layers.adaptive_depth import AdaptiveDepth, stages_of
 from offramp.networks.network import Network
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.recipes.distill import Distill
+from offramp.recipes.joint import Joint
 
 __all__ = ["Pondered"]
 
@@ -31,10 +32,11 @@ class Pondered(Recipe):
     """What the recipe `inner` minimises, and tau times the ponder cost.
 
     inner: by default `Distill(hints=0.0)`, the scheme of SCAI with its deepest exit as the teacher;
-    `epochs` and `rate` are then its own. The cost shows in gradients alone, not among the losses
-    that are reported: `depths` tells what it came to. Its gradient is not scaled with others in
-    fp16, so take "no" or "bf16". Large tau leaves one unit everywhere, for good: from a trained
-    model let it rise over the first part of each phase.
+    of a model without exits `Joint()`, its cross-entropy. `epochs` and `rate` are then its own. The
+    cost shows in gradients alone, not among the losses that are reported: `depths` tells what it
+    came to. Its gradient is not scaled with others in fp16, so take "no" or "bf16". Large tau
+    leaves one unit everywhere, for good: from a trained model let it rise over the first part of
+    each phase.
 
     Args:
         inner: see above.
@@ -59,9 +61,16 @@ class Pondered(Recipe):
         self.rate = rate
         self.ramp = ramp
         self._share = [1.0]  # of the batch that is under way, where several processes have it
+        self._has_exits = True
 
     def _inner(self) -> Recipe:
-        return self.inner or Distill(hints=0.0, epochs=self.epochs, rate=self.rate)
+        if self.inner is not None:
+            return self.inner
+        if self._has_exits:
+            return Distill(hints=0.0, epochs=self.epochs, rate=self.rate)
+        if self.epochs is None:
+            return Joint(rate=self.rate)
+        return Joint(epochs=self.epochs, rate=self.rate)
 
     def prepare(self, network: Network) -> None:
         """Raise InvalidArgument for bad arguments, BadNetwork without stages of adaptive depth;
@@ -78,6 +87,7 @@ class Pondered(Recipe):
                 "No stage of this network has adaptive depth and parameters for it. Use the inner "
                 "recipe alone."
             )
+        self._has_exits = any(True for _ in network.exits.parameters())
         self._inner().prepare(network)
 
     def phases(self, network: Network) -> list[Phase]:

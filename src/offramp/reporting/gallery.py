@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from offramp.data.rows import Rows, digests_of, rows
 from offramp.errors import BadData, MissingExtra
 from offramp.plans.evaluation import Array
+from offramp.plans.topology import LEAVE
 from offramp.reporting.maps import SHOWN, Maps, map_groups
 from offramp.reporting.markup import Html, tag
 from offramp.reporting.view import View
@@ -32,6 +34,8 @@ def gallery(view: View, data: object, maps: Maps | None = None) -> list[Html]:
             "p", "No gate is open under this plan, so every input goes to the end.", class_="note"
         )
         return [note, *_mapped(view, rows(data), np.arange(min(PICTURES, len(view.trace))), maps)]
+    if not view.trace.topology.is_chain:
+        return _by_way(view, rows(data), maps)
     first, ended = _sides(view)
     wanted = np.concatenate([first, ended])
     source = rows(data)
@@ -53,6 +57,63 @@ def _mapped(view: View, source: Rows, wanted: Array, maps: Maps | None) -> list[
         return []
     numbers = view.trace.columns["row"][wanted].tolist()
     return map_groups(_images(view, source, wanted), numbers, maps, data_uri)
+
+
+def _by_way(view: View, source: Rows, maps: Maps | None) -> list[Html]:
+    """A group of pictures for each way of the first open gate in a network with forks."""
+    ways = _setting_ways(view) if view.trace.header.settings else _score_ways(view)
+    parts = list[Html]()
+    mapped = list[Array]()
+    for title, positions, captions in ways:
+        images = _images(view, source, positions) if len(positions) else positions
+        parts.append(tag("h3", title))
+        parts.append(_group(view, positions, images, "No row went this way.", captions))
+        mapped.append(positions[: SHOWN // len(ways)])
+    return [*parts, *_mapped(view, source, np.concatenate(mapped), maps)]
+
+
+Way = tuple[str, Array, list[str]]  # a title, positions in the trace, a caption for each
+
+
+def _score_ways(view: View) -> list[Way]:
+    """The rows that took each way of the first open gate, those with the clearest scores first.
+
+    A row takes the first way whose score reaches its threshold. So rows on the last way are sorted
+    by their largest score, from the lowest on.
+    """
+    visits = view.trace.visits(view.replay.schedule)
+    visit = next(visit for visit in visits if visit.scores is not None)
+    assert visit.scores is not None  # [n, K - 1]
+    scores = np.nan_to_num(visit.scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    ways = list[Way]()
+    for number, edge in enumerate(visit.stage.edges):
+        here = np.flatnonzero(visit.chosen == number)
+        if number < scores.shape[1]:
+            deciding = scores[here, number]
+            order = np.argsort(-deciding, kind="stable")[:PICTURES]
+            how = "with the highest scores"
+        else:
+            deciding = scores[here].max(1)
+            order = np.argsort(deciding, kind="stable")[:PICTURES]
+            how = "with the lowest scores"
+        captions = [f"{score:.3g}" for score in deciding[order]]
+        word = "left" if edge.to == LEAVE else f"took {edge.successor}"
+        title = f"At {visit.stage.name} {word}, {how} (below each picture)"
+        ways.append((title, visit.rows[here[order]], captions))
+    return ways
+
+
+def _setting_ways(view: View) -> list[Way]:
+    """The rows for which the fewest and the most stages ran, where no path was recorded."""
+    stages = view.replay.ran.sum(1)  # [N, stages] -> [N]
+    order = np.argsort(stages, kind="stable")
+    fewest = order[:PICTURES]
+    most = order[::-1][:PICTURES]
+    title = "The {} stages ran for these (their number below each picture)"
+    return [
+        (title.format("fewest"), fewest, [str(count) for count in stages[fewest]]),
+        (title.format("most"), most, [str(count) for count in stages[most]]),
+    ]
 
 
 def _sides(view: View) -> tuple[Array, Array]:
@@ -123,21 +184,29 @@ def _taken(source: Rows, numbers: Array) -> Any:
     return np.stack([found[number] for number in numbers.tolist()])
 
 
-def _group(view: View, places: Array, images: Array, nothing: str) -> Html:
+def _group(
+    view: View,
+    places: Array,
+    images: Array,
+    nothing: str,
+    captions: Sequence[str] | None = None,
+) -> Html:
+    """Pictures with a caption below each; by default its score at the first open gate."""
     if not len(places):
         return tag("p", nothing, class_="note")
-    return tag(
-        "ul",
-        *(_picture(view, int(at), one) for at, one in zip(places, images, strict=True)),
-        class_="gallery",
-    )
+    if captions is None:
+        scores = view.trace.columns[f"score/{view.open_gates[0]}"]
+        captions = [f"{scores[position]:.3g}" for position in places]
+    pictures = list[Html]()
+    for position, image, caption in zip(places, images, captions, strict=True):
+        pictures.append(_picture(view, int(position), image, caption))
+    return tag("ul", *pictures, class_="gallery")
 
 
-def _picture(view: View, at: int, image: Array) -> Html:
+def _picture(view: View, at: int, image: Array, caption: str) -> Html:
     """One input, its label and, where it differs, the answer."""
     answer = int(view.replay.answer[at])
     labels = view.trace.labels
-    score = float(view.trace.columns[f"score/{view.open_gates[0]}"][at])
     names = view.trace.header.class_names or ()
 
     def named(kind: int) -> str:
@@ -152,13 +221,14 @@ def _picture(view: View, at: int, image: Array) -> Html:
         told = [tag("span", said)]
     else:
         told = [tag("span", f"{named(truth)} → "), tag("b", named(answer))]
+    kind = "stages" if view.trace.header.settings else "score"
     picture = tag(
         "img",
         src=data_uri(image),
-        alt=f"row {view.trace.columns['row'][at]}: {said}, score {score:.3g}",
+        alt=f"row {view.trace.columns['row'][at]}: {said}, {kind} {caption}",
         loading="lazy",
     )
-    under = tag("span", f"{score:.3g}", class_="note")
+    under = tag("span", caption, class_="note")
     return tag("li", picture, tag("div", *told), under, class_="wrong" if truth != answer else None)
 
 

@@ -90,10 +90,10 @@ class _Page:
             self._classes(),
         ]
         if pictures:
-            lead = (
-                "The surest inputs that left first, and the least sure that went to the end. "
-                "Wrong answers are bold."
-            )
+            lead = "The surest inputs that left first, and the least sure that went to the end."
+            if not self.view.trace.topology.is_chain:
+                lead = "Inputs that took each way."
+            lead += " Wrong answers are bold."
             parts.append((section("gallery", "Real inputs", tag("p", lead), *pictures), []))
         exits = self.view.trace.topology.exits
         if len(exits) >= 6:  # too many for a heading
@@ -121,6 +121,12 @@ class _Page:
     def _lead(self) -> str:
         exits = self.view.trace.topology.exits
         way = f"{len(exits)} exits" if len(exits) > 1 else "one exit"
+        if not self.view.trace.topology.is_chain:
+            return (
+                f"How a network with forks answers when every input takes its own path: "
+                f"{len(self.view.trace):,} rows of {self.view.trace.header.data} under one plan, "
+                f"beside the most expensive path, which would answer them all."
+            )
         return (
             f"How a network with {way} answers when the inputs it is sure about leave early: "
             f"{len(self.view.trace):,} "
