@@ -21,6 +21,9 @@ FLAGS = {
     "--output -o",
     "inspect": "--example --weights --preprocess --length",
     "convert": "--layer --output -o --example --data --weights --preprocess",
+    "search": "--choice --development --output -o --budget --limit --unit --task --other-task --at "
+    "--exit --gate --weights --preprocess --head --steps --paths --batch-size --rate --augment "
+    "--population --generations --seed --folder --resume",
     "cut": "--example --output -o --at --parts --labelled --weights --preprocess --exit --exit-of "
     "--gate --length --skip",
     "adopt": "--example --output -o --exits --weights --preprocess --gate --length",

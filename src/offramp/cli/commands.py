@@ -22,6 +22,7 @@ from offramp.cli.pages import report
 from offramp.cli.paths import resolutions, route, unrolled
 from offramp.cli.plans import calibrate, check
 from offramp.cli.printing import note
+from offramp.cli.searching import search
 from offramp.cli.serving import bench, run
 from offramp.cli.traces import record
 from offramp.cli.training import FitCommand, fit
@@ -128,6 +129,7 @@ for _command in (
     ladder,
     inspect,
     convert,
+    search,
     cut,
     adopt,
     route,

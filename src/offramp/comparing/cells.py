@@ -8,10 +8,13 @@ file, done once.
     calibration.npz, test.npz      traces under the network's own gate
     figures-<gate>.json            see figures.py
     bench-<gate>.json              see bench
+    cost.json                      size, operations and times of the model, see costing.py
 """
 
 from __future__ import annotations
 
+import copy
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +33,8 @@ from offramp.building.resolving import resolutions
 from offramp.building.saving import load, save
 from offramp.building.unrolling import unrolled
 from offramp.calibration.rows import unseen_rows
+from offramp.comparing.converted import converted, spec_of
+from offramp.comparing.costing import ModelCost, size_of, times_of
 from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain, plain_of
 from offramp.comparing.forked import figures_of_forks
 from offramp.comparing.gating import regated, rescored
@@ -38,6 +43,7 @@ from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
 from offramp.errors import BetterExit, InvalidArgument
 from offramp.fitting.training import fit, recipe_of
+from offramp.networks.inputs import as_inputs, count_of
 from offramp.networks.members import BACKBONE, ModelSpec
 from offramp.networks.network import Network, plain_network
 from offramp.networks.nodes import Exit, Gate
@@ -49,7 +55,9 @@ from offramp.runtime.recording import record
 
 KIND = "comparison"
 SCHEMA = 1
+RECOVER = "recover"  # the recipe that learns from the model before it was converted
 TIMED = 256  # rows
+SIZED = 8  # rows on which multiply-adds are counted
 BATCHES = (1, 64)
 
 
@@ -187,11 +195,10 @@ class Cell:
         if method.sizes and not (method.model or "").startswith(FROM_FILES):
             arms = self._made()
             return load(path, {each.name: arms.model_of(each) for each in arms.members})
-        names = (method.preprocess, method.gate, *_each_exit(method.exits))
-        if not any(":" in name for name in names):
-            return load(
-                path, None if (method.model or "").startswith(FROM_FILES) else self._model()
-            )
+        words = (method.preprocess, method.gate, *_each_exit(method.exits))
+        if not any(":" in word for word in words):
+            is_known = (method.model or "").startswith(FROM_FILES) and not self._is_converted
+            return load(path, None if is_known else self._model())
         made = self._made()
         member = made.members[0]
         given = (made.model_of(member), made.preprocess_of(member))
@@ -214,28 +221,60 @@ class Cell:
         return None
 
     def _model(self) -> nn.Module:
+        """The model before it is trained, with its cheaper layers."""
+        model = self._before()
+        if not self.method.layer:
+            return model
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.seed)  # layers such as ghosts draw weights
+            return converted(model, self.method, self.settings, self._preprocess())
+
+    def _before(self) -> nn.Module:
+        """The model before anything is replaced: that of `start`, or the one that is named."""
+        if self._start is not None:
+            return copy.deepcopy(self._start.model_of(self._start.members[0]))
         assert self.method.model is not None
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            model = make_model(self.method.model, self.method.weights)
-        if self._start is not None:
-            model.load_state_dict(self._start.model_of(self._start.members[0]).state_dict())
-        return model
+            return make_model(self.method.model, self.method.weights)
+
+    def _original(self) -> nn.Module:
+        """The model before it was converted: by this method, or by the one that it starts with."""
+        if not self.method.layer and self.method.start is not None:
+            return self._beside(self.method.start)._original()
+        return self._before()
+
+    def _preprocess(self) -> nn.Module | None:
+        assert self.method.model is not None
+        if self.method.preprocess == "auto":
+            return preprocess_of(self.method.model)
+        return make_preprocess(self.method.preprocess)
+
+    @property
+    def _is_converted(self) -> bool:
+        """Whether its model has cheaper layers, of its own or from its start."""
+        if self.method.layer:
+            return True
+        return self.method.start is not None and self._beside(self.method.start)._is_converted
+
+    def _spec(self, model: nn.Module) -> str | None:
+        """The name of its model, if it has one."""
+        assert self.method.model is not None
+        if not self._is_converted:
+            return self.method.model
+        return spec_of(model, self.method.model)
 
     def _made(self) -> Network:
         """The network before it is trained; what is drawn for it depends on the seed alone."""
         method = self.method
         model = self._model()
-        assert method.model is not None
-        if method.preprocess == "auto":
-            preprocess = preprocess_of(method.model)
-        else:
-            preprocess = make_preprocess(method.preprocess)
+        preprocess = self._preprocess()
+        spec = self._spec(model)
         if method.static or method.unrolled:
-            return plain_network(model, ModelSpec(BACKBONE, method.model), preprocess)
+            return plain_network(model, ModelSpec(BACKBONE, spec), preprocess).eval()
         x = example_of(method, self.settings)
         if method.forks:
-            return self._forked(model, preprocess, x)
+            return self._forked(model, spec, preprocess, x)
         free = free_of(method, self.settings)
         first = replace(self, seed=method.seeds[0])
         begun = first.asked().get("of")
@@ -246,7 +285,7 @@ class Cell:
             "exits": method.exits,
             "gate": method.gate,
             "preprocess": preprocess,
-            "spec": method.model,
+            "spec": spec,
         }
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
@@ -256,11 +295,13 @@ class Cell:
         network.trained_on = union([network.trained_on, seen])
         return network
 
-    def _forked(self, model: nn.Module, preprocess: nn.Module | None, x: Any) -> Network:
+    def _forked(
+        self, model: nn.Module, spec: str | None, preprocess: nn.Module | None, x: Any
+    ) -> Network:
         """The network before it is trained, with units that rows skip or sizes that they choose."""
         method = self.method
         gate = None if method.gate == Method("").gate else method.gate
-        options: dict[str, Any] = {"preprocess": preprocess, "spec": method.model}
+        options: dict[str, Any] = {"preprocess": preprocess, "spec": spec}
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             if method.sizes is not None:
@@ -274,10 +315,13 @@ class Cell:
         method = self.method
         run = self.home / "run"
         assert method.recipe is not None
+        arguments = arguments_of(method.arguments)
+        if method.recipe.partition("?")[0] == RECOVER:
+            arguments["original"] = self._original()
         history = fit(
             network,
             method.train,
-            recipe=recipe_of(method.recipe, **arguments_of(method.arguments)),
+            recipe=recipe_of(method.recipe, **arguments),
             development=method.development,
             batch_size=method.batch_size,
             seed=self.seed,
@@ -436,6 +480,50 @@ class Cell:
         )
         write_json(file, KIND, SCHEMA, {"asked": asked, "lines": found.to_json()})
         return self.timed(unit)  # as the file has it
+
+    def cost(self, reference: Cell) -> ModelCost | None:
+        """What its model costs, counted once; and timed beside that of `reference` if the settings
+        ask for times.
+
+        None for ladders and later seeds, and where no method is static or converted: then all have
+        one model.
+        """
+        settings = self.settings
+        different = any(each.static or each.layer for each in settings.methods)
+        if self.method.members or not self.first or not different:
+            return None
+        file = self.home / "cost.json"
+        asked = [settings.test, settings.wall_clock, settings.repeats, reference.asked()]
+        asked.append(engine_of(settings.engine)[1])
+        if file.exists():
+            body = read_json(file, KIND, SCHEMA)[1]
+            if body["asked"] == asked:
+                return ModelCost.from_json(body["cost"])
+        x = next(iter(rows(settings.test).batches(max(BATCHES)))).x
+        network = self.network
+        found = size_of(network, _first_rows(x, SIZED))
+        if settings.wall_clock:
+            unit = network if reference.name == self.name else reference.network
+            batches = tuple(size for size in BATCHES if size <= count_of(as_inputs(x)))
+            times = times_of(
+                network,
+                unit,
+                x,
+                batches=batches,
+                repeats=settings.repeats,
+                engine=settings.engine,
+                clock=time.perf_counter,
+            )
+            found = replace(found, times=times)
+        write_json(file, KIND, SCHEMA, {"asked": asked, "cost": found.to_json()})
+        return found
+
+
+def _first_rows(x: Any, count: int) -> Any:
+    """The first rows of a batch, as one array or as named ones."""
+    if isinstance(x, Mapping):
+        return {name: value[:count] for name, value in x.items()}
+    return x[:count]
 
 
 def _each_exit(exits: str | Mapping[str, str]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from offramp._support.arguments import arguments_of, pairs, require, require_confidence
 from offramp._support.find import files, find
@@ -18,11 +19,13 @@ from offramp.building.factories import (
     make_model,
     make_preprocess,
     model_factory,
+    preprocess_of,
 )
+from offramp.comparing.converted import converted
 from offramp.comparing.placement import free_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
-from offramp.errors import InvalidArgument
+from offramp.errors import InvalidArgument, OfframpError
 from offramp.fitting.loader import index_of
 from offramp.fitting.training import recipe_of
 from offramp.guarantees.risks import find_risk
@@ -75,9 +78,9 @@ def _require_model(spec: str) -> None:
         model_factory(base)
 
 
-def require_models(methods: Sequence[Method]) -> None:
-    """Build the models that are still to be cut, and look for their cuts. Raises InvalidArgument,
-    BadFile for weights.
+def require_models(settings: Settings, methods: Sequence[Method]) -> None:
+    """Build the models that are still to be cut, convert them, and look for their cuts. Raises
+    InvalidArgument, BadFile for weights.
     """
     for model, weights in dict.fromkeys(
         (each.model, each.weights) for each in methods if not each.members
@@ -85,13 +88,15 @@ def require_models(methods: Sequence[Method]) -> None:
         assert model is not None
         with torch.random.fork_rng([]):
             made = make_model(model, weights)
-        modules = {name for name, _ in made.named_modules(remove_duplicate=False)}
+        plain = {name for name, _ in made.named_modules(remove_duplicate=False)}
         for method in methods:
-            if (
-                (method.model, method.weights) != (model, weights)
-                or method.static
-                or method.members
-            ):
+            if (method.model, method.weights) != (model, weights) or method.members:
+                continue
+            modules = plain
+            if method.layer:
+                changed = _converted(settings, method, made)
+                modules = {name for name, _ in changed.named_modules(remove_duplicate=False)}
+            if method.static or _begins_converted(settings, method):
                 continue
             for name in method.cuts:
                 if name not in modules:
@@ -99,6 +104,34 @@ def require_models(methods: Sequence[Method]) -> None:
                         f"[method.{method.name}]: at must name modules that `offramp inspect` "
                         f"lists, got {name!r}, which {model} does not have"
                     )
+
+
+def _converted(settings: Settings, method: Method, model: nn.Module) -> nn.Module:
+    """The model of a method with its cheaper layers. Raises InvalidArgument where that fails.
+
+    If the method starts with another one's model, this one stands for it: they have the same
+    modules, unless that one was converted too.
+    """
+    if _begins_converted(settings, method):
+        return model
+    if method.preprocess == "auto":
+        preprocess = preprocess_of(method.model or "")
+    else:
+        preprocess = make_preprocess(method.preprocess)
+    try:
+        with torch.random.fork_rng([]):
+            return converted(model, method, settings, preprocess)
+    except OfframpError as problem:
+        raise InvalidArgument(f"[method.{method.name}]: {problem}") from problem
+
+
+def _begins_converted(settings: Settings, method: Method) -> bool:
+    """Whether a method starts with a converted model, whose modules are known once it is made."""
+    while method.start is not None:
+        method = settings.method(method.start)
+        if method.layer:
+            return True
+    return False
 
 
 def require_lengths(settings: Settings, methods: Sequence[Method]) -> None:

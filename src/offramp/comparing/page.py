@@ -18,6 +18,7 @@ from offramp.comparing.tables import (
     clocks_table,
     exit_clocks_table,
     exits_tables,
+    models_table,
     shares_table,
     splits_table,
     statics_table,
@@ -32,7 +33,7 @@ from offramp.reporting.words import percent
 def write_page(comparison: Comparison, path: str | Path) -> Path:
     """Write the page, and return its path. Raises MissingExtra (plotly), BadFile."""
     settings = comparison.settings
-    sections = (_budgets, _curves, _exits, _leaving, _certified, _clocks, _training)
+    sections = (_budgets, _models, _curves, _exits, _leaving, _certified, _clocks, _training)
     whole = frame(
         title=settings.title,
         lead=f"{len(comparison.labels())} ways to spend less under one protocol: thresholds are "
@@ -72,6 +73,22 @@ def _budgets(comparison: Comparison) -> Html:
     if splits := splits_table(comparison):
         parts.append(folded("Over random splits of calibration and test rows", splits))
     return section("budgets", "Accuracy at equal cost", *parts, statics_table(comparison))
+
+
+def _models(comparison: Comparison) -> Html:
+    shown = models_table(comparison)
+    if not shown:
+        return Html()
+    settings = comparison.settings
+    lead = (
+        f"One network of each method, first seed. A method with exits stands here under its plan "
+        f"within {percent(settings.budgets[settings.shown], 0)} of the cost; its multiply-adds and "
+        f"times are means over the rows. Bytes and parameters are those of the network with its "
+        f"exits. Times are on {settings.engine}, as a share of the plain network of the first "
+        f"method that is cut, taken in turn with it, with a 90% interval. For a plan the share is "
+        f"that of its plain network times what the plan takes of it."
+    )
+    return section("models", "Every model at its cost", tag("p", lead), shown)
 
 
 def _curves(comparison: Comparison) -> Html:

@@ -33,6 +33,8 @@ ASKED = (
     "model",
     "weights",
     "start",
+    "layer",
+    "data",
     "preprocess",
     "example",
     "parts",
@@ -73,6 +75,8 @@ def places_of(
         return method.cuts or None, None
     flags = method.flags(method.seeds[0])
     asked = {key: flags[key] for key in (*ASKED, "seed")} | ({} if begun is None else {"of": begun})
+    if not method.layer:  # files of methods that convert nothing keep their names
+        del asked["layer"], asked["data"]
     file = folder / f"{checksum(asked)}.json"
     if not file.exists():
         example = as_inputs(example_of(method, settings))

@@ -220,6 +220,10 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
             exits_at(method.at, method.exit, method.exit_of)
         except InvalidArgument as problem:
             raise InvalidArgument(f"{here}: {problem}") from problem
+    if method.data is not None and not method.layer:
+        raise InvalidArgument(
+            f"{here} has data, the rows for layers that use gradients, and must have layer = ..."
+        )
     if method.recipe is not None and method.train is None:
         raise InvalidArgument(f"{here} has a recipe and must have the rows that train: train = ...")
 

@@ -35,6 +35,7 @@ OWN = "own"  # the gate that a network was cut or trained with
 CUTTING = ("example", "at", "parts", "labelled", "exit", "exit_of", "gate", "length")
 TRAINING = ("arguments", "train", "development", "batch_size", "augment", "views", "precision")
 STACKING = ("members", "gate")
+CONVERTING = ("layer", "data")
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,15 @@ class Method:
     Networks with forks, instead of `at` and `parts`: skip, as in `cut --skip`; sizes, as in
     `resolutions --sizes`; unrolled, the stages of adaptive depth of the model unit by unit, after
     it was trained. settings: of networks with more than sixteen paths, as in `record --settings`.
+    layer: PATTERN=METHOD each, what `convert` replaces in the model (or in that of `start`) before
+    it is cut; data: labelled rows for methods that use gradients, which count as rows that trained.
+    The recipe recover learns from the model before it was converted.
     """
 
     name: str
     start: str | None = None
+    layer: tuple[str, ...] = ()
+    data: str | None = None
     model: str | None = None
     weights: str | None = None
     preprocess: str = "auto"
@@ -103,10 +109,12 @@ class Method:
     @property
     def training(self) -> tuple[str, ...]:
         """All rows that have a part in its networks."""
-        trained = (self.train, self.development) if self.trained else ()
-        return tuple(
-            data for data in (*trained, self.labelled if self.auto else None) if data is not None
-        )
+        parts = [self.train, self.development] if self.trained else []
+        if self.auto:
+            parts.append(self.labelled)
+        if self.layer and not self.members:
+            parts.append(self.data)
+        return tuple(data for data in parts if data is not None)
 
     @property
     def auto(self) -> bool:
@@ -131,6 +139,10 @@ class Method:
         if self.members:
             return {key: whole[key] for key in STACKING}
         dropped = (*(CUTTING if self.static else ()), *(() if self.trained else TRAINING))
+        if not self.layer:
+            dropped = (*dropped, *CONVERTING)
+        elif self.static:
+            dropped = tuple(key for key in dropped if key != "example")
         return {key: value for key, value in whole.items() if key not in dropped}
 
     def flags(self, seed: int) -> dict[str, Any]:
