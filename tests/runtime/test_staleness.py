@@ -11,7 +11,7 @@ from torch import nn
 
 from offramp.errors import StaleRunner
 from offramp.gates.tempered import Tempered
-from offramp.runtime.staleness import ChangeDetector, SettingsDetector
+from offramp.runtime.staleness import ChangeDetector, Rounds, SettingsDetector
 from small import dense, ladder_of
 
 
@@ -233,3 +233,79 @@ def test_a_settings_detector_compares_what_code_reads_by_value():
     tensor.add_(1)
     with pytest.raises(StaleRunner, match="a tensor"):
         detector.spot_check()
+
+
+def deep() -> nn.Module:
+    """Linear layers, norms, and many layers without tensors."""
+    blocks = list[nn.Module]()
+    for _ in range(11):
+        blocks += [nn.Linear(3, 3), nn.BatchNorm1d(3), nn.LeakyReLU(0.1)]
+    blocks += [nn.LeakyReLU(0.1) for _ in range(60)]
+    return nn.Sequential(*blocks).eval()
+
+
+ONE_MODULE = {
+    "training": lambda m: m[16].train(),
+    "a weight in place": lambda m: touch(m[15], "weight", "mul_"),
+    "a new bias": lambda m: setattr(m[30], "bias", nn.Parameter(torch.ones(3))),
+    "a write through NumPy": lambda m: write_by_numpy(m[9].weight),
+    "the last tensor through NumPy": lambda m: write_by_numpy(m[31].running_var),
+    "an attribute": lambda m: setattr(m[92], "negative_slope", 0.2),
+    "an eps": lambda m: setattr(m[4], "eps", 0.5),
+}
+
+
+@pytest.mark.parametrize("before", [0, 1, 5, 14])
+@pytest.mark.parametrize("change", ONE_MODULE)
+def test_rounds_notice_a_change_of_one_module_within_a_round(change, before):
+    module = deep()
+    rounds = Rounds([module], SettingsDetector(module.modules()))
+    assert rounds.shares > 10
+    for _ in range(before):
+        rounds.spot_check()
+    ONE_MODULE[change](module)
+    assert any(refused(rounds) for _ in range(rounds.shares))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("change", ["weight", "slope", "numpy"])
+def test_rounds_of_any_length_look_at_everything(blocks, change):
+    layers = list[nn.Module]()
+    for _ in range(blocks):
+        layers += [nn.BatchNorm1d(3), *(nn.LeakyReLU(0.1) for _ in range(20))]
+    module = nn.Sequential(*layers).eval()
+    rounds = Rounds([module], SettingsDetector(module.modules()))
+    assert rounds.shares == blocks
+    if change == "weight":
+        touch(module[-21], "weight", "add_")
+    elif change == "slope":
+        module[-1].negative_slope = 0.2
+    else:
+        write_by_numpy(module[-21].weight)
+    assert any(refused(rounds) for _ in range(blocks))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.train(),
+        lambda m: m.double(),
+        lambda m: [touch(part, "weight", "add_") for part in m if hasattr(part, "weight")],
+    ],
+    ids=["train", "cast", "step"],
+)
+def test_rounds_notice_a_change_of_all_modules_at_once(change):
+    module = deep()
+    rounds = Rounds([module], SettingsDetector(module.modules()))
+    rounds.spot_check()
+    change(module)
+    assert refused(rounds)
+
+
+def test_rounds_leave_alone_what_changes_nothing():
+    module = deep()
+    rounds = Rounds([module], SettingsDetector(module.modules()))
+    module(torch.zeros(5, 3))
+    module.to("cpu").float().eval()
+    for _ in range(2 * rounds.shares):
+        rounds.spot_check()

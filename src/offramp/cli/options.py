@@ -34,8 +34,9 @@ DataSpec = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="Rows: digits, cifar10:DIR, mnist:DIR, imagefolder:DIR, parquet:PATH, npz:PATH, "
-        "tsv:PATH?tokenizer=FOLDER&length=64 or my.module:factory, each with [a:b] to select.",
+        help="Rows: digits, cifar10:DIR, mnist:DIR, imagefolder:DIR, images:DIR, parquet:PATH, "
+        "npz:PATH, tsv:PATH?tokenizer=FOLDER&length=64 or my.module:factory, each with "
+        "[a:b] to select.",
     ),
 ]
 Threshold = Annotated[

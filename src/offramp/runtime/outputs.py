@@ -100,10 +100,33 @@ class Outputs:
         )
 
 
-class Unpacked(Outputs):
-    """The Outputs of the lean loop. Tensors are made when somebody asks for one of them.
+class FromArrays(Outputs):
+    """Outputs that an engine gave as arrays. Tensors are made when somebody asks for one of them.
 
-    At batch 1, making four tensors takes as long as a small network.
+    At batch 1, making four tensors takes as long as a small network. So the logits, which everybody
+    asks for, do not wait for the others.
+
+    Args:
+        logits: [B, C].
+        exits: the names of the exits.
+    """
+
+    def __init__(self, logits: Array, exits: tuple[str, ...]) -> None:
+        self._exits = exits
+        self._array = logits
+
+    @cached_property
+    def _logits(self) -> Tensor:
+        return torch.from_numpy(self._array)
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits [B, C]."""
+        return self._logits
+
+
+class Unpacked(FromArrays):
+    """The Outputs of the lean loop.
 
     Args:
         logits: [B, C], of all rows.
@@ -117,12 +140,13 @@ class Unpacked(Outputs):
     def __init__(
         self, logits: Array, passed: Passed, why: int, bad: Bad, exits: tuple[str, ...]
     ) -> None:
-        self._exits = exits
-        self._left = (logits, passed, why, bad)
+        super().__init__(logits, exits)
+        self._left = (passed, why, bad)
 
     @cached_property
     def _tensors(self) -> Tensors:  # type: ignore[override]
-        logits, passed, why, bad = self._left
+        logits = self._array
+        passed, why, bad = self._left
         count = len(logits)
         exit_indices = np.empty(count, np.int64)
         reasons = np.full(count, GATE, np.int64)
@@ -136,7 +160,7 @@ class Unpacked(Outputs):
             reasons[last] = why
             flags[last] |= ~np.isfinite(logits[last].astype(np.float32, copy=False)).all(-1)
         return (
-            torch.from_numpy(logits),
+            self._logits,
             torch.from_numpy(exit_indices),
             torch.from_numpy(reasons),
             torch.from_numpy(flags),

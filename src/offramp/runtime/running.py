@@ -164,7 +164,7 @@ class Runner:
         )
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = ChangeDetector(containers, deep=False)
-        self._rounds = Rounds([network]) if own_threads else None
+        self._rounds = Rounds([network], self._computes_with) if own_threads else None
         # By node the modules that run there. An engine may have joined several nodes in a stage.
         modules = dict[str, tuple[nn.Module, ...]]()
         for engine_stage in self._every:
@@ -279,10 +279,11 @@ class Runner:
         return answers
 
     def _spot_check(self) -> None:
-        """Check some settings, and some modules if the engine has copies of the weights."""
-        self._computes_with.spot_check()
+        """Check some settings; or what is due in turn if the engine has copies of the weights."""
         if self._rounds is not None:
             self._rounds.spot_check()
+        else:
+            self._computes_with.spot_check()
 
     def observed(self, x: Any, band: float) -> tuple[Outputs, Observed]:
         """The Outputs of x; and for each row which nodes ran, and whether a score was within `band`

@@ -7,7 +7,9 @@ with functions of `operator`, and no Python code per tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, cycle
 from operator import attrgetter, is_, itemgetter
 from typing import Any
@@ -22,10 +24,12 @@ from offramp.networks.network import described
 from offramp.networks.nodes import Exit, Gate
 
 VALUES: Any = dict.values
+VERSION = attrgetter("_version")
+TRAINING = itemgetter("training")
 SAMPLED = 8  # values of a tensor that are compared by content
 TENSORS = 8  # tensors whose samples one spot check compares: a microsecond
 SHARE_TENSORS = 5  # tensors in a share of `Rounds`: as many as a batch norm has
-
+EVERY = 4  # batches after which `Rounds` compares samples, and settings
 LAYERS = 8  # layers whose settings one spot check compares: two microseconds
 NAMES = 16  # attributes and globals that one spot check compares: a microsecond
 COMPARED = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
@@ -148,6 +152,13 @@ class SettingsDetector:
         self._some_layers = cycle(_in_groups(self._layers, LAYERS))
         self._some_names = cycle(_in_groups(self._names, NAMES))
 
+    def see_all_within(self, checks: int) -> None:
+        """Let so many spot checks look at everything, with more in each where that is needed."""
+        layers = max(LAYERS, math.ceil(len(self._layers) / checks))
+        names = max(NAMES, math.ceil(len(self._names) / checks))
+        self._some_layers = cycle(_in_groups(self._layers, layers))
+        self._some_names = cycle(_in_groups(self._names, names))
+
     def check(self) -> None:
         """Raise StaleRunner if anything differs."""
         self._compare(self._layers, self._names)
@@ -232,16 +243,24 @@ def _in_groups(items: list[Any], size: int) -> list[list[Any]]:
 class Rounds:
     """Looks at a few modules after every batch, and so in turn at all of them.
 
-    This takes a few microseconds a batch. It is for engines with copies of the weights: their
-    answers are those of the network as it was opened, so a change may be noticed late. A change
-    that moves, casts or trains all modules is noticed after the next batch, a change of a single
-    module after at most `shares` batches. See `ChangeDetector` for changes that cannot be noticed.
+    It is for engines with copies of the weights: their answers are those of the network as it was
+    opened, so a change may be noticed late. A change that moves, casts or trains all modules is
+    noticed after the next batch, a change of a single module or setting after at most `shares`
+    batches. See `ChangeDetector` for changes that cannot be noticed.
+
+    A check takes a few microseconds if its code and data are in the cache. After a batch of a
+    network that is larger than the cache they are not, and the same check takes 100 and more. So a
+    batch runs little code: it looks at the tables and tensors of one share. Only every fourth batch
+    compares samples, for four shares together, and every fourth one compares settings.
 
     Args:
         roots: the modules to look at, together with all modules inside them.
+        settings: a detector of other changes, to be asked in turn as well.
     """
 
-    def __init__(self, roots: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, roots: Sequence[nn.Module], settings: SettingsDetector | None = None
+    ) -> None:
         # A new group begins where the next module would bring more tensors than a share may have.
         groups: list[list[nn.Module]] = [[]]
         in_group = 0
@@ -252,14 +271,39 @@ class Rounds:
                 in_group = 0
             groups[-1].append(module)
             in_group += tensors
-        self._shares = [_Share(group) for group in groups]
-        self._turn = cycle(self._shares)
         self.shares = len(groups)
 
+        # The checks of each batch of a round: its share, and what else is due.
+        duties = list[tuple[_Share, tuple[Callable[[], None], ...]]]()
+        not_compared = list[_Share]()
+        settings_checks = 0
+        for number, group in enumerate(groups):
+            share = _Share(group)
+            is_last = number == self.shares - 1
+            due = list[Callable[[], None]]()
+            not_compared.append(share)
+            if number % EVERY == EVERY - 1 or is_last:
+                due.append(partial(_compare_next, tuple(not_compared)))
+                not_compared.clear()
+            if settings is not None and (number % EVERY == 1 or is_last):
+                due.append(settings.spot_check)
+                settings_checks += 1
+            duties.append((share, tuple(due)))
+        if settings is not None:
+            settings.see_all_within(settings_checks)
+        self._duties = cycle(duties)
+
     def spot_check(self) -> None:
-        """Raise StaleRunner if anything differs in the next share."""
-        share = next(self._turn)
+        """Raise StaleRunner if anything differs in what is due after this batch."""
+        share, due = next(self._duties)
         share.check()
+        for check in due:
+            check()
+
+
+def _compare_next(shares: Sequence[_Share]) -> None:
+    """Compare the next samples of each share."""
+    for share in shares:
         share.compare(next(share.sample_groups))
 
 
@@ -313,7 +357,7 @@ class _Share:
 
     def _marks(self) -> tuple[list[int], list[int]]:
         """Versions, which training changes; addresses, which moving and casting change."""
-        versions = list(map(attrgetter("_version"), self.versioned))
+        versions = list(map(VERSION, self.versioned))
         addresses = list(map(Tensor.data_ptr, self.addressed))
         return versions, addresses
 
@@ -324,8 +368,9 @@ class _Share:
             len(now) == len(self.values) and all(map(is_, now, self.values)) and not any(self.empty)
         )
         same = same and self._marks() == self.marks
-        same = same and self._has_same_settings()
-        if not same or any(map(itemgetter("training"), self.states)):
+        if self.settings:
+            same = same and self._has_same_settings()
+        if not same or any(map(TRAINING, self.states)):
             raise StaleRunner(CHANGED)
 
     def _has_same_settings(self) -> bool:
