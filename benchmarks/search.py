@@ -22,6 +22,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from offramp import Trace
+
 # Internal: the search itself is measured.
 from offramp.calibration.archive import OpenSets
 
@@ -42,7 +44,6 @@ from offramp.plans.provenance import Origin
 
 # Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.topology import Node, Topology
-from offramp.plans.trace import Trace
 
 T = TypeVar("T")
 DROP = 0.01

@@ -15,6 +15,7 @@ from offramp._support.files import checksum, read_json, write_json
 from offramp.building.cutting import ladder
 from offramp.building.factories import make_gate
 from offramp.errors import BadFile, InvalidArgument, NewerSchema, OfframpError
+from offramp.exits.pooled import linear
 from offramp.gates.confidence import margin, max_prob
 from offramp.gates.tempered import Tempered
 from offramp.layers.preprocess import Preprocess
@@ -299,6 +300,22 @@ def saved_again(net, folder, **given):
 
 
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+
+
+def nested(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    inner = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    return nn.Sequential(inner, nn.Linear(3, 2)).eval()
+
+
+def test_exits_at_nodes_with_dots_share_weights_again(tmp_path):
+    head = linear((3,), 2)
+    net = off.cut(nested(0), torch.randn(4, 3), at=["0.0", "0.1"], exits={"0.0": head, "0.1": head})
+    again = saved_again(net, tmp_path / "net", model=nested(1))
+    first = [*again.exit_of("0.0").parameters()]
+    second = [*again.exit_of("0.1").parameters()]
+    for one, other in zip(first, second, strict=True):
+        assert one is other
 
 
 def test_arms_that_share_weights_share_them_again(tmp_path):

@@ -385,14 +385,16 @@ def _tied(network: Network) -> list[list[str]]:
 
 def _tie(network: Network, groups: Sequence[Sequence[str]]) -> None:
     """Let members share parameters as they did when the network was saved."""
+    # By their whole names, because names of nodes may have dots, which get_submodule splits.
+    modules = dict(network.named_modules(remove_duplicate=False))
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     for first, *others in groups:
-        parameter = network.get_parameter(first)
+        parameter = parameters[first]
         for name in others:
-            module_name, _, last = name.rpartition(".")
-            module = network.get_submodule(module_name)
-            known = module.get_parameter(last)
+            known = parameters[name]
             if known is not parameter and known.shape == parameter.shape:
-                setattr(module, last, parameter)
+                module_name, _, last = name.rpartition(".")
+                setattr(modules[module_name], last, parameter)
 
 
 def _as_modules(given: Any) -> Given:
