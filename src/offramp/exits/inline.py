@@ -71,7 +71,11 @@ class Inline(Exit):
 
     def config(self) -> dict[str, Any]:
         """Name, the exit within, the one before, and whether gradients stop there."""
-        config = {"name": "Inline", "exit": self.exit.config(), "before": self.before}
+        config: dict[str, Any] = {
+            "name": "Inline",
+            "exit": self.exit.config(),
+            "before": self.before,
+        }
         if self.detach:
             config["detach"] = True
         return config

@@ -84,11 +84,10 @@ class PatienceRecipe(Recipe):
         """One phase."""
         names = trainable_exits(network)
         trained = tuple(network.exits.parameters())
+        reads = reading(network, names)
         if self.backbone:
             trained = (*network.backbone.parameters(), *trained)
             reads = "input"
-        else:
-            reads = reading(network, names)
         adam = partial(torch.optim.AdamW, lr=self.rate, weight_decay=0.0)
         return [Phase("all", trained, self.epochs, adam, linear, reads=reads, clip=self.clip)]
 
