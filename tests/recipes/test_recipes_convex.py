@@ -307,7 +307,7 @@ def test_rows_that_are_not_finite_are_counted():
     ],
 )
 def test_bad_rows_and_labels_are_refused(x, y, classes):
-    with pytest.raises(BadData, match="expected"):
+    with pytest.raises(BadData, match=r"features and labels must be \[N, F\]|must be integers"):
         solve(x, y, classes, loss="one_vs_rest", regularizer=0.1)
 
 

@@ -99,11 +99,11 @@ def test_what_does_not_fit_is_refused():
 def test_the_price_rises():
     recipe = Pondered(ramp=0.5)
     shares = [
-        recipe._risen(TrainingBatch(None, torch.zeros(1), "phase", step, 8))
+        recipe._price_share(TrainingBatch(None, torch.zeros(1), "phase", step, 8))
         for step in (0, 2, 4, 6)
     ]
     assert shares == [0.0, 0.5, 1.0, 1.0]
-    assert Pondered()._risen(TrainingBatch(None, torch.zeros(1), "phase", 0, 8)) == 1.0
+    assert Pondered()._price_share(TrainingBatch(None, torch.zeros(1), "phase", 0, 8)) == 1.0
     assert "ramp" not in Pondered().config()  # a checkpoint of before goes on
     assert recipe.config()["ramp"] == 0.5
     with pytest.raises(InvalidArgument, match="ramp must be between 0 and 1, got 2"):

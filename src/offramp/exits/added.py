@@ -1,4 +1,4 @@
-"""An exit that adds to what the exit before it said: the additive model of BoostNet.
+"""An exit that adds its logits to those of the exit before it: the additive model of BoostNet.
 
 Yu, Wang, Hua and Shi, Boosted Dynamic Neural Networks, AAAI 2023, arXiv 2211.16726.
 """
@@ -18,9 +18,14 @@ __all__ = ["Added"]
 class Added(Exit):
     """Logits F_n = f_n + weight F_{n-1} [B, C] of an exit f_n and of the exit `before` it, F_{n-1}.
 
-    Written out, F_n is the sum over k <= n of weight^(n-k) f_k. Nothing is learned through F_{n-1}:
-    its gradient stops here. The same lines run in training and in use; the authors' code has two,
-    and with weights that change from exit to exit they are off by one against each other.
+    Written out, F_n is the sum over k <= n of weight^(n-k) f_k. The gradient of F_{n-1} stops here.
+    The same code runs in training and in use. The authors' code has two versions, which differ by
+    one exit if weights change from exit to exit.
+
+    Args:
+        exit: f_n.
+        before: the name of the exit before.
+        weight: of its logits.
     """
 
     def __init__(self, exit: Exit, before: str, weight: float = 0.5) -> None:
@@ -31,9 +36,7 @@ class Added(Exit):
         self.reads = tuple(dict.fromkeys((before, *exit.reads)))
 
     def forward(self, seen: Seen) -> Tensor:
-        """Logits [B, C]. Raises BadNetwork where the two answer with different numbers of
-        classes.
-        """
+        """Logits [B, C]. Raises BadNetwork if the two exits differ in their number of classes."""
         own = self.exit(seen)
         before = seen.logits[self.before].detach()
         if own.shape[1] != before.shape[1]:

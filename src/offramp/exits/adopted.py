@@ -17,8 +17,8 @@ class Adopted(Exit):
     """A trained head of the user's model. It is shared with the model and never copied.
 
     Args:
-        module: the name of the head in the model, such as `heads.0`. A network finds it there when
-            it is made.
+        module: the name of the head in the model, for example `heads.0`. A network finds the head
+            there when it is made.
     """
 
     head: nn.Module | None
@@ -29,16 +29,14 @@ class Adopted(Exit):
         self.head = None
 
     def belong_to(self, model: nn.Module) -> None:
-        """Find the head in the model. Raises BadNetwork where the model has no module of this
-        name.
-        """
-        found = dict(model.named_modules(remove_duplicate=False)).get(self.module)
-        if found is None:
+        """Find the head in the model. Raises BadNetwork if the model has no module of this name."""
+        head = dict(model.named_modules(remove_duplicate=False)).get(self.module)
+        if head is None:
             raise BadNetwork(
                 f"the model has no module {self.module!r}, which is one of its exits. Give "
                 "the model that was adopted"
             )
-        self.head = found
+        self.head = head
 
     def forward(self, seen: Seen) -> Tensor:
         """The head's logits [B, C] of the tapped features."""

@@ -1,13 +1,13 @@
 """The heads of Be Your Own Teacher (Zhang, Song, Gao, Chen, Bao and Ma, 2019, arXiv 1905.08094),
 for `distill`.
 
-`attentive` is the head of the journal version, as in the authors' code; `bottleneck` is that of the
-conference version, as others rebuilt it and as a class that this code does not use has it. Both
-bring features down to about 4x4, with as many times more channels as there are pixels less per
-side: on a ResNet for 32x32 images all heads end 512 wide. Where we differ: the number of steps
-follows from the size of the features, where the code spells it out for its networks; masks are
-resized to the features, which is the same where sides are even; and the mean is over all positions
-that are left.
+`attentive` is the head of the journal version, as in the authors' code. `bottleneck` is the head of
+the conference version, as in other people's implementations and in an unused class of the authors'
+code. Both bring features down to about 4x4, and multiply the channels by the factor that divides
+the side: on a ResNet for 32x32 images all heads end 512 wide. Where we differ: the number of steps
+follows from the size of the features, while the code writes it out for its networks; masks are
+resized to the features, which is the same if sides are even; and the mean is over all remaining
+positions.
 Shapes: B samples, F features, C classes.
 """
 
@@ -30,17 +30,17 @@ class Attentive(Exit):
     """A mask in [0.5, 1) times the features, separable convolutions that halve them, the mean, a
     linear layer.
 
-    mask = sigmoid(resized(ReLU(BN(S(x))))), where S is a pair of separable convolutions of which
-    the first has stride 2 and which end in a batch norm and a ReLU of their own: the authors' mask
-    has two of each in a row.
+    mask = sigmoid(resized(ReLU(BN(S(x))))). S is a pair of separable convolutions, the first with
+    stride 2. S ends in a batch norm and a ReLU itself, so the authors' mask has two of each in a
+    row.
 
     Args:
         shape: of one row's features, [channels, H, W].
         classes: C.
         steps: how often the features are halved, each time with twice as many channels. None brings
             the shorter side to about 4, at least once.
-        normed: whether the mask has its second batch norm and ReLU. False is the form of files that
-            the first edition wrote, which lacked them.
+        normed: whether the mask has its second batch norm and ReLU. Files of the first edition have
+            none and load with False.
     """
 
     FIRST_EDITION: ClassVar[Mapping[str, Any]] = {"normed": False}
@@ -54,23 +54,28 @@ class Attentive(Exit):
         self.normed = bool(normed)
         channels = self.shape[0]
         if steps is None:
+            # The largest power of 2 that leaves at least LEFT pixels.
             self.steps = max(1, (min(self.shape[1:]) // LEFT).bit_length() - 1)
         else:
             self.steps = int(steps)
-        second = (nn.BatchNorm2d(channels), nn.ReLU()) if self.normed else ()
-        self.mask = nn.Sequential(*_separable(channels, channels), *second)
-        self.layers = nn.Sequential(
-            *(_separable(channels << step, channels << step + 1) for step in range(self.steps))
-        )
-        self.linear = nn.Linear(channels << self.steps, self.classes)
+        mask: list[nn.Module] = list(_separable(channels, channels))
+        if self.normed:
+            mask += [nn.BatchNorm2d(channels), nn.ReLU()]
+        self.mask = nn.Sequential(*mask)
+        # Each step halves the sides and doubles the channels.
+        halvings: list[nn.Module] = []
+        for _ in range(self.steps):
+            halvings.append(_separable(channels, 2 * channels))
+            channels = 2 * channels
+        self.layers = nn.Sequential(*halvings)
+        self.linear = nn.Linear(channels, self.classes)
 
     def feature(self, features: Tensor) -> Tensor:
-        """[B, channels, H, W] -> [B, F]: what the linear layer reads, and `distill` compares."""
-        mask = nn.functional.interpolate(
-            self.mask(features), features.shape[2:], mode="bilinear"
-        ).sigmoid()
-        found: Tensor = self.layers(mask * features).mean((2, 3))
-        return found
+        """The linear layer's input, which `distill` compares: [B, channels, H, W] -> [B, F]."""
+        small = self.mask(features)  # [B, channels, H / 2, W / 2]
+        mask = nn.functional.interpolate(small, features.shape[2:], mode="bilinear").sigmoid()
+        pooled: Tensor = self.layers(mask * features).mean((2, 3))
+        return pooled
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C]."""
@@ -78,19 +83,31 @@ class Attentive(Exit):
         return logits
 
     def config(self) -> dict[str, Any]:
-        """Shape, classes, steps, and `normed` where it is set: files of the first edition keep
-        their fingerprint.
+        """Shape, classes, steps, and `normed` if it is set.
+
+        Files of the first edition keep their fingerprint, because it is left out otherwise.
         """
-        sizes = {"shape": list(self.shape), "classes": self.classes, "steps": self.steps}
-        return {"name": "Attentive", **sizes, **({"normed": True} if self.normed else {})}
+        config = {
+            "name": "Attentive",
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "steps": self.steps,
+        }
+        if self.normed:
+            config["normed"] = True
+        return config
 
 
 class Squeezed(Exit):
-    """Convolutions 1x1 to `width` channels, k x k with stride k, 1x1 to k times the channels; the
-    mean, a linear layer.
+    """Three convolutions, the mean and a linear layer.
 
-    shape: of one row's features, [channels, H, W]. k is a quarter of the shorter side. Batch norm
-    and ReLU follow each convolution.
+    The convolutions are 1x1 to `width` channels, k x k with stride k, and 1x1 to k times the
+    channels, where k is a quarter of the shorter side. Batch norm and ReLU follow each of them.
+
+    Args:
+        shape: of one row's features, [channels, H, W].
+        classes: C.
+        width: channels of the first two convolutions.
     """
 
     def __init__(self, shape: Sequence[int], classes: int, width: int = 128) -> None:
@@ -108,9 +125,9 @@ class Squeezed(Exit):
         self.linear = nn.Linear(channels * kernel, self.classes)
 
     def feature(self, features: Tensor) -> Tensor:
-        """[B, channels, H, W] -> [B, F]: what the linear layer reads, and `distill` compares."""
-        found: Tensor = self.layers(features).mean((2, 3))
-        return found
+        """The linear layer's input, which `distill` compares: [B, channels, H, W] -> [B, F]."""
+        pooled: Tensor = self.layers(features).mean((2, 3))
+        return pooled
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C]."""
@@ -133,11 +150,12 @@ def attentive(shape: Sequence[int], classes: int) -> Attentive:
 
 
 def bottleneck(shape: Sequence[int], classes: int) -> Squeezed:
-    """The head of the conference version: 128 channels between."""
+    """The head of the conference version, with 128 channels in between."""
     return Squeezed(shape, classes)
 
 
 def _images(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one row's features. Raises BadNetwork unless it is [C, H, W]."""
     if len(shape) != 3:
         raise BadNetwork(
             f"this head needs features of shape [C, H, W], got {tuple(shape)}. Use linear_grid"
@@ -146,6 +164,7 @@ def _images(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _unit(convolution: nn.Conv2d) -> list[nn.Module]:
+    """A convolution with batch norm and ReLU."""
     return [convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU()]
 
 

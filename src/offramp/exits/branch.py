@@ -16,13 +16,21 @@ __all__ = ["Branch", "b_lenet", "branch"]
 
 
 class Branch(Exit):
-    """3x3 convolutions with ReLU, each halving height and width by a ceil-mode pooling, then one
-    linear layer.
+    """3x3 convolutions with ReLU, each with a pooling that halves height and width, then one linear
+    layer.
 
-    Ceil mode is that of the authors' code (Chainer's cover_all). shape: of one row's features,
-    [channels, H, W]. The paper gives early branches more layers and late ones fewer; `widths` has
-    one entry per convolution. `raw` is for taps before an activation, where the authors' code has
-    them: a pooling and a ReLU come first.
+    Poolings round sizes up, as in the authors' code (Chainer's cover_all). The paper gives early
+    branches more layers and late ones fewer.
+
+    Args:
+        shape: of one row's features, [channels, H, W].
+        classes: C.
+        widths: channels of each convolution.
+        raw: for taps before an activation, as in the authors' code. A pooling and a ReLU come
+            first.
+
+    Raises:
+        BadNetwork: the features are not images.
     """
 
     def __init__(
@@ -42,7 +50,9 @@ class Branch(Exit):
         self.classes = int(classes)
         self.widths = tuple(widths)
         self.raw = bool(raw)
-        layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()] if raw else []
+        layers: list[nn.Module] = []
+        if raw:
+            layers += [nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()]
         for width_in, width in zip((shape[0], *widths[:-1]), widths, strict=True):
             layers += [
                 nn.Conv2d(width_in, width, 3, padding=1),
@@ -50,6 +60,7 @@ class Branch(Exit):
                 nn.MaxPool2d(2, ceil_mode=True),
             ]
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
+        # A trial run counts the features.
         with torch.no_grad():
             features = self.convolutions(torch.zeros(1, *shape)).shape[1]
         self.linear = nn.Linear(features, self.classes)
@@ -60,9 +71,16 @@ class Branch(Exit):
         return logits
 
     def config(self) -> dict[str, Any]:
-        """Shape, classes, widths, and `raw` where it is set."""
-        config = {"shape": list(self.shape), "classes": self.classes, "widths": list(self.widths)}
-        return {"name": "Branch", **config, **({"raw": True} if self.raw else {})}
+        """Shape, classes, widths, and `raw` if it is set."""
+        config = {
+            "name": "Branch",
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "widths": list(self.widths),
+        }
+        if self.raw:
+            config["raw"] = True
+        return config
 
 
 def branch(shape: Sequence[int], classes: int) -> Branch:
@@ -76,6 +94,6 @@ def b_lenet(shape: Sequence[int], classes: int) -> Branch:
 
     Its weights start by LeCun's rule, as in the authors' code.
     """
-    made = Branch(shape, classes, (10,), raw=True)
-    chainer_start(made)
-    return made
+    exit_ = Branch(shape, classes, (10,), raw=True)
+    chainer_start(exit_)
+    return exit_

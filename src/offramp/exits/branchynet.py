@@ -1,7 +1,6 @@
-"""The side branches of B-AlexNet and B-ResNet-110, as the authors' code has them, weights to start
-with included.
+"""The side branches of B-AlexNet and B-ResNet-110, with initial weights as in the authors' code.
 
-Teerapittayanon, McDanel and Kung, 2016, arXiv 1709.01686. That of B-LeNet stands in
+Teerapittayanon, McDanel and Kung, 2016, arXiv 1709.01686. The branch of B-LeNet is in
 exits/branch.py.
 """
 
@@ -38,9 +37,17 @@ class Normed(Exit):
     """ReLU, pooling, local response norm; a 3x3 convolution with ReLU per entry of `widths`;
     pooling; a linear layer.
 
-    shape: of one row's features, [channels, H, W]. Poolings are 3x3 with stride 2 and round sizes
-    up, as Chainer's.
-    first: channels of a 5x5 convolution before all this. pool=False leaves both poolings out.
+    Poolings are 3x3 with stride 2 and round sizes up, like Chainer's.
+
+    Args:
+        shape: of one row's features, [channels, H, W].
+        classes: C.
+        widths: channels of each 3x3 convolution.
+        first: channels of a 5x5 convolution before everything else. None leaves it out.
+        pool: False leaves both poolings out.
+
+    Raises:
+        BadNetwork: the features are not images, or too small for the poolings.
     """
 
     def __init__(
@@ -53,20 +60,26 @@ class Normed(Exit):
         pool: bool = True,
     ) -> None:
         super().__init__()
-        self.shape = _room(shape, ROOM if pool else 1)
+        least = 1
+        pooling: list[nn.Module] = []
+        if pool:
+            least = ROOM
+            pooling = [nn.MaxPool2d(3, 2, ceil_mode=True)]
+        self.shape = _room(shape, least)
         self.classes = int(classes)
         self.widths = tuple(widths)
         self.first = first
         self.pooling = bool(pool)
-        channels = (self.shape[0] if first is None else first, *self.widths)
-        pooling = [nn.MaxPool2d(3, 2, ceil_mode=True)] if pool else []
-        layers: list[nn.Module] = (
-            [] if first is None else [nn.Conv2d(self.shape[0], first, 5, padding=2)]
-        )
+        layers: list[nn.Module] = []
+        channels = self.shape[0]
+        if first is not None:
+            layers.append(nn.Conv2d(channels, first, 5, padding=2))
+            channels = first
         layers += [nn.ReLU(), *pooling, lateral_norm()]
-        for width_in, width in pairwise(channels):
+        for width_in, width in pairwise((channels, *self.widths)):
             layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.ReLU()]
         self.layers = nn.Sequential(*layers, *pooling, nn.Flatten())
+        # A trial run counts the features.
         with torch.no_grad():
             features = self.layers(torch.zeros(1, *self.shape)).shape[1]
         self.linear = nn.Linear(features, self.classes)
@@ -84,14 +97,14 @@ class Normed(Exit):
 
 
 class Residual(Exit):
-    """Basic blocks of as many channels as come in, then one linear layer on everything.
+    """Basic blocks with as many channels as the features, then one linear layer on all positions.
 
     Args:
         shape: of one row's features, [channels, H, W].
         classes: C.
-        blocks: how many.
+        blocks: the number of blocks.
         biased: whether convolutions have biases and batch norms an epsilon of 2e-5, as in the
-            authors' code. False is the form of files that the first edition wrote.
+            authors' code. Files of the first edition load with False.
     """
 
     FIRST_EDITION: ClassVar[Mapping[str, Any]] = {"biased": False}
@@ -105,7 +118,8 @@ class Residual(Exit):
         self.count = int(blocks)
         self.biased = bool(biased)
         channels, height, width = self.shape
-        self.blocks = nn.Sequential(*(branchy_block(channels, channels) for _ in range(self.count)))
+        basic = [branchy_block(channels, channels) for _ in range(self.count)]
+        self.blocks = nn.Sequential(*basic)
         self.linear = nn.Linear(channels * height * width, self.classes)
         chainer_start(self, WSCALE)
         if not self.biased:
@@ -117,25 +131,34 @@ class Residual(Exit):
         return logits
 
     def config(self) -> dict[str, Any]:
-        """Shape, classes, the number of blocks, and `biased` where it is set."""
-        sizes = {"shape": list(self.shape), "classes": self.classes, "blocks": self.count}
-        return {"name": "Residual", **sizes, **({"biased": True} if self.biased else {})}
+        """Shape, classes, the number of blocks, and `biased` if it is set."""
+        config = {
+            "name": "Residual",
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "blocks": self.count,
+        }
+        if self.biased:
+            config["biased"] = True
+        return config
 
 
 def b_alexnet(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Normed:
     """B-AlexNet's branch for this place: the first at the first cut of `alexnet` (conv2), the
-    second behind (conv3).
+    second after it (conv3).
 
-    `reads`, the exits before, only tells the place: the branch looks at none of them.
+    `reads`, the exits before, only determines the place. The branch reads none of them.
     """
-    return b_alexnet_2(shape, classes) if reads else b_alexnet_1(shape, classes)
+    if reads:
+        return b_alexnet_2(shape, classes)
+    return b_alexnet_1(shape, classes)
 
 
 def b_alexnet_1(shape: Sequence[int], classes: int, convolutions: int = 2) -> Normed:
     """Branch 1 of B-AlexNet, for the tap `conv2` of `alexnet`: convolutions of 32 channels.
 
-    The paper's Figure 5 varies their number from 0 to 4 (the code has 2); with 0 both poolings
-    stay, which is ours.
+    The paper's Figure 5 varies their number from 0 to 4 (the code has 2). With 0 both poolings
+    stay, which is our choice.
     """
     if not isinstance(convolutions, int) or convolutions < 0:
         raise InvalidArgument(
@@ -151,19 +174,20 @@ def b_alexnet_2(shape: Sequence[int], classes: int) -> Normed:
 
 def b_resnet(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Normed | Residual:
     """B-ResNet-110's branch for this place: the first at the first cut of `resnet110_branchy`
-    (stem), else the second.
+    (stem), the second after it.
 
-    `reads`, the exits before, only tells the place: the branch looks at none of them.
+    `reads`, the exits before, only determines the place. The branch reads none of them.
     """
-    return b_resnet_2(shape, classes) if reads else b_resnet_1(shape, classes)
+    if reads:
+        return b_resnet_2(shape, classes)
+    return b_resnet_1(shape, classes)
 
 
 def b_resnet_1(shape: Sequence[int], classes: int) -> Normed:
-    """Branch 1 of B-ResNet-110, for the tap `stem`: 5x5 to 64 channels, two 3x3 of 32, and no
-    pooling at all.
+    """Branch 1 of B-ResNet-110, for the tap `stem`: 5x5 to 64 channels, two 3x3 of 32, no pooling.
 
-    Every row pays for it: 48 M MACs, a fifth of the trunk, and so more than it can save where few
-    leave.
+    Every row pays for it: 48 M MACs, a fifth of the trunk. If few rows leave there, it costs more
+    than it saves.
     """
     return Normed(shape, classes, (32, 32), first=64, pool=False)
 
@@ -174,7 +198,7 @@ def b_resnet_2(shape: Sequence[int], classes: int) -> Residual:
 
 
 def _room(shape: Sequence[int], least: int) -> tuple[int, ...]:
-    """The shape, if it is that of images with room for the layers. Raises BadNetwork."""
+    """The shape of one row's features. Raises BadNetwork unless it is [C, H, W] with room."""
     if len(shape) != 3 or min(shape[1:]) < least:
         raise BadNetwork(
             f"a branch of BranchyNet needs features of shape [C, H, W] of at least {least} x "

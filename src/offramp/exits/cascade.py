@@ -1,12 +1,12 @@
-"""Exits of Zero Time Waste: each reads the logits of the one before it, and answers for all exits
-so far.
+"""Exits of Zero Time Waste: each reads the logits of the exit before it, and its output is an
+ensemble of all exits so far.
 
 Wolczyk et al., 2021, arXiv 2106.05409. Shapes: B samples, F pooled features, C classes, m the place
 of an exit. Cut with exits="cascade" or "cascade_conv" at every place, and train by the recipe
 `ztw`. The score of the paper, the ensemble's largest probability, is the gate `max_prob`.
-The model's own answer, at the end, takes no part, as in the authors' later code: it is the
-reference of every promise, and stays what the plain model says. Their first code has an ensemble
-there too. That one is an exit here, before the model's last layer, with a copy of it
+The model's own output, at the end, is not part of the cascade, as in the authors' later code: it is
+the reference of every promise and stays that of the plain model. Their first code has an ensemble
+there too. Here that ensemble is an exit before the model's last layer, with a copy of the layer
 (`ztw?final=true`).
 """
 
@@ -27,13 +27,22 @@ SMALL = 8  # pixels of a side up to which the authors pad their strided convolut
 
 
 class Cascade(Exit):
-    """A linear layer on pooled features and the logits before. pooling: "mean", "grid" or "flat",
-    as of `Pooled`.
+    """A linear layer on pooled features and on the logits of the exit before.
 
-    ensemble: "geometric", the paper's; "additive" or "mean", its ablations. final: the linear layer
-    is a copy of the model's last one, which reads no logits and stays as it is; `ztw` hangs that
-    one on. Where we differ from the paper's heads: no convolution, so that features are pooled once
+    The paper's heads have a convolution. This one has none, so that features are pooled only once
     (`CascadeConv` has one).
+
+    Args:
+        pooling: "mean", "grid" or "flat", as of `Pooled`.
+        features: F.
+        classes: C.
+        before: the exit whose logits this one reads.
+        place: of this exit in the cascade, from 1.
+        norm: whether those logits pass a layer norm.
+        layout: where the channels are, as of `Pooled`.
+        ensemble: "geometric", the paper's; "additive" or "mean", its ablations.
+        final: whether the linear layer is a copy of the model's last one, which reads no logits and
+            stays as it is. The recipe `ztw` makes such an exit.
     """
 
     def __init__(
@@ -57,7 +66,7 @@ class Cascade(Exit):
         self.features = int(features)
         self.classes = int(classes)
         self.norm = bool(norm)
-        self.reads = () if before is None else (before,)
+        self.reads = _reads(before)
         self.tail = Tail(
             self.features, self.classes, before, place, norm=norm, kind=ensemble, final=final
         )
@@ -78,25 +87,26 @@ class Cascade(Exit):
         return self.both(seen)[0]
 
     def config(self) -> dict[str, Any]:
-        """Pooling, widths, the exit before, the place in the cascade, and whether logits are normed
-        on the way.
-        """
-        widths = {"pooling": self.pooling, "features": self.features, "classes": self.classes}
-        layout = {"layout": self.layout} if self.layout is not None else {}
-        final = {"final": True} if self.tail.final else {}
-        return {
+        """Pooling, widths, the exit before, the place in the cascade, and the norm."""
+        config = {
             "name": "Cascade",
-            **widths,
+            "pooling": self.pooling,
+            "features": self.features,
+            "classes": self.classes,
             **_config(self.tail),
             "norm": self.norm,
-            **layout,
-            **final,
         }
+        # Files of earlier editions keep their fingerprint, because defaults are left out.
+        if self.layout is not None:
+            config["layout"] = self.layout
+        if self.tail.final:
+            config["final"] = True
+        return config
 
 
 class CascadeConv(Exit):
-    """The paper's head for small images: 3x3 convolution of as many channels, ReLU, mixed pooling
-    to about 4x4, linear.
+    """The paper's head for small images: a 3x3 convolution with the same number of channels, ReLU,
+    mixed pooling to about 4x4, and a linear layer.
 
     Args:
         shape: of one row's features, [channels, H, W].
@@ -105,9 +115,8 @@ class CascadeConv(Exit):
         place: of this exit in the cascade, from 1.
         norm: whether those logits pass a layer norm.
         stride: of the convolution: in the authors' code 2 on Tiny-ImageNet, otherwise 1.
-        padding: of the convolution. None is the authors' rule: 2 where a stride of 2 meets sides of
-            more than 8 (on Tiny-ImageNet), otherwise 1. Files of the first edition have 1
-            everywhere.
+        padding: of the convolution. None is the authors' rule: 2 for a stride of 2 on sides of more
+            than 8 (on Tiny-ImageNet), otherwise 1. Files of the first edition have 1 everywhere.
         ensemble: "geometric", the paper's; "additive" or "mean", its ablations.
     """
 
@@ -136,7 +145,8 @@ class CascadeConv(Exit):
             else:
                 padding = 1
         self.padding = int(padding)
-        self.reads = () if before is None else (before,)
+        self.reads = _reads(before)
+        # The sides behind the convolution.
         sides = [(side + 2 * self.padding - 3) // self.stride + 1 for side in self.shape[1:]]
         self.mixed = Mixed((*self.shape[:1], *sides))
         self.convolution = nn.Conv2d(self.shape[0], self.shape[0], 3, self.stride, self.padding)
@@ -146,7 +156,8 @@ class CascadeConv(Exit):
         """The ensemble's log-probabilities [B, C], and its members' logits [B, m, C], which are
         handed on.
         """
-        features = self.mixed(self.mixed.both(self.convolution(seen.features).relu()))
+        activations = self.convolution(seen.features).relu()  # [B, channels, H, W]
+        features = self.mixed(self.mixed.both(activations))  # [B, F]
         members = self.tail.members(features, seen)
         return self.tail.ensemble(members), members
 
@@ -158,20 +169,32 @@ class CascadeConv(Exit):
         """Shape, classes, the exit before, the place in the cascade, norm, stride, and a padding
         other than 1.
         """
-        config = {"shape": list(self.shape), "classes": self.classes, **_config(self.tail)}
-        padding = {} if self.padding == 1 else {"padding": self.padding}
-        return {
+        config = {
             "name": "CascadeConv",
-            **config,
+            "shape": list(self.shape),
+            "classes": self.classes,
+            **_config(self.tail),
             "norm": self.norm,
             "stride": self.stride,
-            **padding,
         }
+        if self.padding != 1:
+            config["padding"] = self.padding
+        return config
+
+
+def _reads(before: str | None) -> tuple[str, ...]:
+    """The exits that an exit in a cascade reads."""
+    if before is None:
+        return ()
+    return (before,)
 
 
 def _config(tail: Tail) -> dict[str, Any]:
-    other = {} if tail.kind == "geometric" else {"ensemble": tail.kind}
-    return {"before": tail.before, "place": tail.place, **other}
+    """The config of both classes' tails."""
+    config: dict[str, Any] = {"before": tail.before, "place": tail.place}
+    if tail.kind != "geometric":
+        config["ensemble"] = tail.kind
+    return config
 
 
 def cascade(
@@ -185,7 +208,9 @@ def cascade(
     ablation's ensemble.
     """
     features = width(shape, "grid", layout)
-    before = reads[-1] if reads else None
+    before = None
+    if reads:
+        before = reads[-1]
     return Cascade(
         "grid",
         features,
@@ -205,7 +230,9 @@ def cascade_conv(
     ensemble: str = "geometric",
 ) -> CascadeConv:
     """The paper's head for small images; `cascade_conv?stride=2` is that for Tiny-ImageNet."""
-    before = reads[-1] if reads else None
+    before = None
+    if reads:
+        before = reads[-1]
     return CascadeConv(
         shape, classes, before=before, place=len(reads) + 1, stride=stride, ensemble=ensemble
     )

@@ -1,7 +1,7 @@
 """Exits on pooled features: one linear layer, or a small MLP.
 
-Shapes: B samples, F pooled features, C classes. `pool` has no parameters, so what it gives is
-computed once while the backbone is frozen; `classify` is what is trained.
+Shapes: B samples, F pooled features, C classes. `pool` has no parameters, so its output is computed
+only once while the backbone is frozen. `classify` has the parameters.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ __all__ = ["Pooled", "linear", "linear_grid", "linear_masked", "linear_peaks", "
 
 
 class Pooled(Exit):
-    """A head on pooled features [B, F]: linear where `hidden` is empty, else an MLP with ReLU
-    between.
+    """A head on pooled features [B, F]: linear if `hidden` is empty, otherwise an MLP with ReLU.
 
     Args:
         pool: "mean" is the mean over all positions (F = channels). "grid" is mean, maximum, and
@@ -34,15 +33,15 @@ class Pooled(Exit):
         classes: C.
         hidden: widths of the hidden layers.
         mask: an input [B, T], such as "x/attention_mask"; "mean" is then over the positions of text
-            [B, T, F] where it is not zero, whatever stands at the others.
-        layout: where the channels are, "channels_first", "channels_last" or "both"; `cut` reads it
-            from the model. None: last of three dimensions, first of more.
-        temperature: what an MLP's logits are divided by, in training and in use. 0.5 is the
-            sharpened dense cache model of layer caching (SelfXit, arXiv 2209.08625).
+            [B, T, F] where it is not zero. The values at other positions do not matter.
+        layout: where the channels are: "channels_first", "channels_last" or "both"; `cut` reads it
+            from the model. None means last of three dimensions and first of more.
+        temperature: the divisor of an MLP's logits, in training and in use. 0.5 is the sharpened
+            dense cache model of layer caching (SelfXit, arXiv 2209.08625).
 
     Raises:
-        InvalidArgument: a temperature not above 0, or other than 1 without hidden layers;
-            a pool or layout that does not exist, or a mask beside another pool than "mean".
+        InvalidArgument: the temperature is not above 0, or not 1 without hidden layers; the pool or
+            layout is unknown; or there is a mask with another pool than "mean".
     """
 
     def __init__(
@@ -75,7 +74,9 @@ class Pooled(Exit):
         self.classes = int(classes)
         self.hidden = tuple(hidden)
         self.mask = mask
-        self.reads = () if mask is None else (mask,)
+        self.reads: tuple[str, ...] = ()
+        if mask is not None:
+            self.reads = (mask,)
         widths = (self.features, *self.hidden)
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
@@ -91,7 +92,9 @@ class Pooled(Exit):
     def classify(self, features: Tensor) -> Tensor:
         """[B, F] -> logits [B, C]."""
         logits: Tensor = self.head(features)
-        return logits if self.temperature == 1 else logits / self.temperature
+        if self.temperature == 1:
+            return logits
+        return logits / self.temperature
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C] of the tapped features."""
@@ -99,37 +102,39 @@ class Pooled(Exit):
 
     def config(self) -> dict[str, Any]:
         """Pool, widths and classes."""
-        config = {
+        config: dict[str, Any] = {
             "name": "Pooled",
             "pool": self.pooling,
             "features": self.features,
             "classes": self.classes,
         }
-        hidden = {"hidden": list(self.hidden)} if self.hidden else {}
-        mask = {"mask": self.mask} if self.mask is not None else {}
-        layout = {"layout": self.layout} if self.layout is not None else {}
-        sharpened = {"temperature": self.temperature} if self.temperature != 1 else {}
-        return {**config, **hidden, **mask, **layout, **sharpened}
+        # Files of earlier editions keep their fingerprint, because defaults are left out.
+        if self.hidden:
+            config["hidden"] = list(self.hidden)
+        if self.mask is not None:
+            config["mask"] = self.mask
+        if self.layout is not None:
+            config["layout"] = self.layout
+        if self.temperature != 1:
+            config["temperature"] = self.temperature
+        return config
 
 
 def _masked_mean(features: Tensor, mask: Tensor) -> Tensor:
-    """Features [B, T, F] -> [B, F]; a NaN at a position that does not count changes nothing."""
+    """Features [B, T, F] -> [B, F]. NaN at a masked position changes nothing."""
     if features.dim() != 3 or mask.shape != features.shape[:2]:
         raise BadNetwork(
-            f"the mask has shape {tuple(mask.shape)} and the features {tuple(features.shape)}, "
-            f"expected [B, T] and "
-            "[B, T, F]; pool these features without it"
+            "mask and features must have shapes [B, T] and [B, T, F], got "
+            f"{tuple(mask.shape)} and {tuple(features.shape)}. Pool these features without a mask"
         )
-    keep = mask != 0
-    return features.masked_fill(~keep[:, :, None], 0).sum(1) / keep.sum(1, keepdim=True).clamp(
-        min=1
-    )
+    is_kept = mask != 0  # [B, T]
+    total = features.masked_fill(~is_kept[:, :, None], 0).sum(1)  # [B, F]
+    count = is_kept.sum(1, keepdim=True).clamp(min=1)  # [B, 1]
+    return total / count
 
 
 def linear_masked(shape: Sequence[int], classes: int, mask: str = "x/attention_mask") -> Pooled:
-    """A linear exit on the mean over the words of a text [T, F] that the mask does not leave
-    out.
-    """
+    """A linear exit on the mean over the unmasked words of a text [T, F]."""
     if len(shape) != 2:
         raise BadNetwork(
             f"a mask over words needs features of shape [T, F], got {tuple(shape)}. Cut elsewhere"
@@ -139,19 +144,19 @@ def linear_masked(shape: Sequence[int], classes: int, mask: str = "x/attention_m
 
 def linear(shape: Sequence[int], classes: int, layout: str | None = None) -> Pooled:
     """A linear exit on the mean over positions; `shape` is that of one row's features."""
-    return _made("mean", shape, classes, layout=layout)
+    return _linear("mean", shape, classes, layout=layout)
 
 
 def linear_grid(shape: Sequence[int], classes: int, layout: str | None = None) -> Pooled:
     """A linear exit on mean, maximum and a 4x4 grid of means."""
-    return _made("grid", shape, classes, layout=layout)
+    return _linear("grid", shape, classes, layout=layout)
 
 
 def linear_peaks(shape: Sequence[int], classes: int) -> Pooled:
     """A linear exit for signals [channels, L]: on the mean and on the maxima of up to 8 equal
     parts.
     """
-    return _made("peaks", shape, classes)
+    return _linear("peaks", shape, classes)
 
 
 def mlp(
@@ -170,11 +175,12 @@ def mlp(
     )
 
 
-def _made(
+def _linear(
     pool: str,
     shape: Sequence[int],
     classes: int,
     hidden: Sequence[int] = (),
     layout: str | None = None,
 ) -> Pooled:
+    """An exit whose width follows from the pooling."""
     return Pooled(pool, width(shape, pool, layout), classes, hidden, layout=layout)

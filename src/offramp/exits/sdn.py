@@ -16,12 +16,14 @@ __all__ = ["Internal", "sdn"]
 
 
 class Internal(Exit):
-    """Mixed pooling to about 4x4, then one linear layer. shape: of one row's features, [channels,
-    H, W].
+    """Mixed pooling to about 4x4, then one linear layer.
 
-    The share of the mixture is learned, so the mixture cannot be computed once; but the maxima and
-    the means that it mixes can: they are what `pool` gives, and what a phase on pooled features
-    reads.
+    The share of the mixture is learned, so the mixture cannot be computed once. The maxima and the
+    means that it mixes can: `pool` returns them, and a phase on pooled features reads them.
+
+    Args:
+        shape: of one row's features, [channels, H, W].
+        classes: C.
     """
 
     def __init__(self, shape: Sequence[int], classes: int) -> None:
@@ -32,8 +34,10 @@ class Internal(Exit):
         self.linear = nn.Linear(self.mixed.features, self.classes)
 
     def pool(self, features: Tensor) -> Tensor:
-        """[B, channels, H, W] -> maxima and means [B, 2 F]; what is pooled already stays."""
-        return self.mixed.both(features) if features.dim() == 4 else features
+        """[B, channels, H, W] -> maxima and means [B, 2 F]. Pooled features stay as they are."""
+        if features.dim() != 4:
+            return features
+        return self.mixed.both(features)
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C]."""

@@ -1,13 +1,12 @@
-"""Exits that choose, per row and channel, from which of the layers so far they take their features.
+"""Exits that choose, for each row and channel, the layers from which they take their features.
 
 After the layer selective attention of LSANet (Jiang, Liu, Wang, Yang, Dong and Feng, 2022, arXiv
-2209.13844), of whose equations we found none: its abstract says that an attention module selects
-features across layers and weighs the auxiliary losses by it. The form here is our choice, that of
-selective kernels (Li et al., 2019, arXiv 1903.06586) with layers in the place of kernels. Where it
-must differ from any network that looks at all layers at once: an exit sees its own layer and
-earlier ones, never those that have not run; and the model's own answer, at the end, takes no part.
-Cut with exits="selective" at every place; the recipe `synergy` trains them with weights by the
-attention.
+2209.13844). We found none of its equations. According to its abstract, an attention module selects
+features across layers and weighs the auxiliary losses by it. The form here is our choice: that of
+selective kernels (Li et al., 2019, arXiv 1903.06586) with layers in the place of kernels. Unlike a
+network that sees all layers at once, an exit sees only its own layer and earlier ones, and the
+model's own output, at the end, is not part of it. Cut with exits="selective" at every place; the
+recipe `synergy` trains these exits with weights by the attention.
 Shapes: B samples, F pooled features, D channels that all layers are projected to, C classes, m
 layers so far.
 """
@@ -26,16 +25,29 @@ from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Selective", "selective"]
 
-CHANNELS = 64
-INNER = 32
+CHANNELS = 64  # D
+INNER = 32  # the width of the attention's hidden layer
 
 
 class Selective(Exit):
     """u_m = W F_m; s = softmax over layers of (B relu(A sum_l u_l)), [B, m, D]; logits of sum_l s_l
     u_l by one layer.
 
-    pooling: "mean", "grid" or "flat", as of `Pooled`. channels: D; inner: the width between A and
-    B. It hands on u_1 ... u_m, [B, m, D], through which later exits train earlier projections too.
+    It hands on u_1 ... u_m, [B, m, D]. Through them later exits train earlier projections too.
+
+    Args:
+        pooling: "mean", "grid" or "flat", as of `Pooled`.
+        features: F.
+        classes: C.
+        before: the exit before, or None at place 1.
+        place: m, from 1.
+        channels: D.
+        inner: the width between A and B.
+        layout: where the channels are, as of `Pooled`.
+
+    Raises:
+        InvalidArgument: an unknown pooling or layout.
+        BadNetwork: `before` and `place` do not fit.
     """
 
     def __init__(
@@ -66,14 +78,15 @@ class Selective(Exit):
         self.place = place
         self.channels = int(channels)
         self.inner = int(inner)
-        self.reads = () if before is None else (before,)
+        self.reads: tuple[str, ...] = ()
+        if before is not None:
+            self.reads = (before,)
         self.project = nn.Linear(self.features, self.channels)
-        sizes = (self.channels, self.inner), (self.inner, place * self.channels)
-        self.select: nn.Sequential | None
+        self.select: nn.Sequential | None = None
         if place > 1:  # with one layer there is nothing to select
-            self.select = nn.Sequential(nn.Linear(*sizes[0]), nn.ReLU(), nn.Linear(*sizes[1]))
-        else:
-            self.select = None
+            a = nn.Linear(self.channels, self.inner)
+            b = nn.Linear(self.inner, place * self.channels)
+            self.select = nn.Sequential(a, nn.ReLU(), b)
         self.linear = nn.Linear(self.channels, self.classes)
 
     def pool(self, features: Tensor) -> Tensor:
@@ -81,15 +94,13 @@ class Selective(Exit):
         return pooled(features, self.pooling, self.layout)
 
     def layers(self, seen: Seen) -> Tensor:
-        """u_1 ... u_m, [B, m, D]. Raises BadNetwork where the exit before hands on something
-        else.
-        """
-        own: Tensor = self.project(self.pool(seen.features))[:, None]
+        """u_1 ... u_m, [B, m, D]. Raises BadNetwork if the exit before hands on something else."""
+        own: Tensor = self.project(self.pool(seen.features))[:, None]  # [B, 1, D]
         if self.before is None:
             return own
-        earlier = seen.logits[self.before]
-        # an exit that hands on its answer alone
-        earlier = earlier[:, None] if earlier.dim() == 2 else earlier
+        earlier = seen.logits[self.before]  # [B, m - 1, D]
+        if earlier.dim() == 2:  # an exit that hands on only its own logits
+            earlier = earlier[:, None]
         if earlier.shape[1:] != (self.place - 1, self.channels):
             raise BadNetwork(
                 f"exit {self.before!r} must hand on {(self.place - 1, self.channels)} layers "
@@ -99,18 +110,17 @@ class Selective(Exit):
         return torch.cat([earlier, own], 1)
 
     def shares(self, layers: Tensor) -> Tensor:
-        """[B, m, D] -> how much of each channel comes from which layer, [B, m, D]; over layers they
-        sum to 1.
-        """
+        """The share of each layer in each channel, [B, m, D]; over layers they sum to 1."""
         if self.select is None:
             return torch.ones_like(layers)
-        scores: Tensor = self.select(layers.sum(1))
+        scores: Tensor = self.select(layers.sum(1))  # [B, D] -> [B, m D]
         return scores.reshape(-1, self.place, self.channels).softmax(1)
 
     def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """Logits [B, C], and the projected layers [B, m, D], which are handed on."""
         layers = self.layers(seen)
-        logits: Tensor = self.linear((self.shares(layers) * layers).sum(1))
+        mixed = (self.shares(layers) * layers).sum(1)  # [B, m, D] -> [B, D]
+        logits: Tensor = self.linear(mixed)
         return logits, layers
 
     def forward(self, seen: Seen) -> Tensor:
@@ -119,11 +129,19 @@ class Selective(Exit):
 
     def config(self) -> dict[str, Any]:
         """Pooling, widths, the exit before and the place among the layers."""
-        widths = {"pooling": self.pooling, "features": self.features, "classes": self.classes}
-        place = {"before": self.before, "place": self.place}
-        layout = {"layout": self.layout} if self.layout is not None else {}
-        inner = {"channels": self.channels, "inner": self.inner}
-        return {"name": "Selective", **widths, **place, **inner, **layout}
+        config = {
+            "name": "Selective",
+            "pooling": self.pooling,
+            "features": self.features,
+            "classes": self.classes,
+            "before": self.before,
+            "place": self.place,
+            "channels": self.channels,
+            "inner": self.inner,
+        }
+        if self.layout is not None:
+            config["layout"] = self.layout
+        return config
 
 
 def selective(
@@ -131,5 +149,7 @@ def selective(
 ) -> Selective:
     """On mean, maximum and a 4x4 grid of means of each layer."""
     features = width(shape, "grid", layout)
-    before = reads[-1] if reads else None
+    before = None
+    if reads:
+        before = reads[-1]
     return Selective("grid", features, classes, before=before, place=len(reads) + 1, layout=layout)

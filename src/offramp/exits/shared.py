@@ -1,4 +1,4 @@
-"""An exit that is one of the model's own layers, which answers at several nodes."""
+"""An exit that is one of the model's own layers, used at several nodes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ __all__ = ["Shared"]
 
 
 class Shared(Exit):
-    """Answers with a module of the model, such as its head; that module is shared and not copied.
+    """The output of a module of the model, for example its head.
 
-    It is given again where a saved network is loaded.
+    The module is shared with the model and not copied. It is handed over again when a saved network
+    is loaded.
+
+    Args:
+        head: the module, [B, F] -> [B, C].
     """
 
     def __init__(self, head: nn.Module) -> None:

@@ -1,5 +1,5 @@
 """The classifiers of MSDNet and RANet: two strided convolutions on the coarsest scale, a pooling,
-one linear layer.
+and one linear layer.
 
 Huang, Chen, Li, Wu, van der Maaten and Weinberger, 2017, arXiv 1703.09844, as in the authors'
 PyTorch port.
@@ -28,11 +28,11 @@ class Strided(Exit):
     Args:
         shape: of one row's features, [channels, H, W] with H and W of 5 or more.
         classes: C.
-        width: channels of both convolutions; None keeps those that come in, as the port does on
+        width: channels of both convolutions. None keeps those of the features, as the port does on
             ImageNet (on CIFAR it is 128).
-        he: whether weights start by He's rule over what goes out, and the linear bias at 0, as in
-            RANet's code. The port of MSDNet means to do so too, but looks for layers one level too
-            high: its weights are torch's own.
+        he: whether weights start by He's rule with fan-out, and the linear bias at 0, as in RANet's
+            code. The port of MSDNet intends the same, but looks for layers one level too high, so
+            its weights are torch's own.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ def strided(
 ) -> Strided:
     """128 channels: MSDNet's on CIFAR; `strided?he=true` starts as RANet's.
 
-    `strided?width=64` where 128 cost a tenth of a small network.
+    Use `strided?width=64` if 128 channels cost too much of a small network.
     """
     return Strided(shape, classes, width, he=he)
 
@@ -91,8 +91,9 @@ def _layers(shape: Sequence[int], classes: int, width: int | None, *, he: bool) 
         if he:
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
-    left = math.prod(-(-extent // STRIDE**2) // 2 for extent in size)
-    linear = nn.Linear(width * left, classes)
+    # Both convolutions divide a side by 4 and round up; the pooling halves it and rounds down.
+    sides = [math.ceil(side / STRIDE**2) // 2 for side in size]
+    linear = nn.Linear(width * math.prod(sides), classes)
     if he:
         nn.init.zeros_(linear.bias)
     return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), linear)

@@ -1,6 +1,4 @@
-"""The last exit of Shallow-Deep Networks: where no exit was sure enough, the surest of all
-answers.
-"""
+"""The last exit of Shallow-Deep Networks: the output with the highest confidence of all exits."""
 
 from __future__ import annotations
 
@@ -19,10 +17,13 @@ class Surest(Exit):
     """For each row the logits of the exit with the largest softmax probability: the model's own, or
     an earlier one.
 
-    The rule of Kaya, Hong and Dumitras, 2019, arXiv 1810.07052, for rows that reach the end. It
-    stands at the model's end and reads all earlier exits (`reads`), so those run even where a plan
-    closes their gates. Of equals the deepest answers (our choice). The model's own answer stays in
-    the trace, as `answer/backbone`.
+    This is the rule of Kaya, Hong and Dumitras, 2019, arXiv 1810.07052, for rows that reach the
+    end. The exit is at the model's end and reads all earlier exits, so they run even if a plan
+    closes their gates. Of equals the deepest wins (our choice). The model's own output stays in the
+    trace, as `answer/backbone`.
+
+    Args:
+        reads: the earlier exits.
     """
 
     def __init__(self, reads: Sequence[str]) -> None:
@@ -31,17 +32,18 @@ class Surest(Exit):
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C]."""
-        logits = seen.features
-        sure = logits.softmax(-1).amax(-1, keepdim=True)
+        logits = seen.features  # the model's own
+        highest = logits.softmax(-1).amax(-1, keepdim=True)  # [B, 1]
+        # From deep to shallow with a strict comparison, so that of equals the deepest wins.
         for name in reversed(self.reads):
             other = seen.logits[name]
-            surer = other.softmax(-1).amax(-1, keepdim=True)
-            logits = torch.where(surer > sure, other, logits)
-            sure = torch.maximum(surer, sure)
+            confidence = other.softmax(-1).amax(-1, keepdim=True)  # [B, 1]
+            logits = torch.where(confidence > highest, other, logits)
+            highest = torch.maximum(confidence, highest)
         return logits
 
     def pool(self, features: Tensor) -> Tensor:
-        """Logits [B, C], which are all that it reads."""
+        """Logits [B, C]: nothing is pooled."""
         return features
 
     def config(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-MEMORY = 20  # steps that are remembered
+MEMORY = 20  # the number of steps that are remembered
 
 
 def dot(a: Tensor, b: Tensor) -> float:
@@ -28,8 +28,8 @@ class Curvature:
     def __init__(self, second: Tensor | None, regularizer: float) -> None:
         self.factor: Tensor | None = None
         if second is not None:
-            # 1/4 is the most that a logistic loss curves, and near what the rounded hinges do on
-            # average
+            # 1/4 is the largest curvature of a logistic loss, and close to the average curvature of
+            # the rounded hinges.
             curved = second.double() / 4 + regularizer * torch.eye(len(second), dtype=torch.float64)
             self.factor = torch.linalg.cholesky(curved).to(second.dtype)
         self.steps: list[tuple[Tensor, Tensor, float]] = []
@@ -37,8 +37,14 @@ class Curvature:
         self.gradient: Tensor | None = None
 
     def direction(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """Downhill from these weights; learns from where it was last, unless `gradient` was set to
-        None between.
+        """A direction of descent.
+
+        It learns from the change since the last call, unless `self.gradient` was set to None in
+        between.
+
+        Args:
+            weight: the current weights, [C, F + 1].
+            gradient: of the objective there, [C, F + 1].
         """
         if self.gradient is not None:
             step = weight - self.weight
@@ -47,6 +53,7 @@ class Curvature:
                 self.steps = [*self.steps, (step, change, dot(step, change))][-MEMORY:]
         self.weight = weight
         self.gradient = gradient
+        # The two loops of L-BFGS: from the last step to the first, then back.
         direction = -gradient
         shares = []
         for step, change, curved in reversed(self.steps):
@@ -55,13 +62,13 @@ class Curvature:
         direction = self._first(direction)
         for (step, change, curved), share in zip(self.steps, reversed(shares), strict=True):
             direction = direction + (share - dot(change, direction) / curved) * step
-        if dot(direction, gradient) >= 0:  # rounding has eaten what was learnt
+        if dot(direction, gradient) >= 0:  # rounding errors prevail: start over
             self.steps = []
             direction = self._first(-gradient)
         return direction
 
     def _first(self, gradient: Tensor) -> Tensor:
-        """The gradient by the second moments, as long as the last step says."""
+        """The gradient preconditioned by the second moments, with the length of the last step."""
         whitened = self._whitened(gradient)
         if not self.steps:
             return whitened
@@ -69,6 +76,7 @@ class Curvature:
         return whitened * (curved / dot(change, self._whitened(change)))
 
     def _whitened(self, gradient: Tensor) -> Tensor:
+        """The gradient times the inverse of the second moments, [C, F + 1]."""
         if self.factor is None:
             return gradient
         return torch.cholesky_solve(gradient.T.contiguous(), self.factor).T

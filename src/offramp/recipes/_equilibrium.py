@@ -1,4 +1,4 @@
-"""Gradient equilibrium: what exits send back into a shared piece of the model is averaged, not
+"""Gradient equilibrium: the gradients of exits into a shared piece of the model are averaged, not
 summed.
 
 Li, Zhang, Qi, Yang and Huang, Improved Techniques for Training Adaptive Deep Networks, 2019, arXiv
@@ -7,10 +7,10 @@ becomes
 
     g = (g_exit + (N - i - 1) g_deeper) / (N - i),
 
-so that a parameter before tap i gets the mean over the N - i exits behind it; the exits' own
-parameters get what they always do. Of several tensors that a tapped module gives the first alone is
-rescaled, as in the authors' code, which rescales the coarsest scale and no other: MSDNet and RANet
-here give that one first. Values are not touched.
+so a parameter before tap i gets the mean over the N - i exits behind it. The gradients of the
+exits' own parameters do not change. If a tapped module returns several tensors, only the first is
+rescaled, as in the authors' code, which rescales only the coarsest scale; MSDNet and RANet here
+return that one first. Values do not change.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def require_one_model(network: Network, what: str) -> None:
     """Raise BadNetwork for a ladder: its members share nothing between their exits."""
     if len(network.members) > 1:
         raise BadNetwork(
-            f"{what} is for exits inside one model, and this is a ladder of "
-            f"{len(network.members)}; use cut"
+            f"{what} needs exits inside one model, but this is a ladder of "
+            f"{len(network.members)}. Use cut"
         )
 
 
 @contextlib.contextmanager
 def equilibrium(network: Network, *, without: Collection[str] = ()) -> Iterator[None]:
-    """While it lasts, gradients through the taps of a cut model are averaged.
+    """Inside this context, gradients through the taps of a cut model are averaged.
 
     Args:
         network: one model that was cut.
@@ -52,7 +52,8 @@ def equilibrium(network: Network, *, without: Collection[str] = ()) -> Iterator[
             after = len(cuts) - index
             tap = network.model_of(member).get_submodule(cut)
             exit_ = network.exit_of(member.node(cut))
-            # the tapped tensor gets the sum of both ways, the exit's copy of it its own alone
+            # The tapped tensor gets the sum of both gradients, the exit's copy of it only that of
+            # the exit. The two factors together give the average.
             handles.append(tap.register_forward_hook(_scaling_tap(after / (after + 1))))
             handles.append(exit_.register_forward_pre_hook(_scaling_exit(1 / after)))
         yield
@@ -62,15 +63,19 @@ def equilibrium(network: Network, *, without: Collection[str] = ()) -> Iterator[
 
 
 def _scaling_tap(factor: float) -> Callable[[nn.Module, Any, Any], None]:
+    """A forward hook that scales the gradient of a tapped module's first tensor."""
+
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        leaves = [*tensors_of(output, "tap").values()]
-        if leaves:
-            _scale(leaves[0], factor)
+        tensors = list(tensors_of(output, "tap").values())
+        if tensors:
+            _scale(tensors[0], factor)
 
     return hook
 
 
 def _scaling_exit(factor: float) -> Callable[[nn.Module, Any], None]:
+    """A forward pre-hook that scales the gradient of an exit's input."""
+
     def hook(_module: nn.Module, inputs: tuple[Seen, ...]) -> None:
         _scale(inputs[0].features, factor)
 
@@ -78,5 +83,6 @@ def _scaling_exit(factor: float) -> Callable[[nn.Module, Any], None]:
 
 
 def _scale(value: Tensor, factor: float) -> None:
+    """Multiply the gradient that arrives at a tensor."""
     if value.requires_grad:
         value.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]

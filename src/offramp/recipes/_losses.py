@@ -5,14 +5,14 @@ envelope of planes,
 
     L(s) = max over u in U of <u, s> - conjugate(u),
 
-so that every u in U bounds it from below, whatever s is. `dual(s, y, mu)` is the maximiser of <u,
-s> - conjugate(u) - mu/2 |u|^2, the gradient of L with its kinks rounded over a width mu (Nesterov,
-Smooth minimization of non-smooth functions, 2005): a point of U too, and so at once a bound for L
-itself. Cross-entropy has no kinks, it ignores mu.
+so every u in U bounds it from below, for any s. `dual(s, y, mu)` is the maximiser of <u, s> -
+conjugate(u) - mu/2 |u|^2, the gradient of L with its kinks rounded over a width mu (Nesterov,
+Smooth minimization of non-smooth functions, 2005). It is a point of U too, and so also a bound for
+L itself. Cross-entropy has no kinks and ignores mu.
 
 The hinge losses are those of Dogan, Glasmachers and Igel, A unified view on multi-class support
-vector classification, JMLR 17(45), 2016. Which one the decision gates (arXiv 1811.01476) use is
-lost with their formulas; hence both.
+vector classification, JMLR 17(45), 2016. It is not known which one the decision gates (arXiv
+1811.01476) use, so there are both.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """A convex loss as what the solver needs of it; u stands for a gradient with respect to the
-    scores, [N, C].
+    """The functions of a convex loss that the solver needs.
+
+    u is a gradient with respect to the scores, [N, C].
     """
 
     value: Callable[[Tensor, Tensor], Tensor]  # s, y -> L [N]
@@ -37,12 +38,12 @@ class Loss(NamedTuple):
 
 
 def _own(s: Tensor, y: Tensor) -> Tensor:
-    """1 at the label, 0 elsewhere: [N, C] in the type of s."""
+    """1 at the label and 0 elsewhere, [N, C] in the type of s."""
     return torch.zeros_like(s).scatter_(1, y[:, None], 1)
 
 
 def _signs(s: Tensor, y: Tensor) -> Tensor:
-    """z: 1 at the label, -1 elsewhere."""
+    """z: 1 at the label and -1 elsewhere, [N, C]."""
     return torch.full_like(s, -1).scatter_(1, y[:, None], 1)
 
 
@@ -68,11 +69,14 @@ def _simplex(v: Tensor) -> Tensor:
     """The nearest point with entries of at least 0 and sum 1, row by row (Held, Wolfe and Crowder,
     1974).
     """
-    falling = v.sort(1, descending=True).values
-    excess = falling.cumsum(1) - 1
+    # The nearest point is max(v - shift, 0). The shift makes the sum 1, and follows from the number
+    # of entries that stay positive, which are the largest ones.
+    falling = v.sort(1, descending=True).values  # [N, C]
+    excess = falling.cumsum(1) - 1  # of the sum of the largest 1, 2, ... C entries
     counts = torch.arange(1, v.shape[1] + 1, dtype=v.dtype, device=v.device)
-    kept = (falling * counts > excess).sum(1, keepdim=True).clamp_(min=1)
-    return (v - excess.gather(1, kept - 1) / kept).clamp_(min=0)
+    positive = (falling * counts > excess).sum(1, keepdim=True).clamp_(min=1)  # [N, 1]
+    shift = excess.gather(1, positive - 1) / positive  # [N, 1]
+    return (v - shift).clamp_(min=0)
 
 
 def _together_value(s: Tensor, y: Tensor) -> Tensor:
@@ -81,8 +85,8 @@ def _together_value(s: Tensor, y: Tensor) -> Tensor:
 
 
 def _together_dual(s: Tensor, y: Tensor, mu: float) -> Tensor:
-    # u = p - own with p on the simplex: mu/2 |u|^2 pulls p to the label, so a row beyond its margin
-    # has u = 0
+    # u = p - own with p on the simplex. mu/2 |u|^2 pulls p to the label, so a row beyond its margin
+    # has u = 0.
     own = _own(s, y)
     return _simplex((s + 1 - own) / mu + own) - own
 
@@ -100,7 +104,7 @@ def _softmax_dual(s: Tensor, y: Tensor, mu: float) -> Tensor:
 
 
 def _softmax_conjugate(u: Tensor, y: Tensor) -> Tensor:
-    # the clamp mends p - 1 + 1, which may round to just below 0
+    # p - 1 + 1 can round to just below 0, so it is clamped.
     entropies: Tensor = torch.special.entr((u + _own(u, y)).clamp_(min=0))
     return -entropies.sum(1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -12,27 +11,40 @@ from offramp.networks.recipe import MakeSchedule
 
 
 def dropped(*shares: float, by: float = 0.1) -> MakeSchedule:
-    """The rate times `by` after each of these shares of a phase's steps: papers name epochs, ours
-    may be others.
+    """A rate that is multiplied by `by` after each of these shares of a phase's steps.
+
+    Shares and not epochs, because the epochs of a paper can be replaced by others.
     """
 
     def schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
-        ends: Sequence[float] = [share * steps for share in shares]
-        # its state is plain data
-        return LambdaLR(optimizer, lambda step: by ** sum(step >= end for end in ends))
+        ends = [share * steps for share in shares]
+
+        def factor(step: int) -> float:
+            passed = 0
+            for end in ends:
+                if step >= end:
+                    passed += 1
+            return by**passed
+
+        # LambdaLR's state is plain data, so checkpoints can hold it.
+        return LambdaLR(optimizer, factor)
 
     return schedule
 
 
 def linear(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """From the full rate to nothing along a line."""
+    """A rate that falls to 0 along a line."""
     return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / max(1, steps)))
 
 
 def cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """From the full rate to nothing along half a cosine (Loshchilov and Hutter, 2017, arXiv
-    1608.03983).
+    """A rate that falls to 0 along half a cosine.
+
+    Loshchilov and Hutter, 2017, arXiv 1608.03983.
     """
-    return LambdaLR(
-        optimizer, lambda step: (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2
-    )
+
+    def factor(step: int) -> float:
+        done = min(1.0, step / max(1, steps))
+        return (1 + math.cos(math.pi * done)) / 2
+
+    return LambdaLR(optimizer, factor)

@@ -1,9 +1,9 @@
-"""Linear exits trained by cross-entropy on a frozen backbone: the control beside `hinge`, with the
-same features.
+"""Linear exits trained by cross-entropy on a frozen backbone: a control for `hinge`, with the same
+features.
 
-Multinomial logistic regression with a squared norm as regularizer, solved by the same solver to the
-same gap. For exits that are not linear, or do more than pool, the recipe `joint` with
-backbone=False takes gradient steps instead.
+It is multinomial logistic regression with a squared norm as regularizer, solved by the same solver
+to the same gap. If exits are not linear, or do more than pool, use the recipe `joint` with
+backbone=False, which takes gradient steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ __all__ = ["CrossEntropy"]
 
 
 class CrossEntropy(Recipe):
-    """One convex problem per exit, on cached pooled features; arguments as of `Hinge`."""
+    """One convex problem per exit, on cached pooled features.
+
+    Args:
+        regularizer: as in `Hinge`.
+        gap: as in `Hinge`.
+    """
 
     def __init__(
         self, *, regularizer: float | Sequence[float] = REGULARIZERS, gap: float = 1e-3
@@ -33,8 +38,14 @@ class CrossEntropy(Recipe):
         self.gap = gap
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for other arguments, BadNetwork unless every exit that learns is
-        linear on pooled features.
+        """Check the arguments and the exits.
+
+        Args:
+            network: with exits.
+
+        Raises:
+            InvalidArgument: a number is out of range.
+            BadNetwork: an exit is not linear on pooled features.
         """
         require_numbers(self.regularizer, self.gap)
         require_linear(network)
@@ -46,7 +57,7 @@ class CrossEntropy(Recipe):
     def solve(
         self, phase: Phase, table: FeatureTable, development: FeatureTable | None
     ) -> Mapping[str, float]:
-        """The exit of this phase."""
+        """Solve for the exit of this phase."""
         return solve_exit(
             phase.name, table, development, "cross_entropy", self.regularizer, self.gap
         )

@@ -1,18 +1,18 @@
-"""Exits as an ensemble whose members are right and err apart (deep negative correlation
+"""Exits as an ensemble whose members make different errors (deep negative correlation
 classification).
 
-Zhang, Hou, Liu, Bian, Xu, Zhou and Zhu, 2022, arXiv 2212.07070. With p_m the probability that exit
-m of M gives to the true class, q their mean, and d(p, q) = -ln p + ln q + (p - q) / q >= 0 the
-Bregman divergence of -ln,
+Zhang, Hou, Liu, Bian, Xu, Zhou and Zhu, 2022, arXiv 2212.07070. Let p_m be the probability of the
+true class at exit m of M, q their mean, and d(p, q) = -ln p + ln q + (p - q) / q >= 0 the Bregman
+divergence of -ln. Then
 
     -ln q = mean_m(-ln p_m) - mean_m d(p_m, q),     because sum_m (p_m - q) = 0,
 
-so that the loss, the sum over exits of -ln p_m - amount d(p_m, q), trains the exits apart at amount
-0, the averaged answer alone at 1, and mixes in between. Only the abstract was at hand: this follows
-from its description and from the identity. Gradients are the same whether q is held fixed or not.
-In log space, with no clamp on probabilities. Optimizer, epochs and amount are lost, and ours: Adam
-as in `joint`, and a small amount, because single exits get worse as it nears 1, and in a chain of
-exits each one answers alone.
+so the loss, the sum over exits of -ln p_m - amount d(p_m, q), trains the exits separately at amount
+0, only the averaged output at 1, and mixes both in between. Only the abstract was available: this
+follows from its description and from the identity. Gradients are the same whether q is held fixed
+or not. It is computed in log space, without a clamp on probabilities. Optimizer, epochs and amount
+are not known and therefore ours: Adam as in `joint`, and a small amount, because single exits get
+worse as it approaches 1, and in a chain of exits rows leave with the output of a single one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class Decorrelated(Recipe):
     """Models and exits together: cross-entropies less `amount` times how far each exit is from
     their mean.
 
-    amount: from 0 (each exit for itself) to 1 (their averaged answer only). epochs, rate: of Adam.
+    Args:
+        amount: from 0 (each exit for itself) to 1 (only their averaged output).
+        epochs: over the training rows.
+        rate: of Adam.
     """
 
     def __init__(self, amount: float = 0.1, *, epochs: int = 10, rate: float = 1e-3) -> None:
@@ -52,10 +55,16 @@ class Decorrelated(Recipe):
         self.rate = rate
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for an amount outside 0 to 1, BadNetwork where there is nothing to
-        train.
+        """Check the arguments and the network.
+
+        Args:
+            network: with exits.
+
+        Raises:
+            InvalidArgument: amount is not between 0 and 1.
+            BadNetwork: there is nothing to train.
         """
-        require("amount", self.amount, low=0, high=1)  # above 1 the loss has no lower end
+        require("amount", self.amount, low=0, high=1)  # above 1 the loss has no lower bound
         trainable_exits(network)
 
     def phases(self, network: Network) -> list[Phase]:
@@ -71,20 +80,25 @@ class Decorrelated(Recipe):
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """-ln p_m - amount d(p_m, q), mean over rows, by exit."""
-        own = own_logs(outputs.logits, batch.labels())
-        parts = (-own - self.amount * divergence(own)).mean(1)
-        return dict(zip(outputs.logits, parts.unbind(), strict=True))
+        own = own_logs(outputs.logits, batch.labels())  # [M, b]
+        by_exit = (-own - self.amount * divergence(own)).mean(1)  # [M]
+        return dict(zip(outputs.logits, by_exit.unbind(), strict=True))
 
 
 def own_logs(logits: Mapping[str, Tensor], y: Tensor) -> Tensor:
     """ln p_m of the true class [M, b], from logits [b, C] of each exit and labels [b]."""
-    return torch.stack([one.log_softmax(1).gather(1, y[:, None])[:, 0] for one in logits.values()])
+    by_exit = list[Tensor]()
+    for own in logits.values():
+        log_softmax = own.log_softmax(1)  # [b, C]
+        by_exit.append(log_softmax.gather(1, y[:, None])[:, 0])  # [b]
+    return torch.stack(by_exit)
 
 
 def divergence(own: Tensor) -> Tensor:
-    """d(p_m, q) [M, b] of ln p_m [M, b], with q their mean."""
-    apart = own - mean_log(own)
-    return apart.expm1() - apart
+    """d(p_m, q) [M, b] of ln p_m [M, b], with q the mean of the p_m."""
+    # With r = ln(p / q) it is exp(r) - 1 - r.
+    ratio = own - mean_log(own)
+    return ratio.expm1() - ratio
 
 
 def mean_log(own: Tensor) -> Tensor:

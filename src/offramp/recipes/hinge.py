@@ -1,13 +1,13 @@
 """Linear exits trained by a hinge loss on a frozen backbone: the d-gate.
 
 Shafiee, Shafiee and Wong, 2018, arXiv 1811.01476. A gate there is one linear layer whose outputs
-are signed distances to the classes' boundaries; a sample far from every wrong one leaves. The
-paper's formulas, its pooling and optimizer are lost, so these choices are ours: one-vs-rest (each
-output is the distance to its own class's boundary) by default, Crammer-Singer beside it (both in
-Dogan, Glasmachers and Igel, JMLR 17(45), 2016, which the paper cites); a squared norm as
-regularizer, chosen on development rows; solved to a proven relative duality gap where the paper
-takes sub-gradient steps. The paper's score is the largest output (gate `max_logit`); the default
-here is the top-two margin (`margin`).
+are signed distances to the classes' boundaries. A sample leaves if it is far from every wrong
+boundary. The paper's formulas, its pooling and its optimizer are not available, so these choices
+are ours: one-vs-rest (each output is the distance to its own class's boundary) by default, and
+Crammer-Singer as an option (both in Dogan, Glasmachers and Igel, JMLR 17(45), 2016, which the paper
+cites); a squared norm as regularizer, chosen on development rows; and a solution to a proven
+relative duality gap, instead of the paper's sub-gradient steps. The paper's score is the largest
+output (gate `max_logit`); the default here is the top-two margin (`margin`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ KINDS = ("one_vs_rest", "crammer_singer")
 class Hinge(Recipe):
     """One convex problem per exit, on cached pooled features.
 
-    kind: one_vs_rest or crammer_singer. regularizer: a number, or several of which the one that is
-    best on the development rows is taken (without such rows on every tenth row). gap: the relative
-    duality gap to reach; what was reached stands in the history.
+    Args:
+        kind: "one_vs_rest" or "crammer_singer".
+        regularizer: a number, or several. Of several, the one with the highest accuracy on the
+            development rows is taken, or on every tenth row if there are no development rows.
+        gap: the relative duality gap to reach. The history has the gap that was reached.
     """
 
     def __init__(
@@ -50,8 +52,14 @@ class Hinge(Recipe):
         self.gap = gap
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for another kind or no numbers, BadNetwork unless the exits are
-        linear on pooled features.
+        """Check the arguments and the exits.
+
+        Args:
+            network: with exits.
+
+        Raises:
+            InvalidArgument: kind is unknown, or a number is out of range.
+            BadNetwork: an exit is not linear on pooled features.
         """
         if self.kind not in KINDS:
             raise InvalidArgument(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
@@ -65,5 +73,5 @@ class Hinge(Recipe):
     def solve(
         self, phase: Phase, table: FeatureTable, development: FeatureTable | None
     ) -> Mapping[str, float]:
-        """The exit of this phase."""
+        """Solve for the exit of this phase."""
         return solve_exit(phase.name, table, development, self.kind, self.regularizer, self.gap)

@@ -1,9 +1,9 @@
 """Any recipe that trains the models, with a price on depth: for models with stages of adaptive
 depth.
 
-The ponder cost of spatially adaptive computation time (Figurnov et al., 2017, arXiv 1612.02297):
-tau times the mean over rows and positions of N + R, summed over the stages
-(layers/adaptive_depth.py), is added to what is minimised.
+The price is the ponder cost of spatially adaptive computation time (Figurnov et al., 2017, arXiv
+1612.02297): tau times the mean over rows and positions of N + R, summed over the stages
+(layers/adaptive_depth.py). It is added to the recipe's loss.
 """
 
 from __future__ import annotations
@@ -29,20 +29,18 @@ __all__ = ["Pondered"]
 
 
 class Pondered(Recipe):
-    """What the recipe `inner` minimises, and tau times the ponder cost.
+    """The loss of the recipe `inner`, and tau times the ponder cost.
 
-    inner: by default `Distill(hints=0.0)`, the scheme of SCAI with its deepest exit as the teacher;
-    of a model without exits `Joint()`, its cross-entropy. `epochs` and `rate` are then its own. The
-    cost shows in gradients alone, not among the losses that are reported: `depths` tells what it
-    came to. Its gradient is not scaled with others in fp16, so take "no" or "bf16". Large tau
-    leaves one unit everywhere, for good: from a trained model let it rise over the first part of
-    each phase.
+    The cost acts on gradients only and is not among the reported losses. `depths` measures it. In
+    fp16 its gradient is not scaled with the others, so use "no" or "bf16". A large tau leaves one
+    unit everywhere, permanently. If the model is trained already, use `ramp`.
 
     Args:
-        inner: see above.
+        inner: a recipe that trains the models. The default is `Distill(hints=0.0)`, the scheme of
+            SCAI with its deepest exit as the teacher, or `Joint()` for a model without exits.
         tau: the price of a unit.
-        epochs: of the recipe `inner`, where it is left out.
-        rate: likewise.
+        epochs: of the default recipe, if `inner` is left out.
+        rate: of the default recipe, if `inner` is left out.
         ramp: the share of each phase's steps over which the price rises from 0 to tau.
     """
 
@@ -60,10 +58,12 @@ class Pondered(Recipe):
         self.epochs = epochs
         self.rate = rate
         self.ramp = ramp
-        self._share = [1.0]  # of the batch that is under way, where several processes have it
+        # The share of the current batch in this process. A list, since the hooks look it up later.
+        self._share = [1.0]
         self._has_exits = True
 
     def _inner(self) -> Recipe:
+        """The recipe whose loss is minimised."""
         if self.inner is not None:
             return self.inner
         if self._has_exits:
@@ -73,8 +73,15 @@ class Pondered(Recipe):
         return Joint(epochs=self.epochs, rate=self.rate)
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for bad arguments, BadNetwork without stages of adaptive depth;
-        then as the recipe.
+        """Check the arguments and the model, and prepare the inner recipe.
+
+        Args:
+            network: whose model has stages of adaptive depth.
+
+        Raises:
+            InvalidArgument: an argument is out of range, or epochs and rate come with an inner
+                recipe.
+            BadNetwork: no stage has adaptive depth, or the inner recipe refuses the network.
         """
         require("tau", self.tau, low=0)
         require("ramp", self.ramp, low=0, high=1)
@@ -91,17 +98,30 @@ class Pondered(Recipe):
         self._inner().prepare(network)
 
     def phases(self, network: Network) -> list[Phase]:
-        """Those of the recipe. Raises BadNetwork where none of them trains a stage when to halt."""
-        phases = [*self._inner().phases(network)]
-        stages = stages_of(network.backbone).values()
-        halting = {id(value) for stage in stages for value in stage.halts.parameters()}
-        if not any(id(value) in halting for phase in phases for value in phase.parameters):
+        """The phases of the inner recipe, with the price.
+
+        Args:
+            network: whose model has stages of adaptive depth.
+
+        Raises:
+            BadNetwork: none of the phases trains the parameters that decide when a stage halts.
+        """
+        phases = list(self._inner().phases(network))
+        halting = set[int]()  # ids, because == of tensors compares elementwise
+        for stage in stages_of(network.backbone).values():
+            halting.update(map(id, stage.halts.parameters()))
+        trained = set[int]()
+        for phase in phases:
+            trained.update(map(id, phase.parameters))
+        if not trained & halting:
             raise BadNetwork("The inner recipe must train the models. Give it backbone=True.")
         return [replace(phase, during=self._priced(network, phase.during)) for phase in phases]
 
     def _priced(
         self, network: Network, during: Callable[[], contextlib.AbstractContextManager[None]]
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """The context of a phase, with the price added."""
+
         @contextlib.contextmanager
         def entered() -> Iterator[None]:
             with during(), priced(network.backbone, self.tau, self._share):
@@ -110,36 +130,43 @@ class Pondered(Recipe):
         return entered
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
-        """That of the recipe."""
-        self._share[0] = batch.share * self._risen(batch)
+        """The loss of the inner recipe."""
+        self._share[0] = batch.share * self._price_share(batch)
         return self._inner().loss(outputs, batch)
 
     def update(
         self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer
     ) -> Losses:
-        """That of the recipe."""
-        self._share[0] = self._risen(batch)
+        """A step of the inner recipe."""
+        self._share[0] = self._price_share(batch)
         return self._inner().update(outputs, batch, optimizer)
 
-    def _risen(self, batch: TrainingBatch) -> float:
-        """How much of the price counts by now."""
-        return min(1.0, batch.done / self.ramp) if self.ramp else 1.0
+    def _price_share(self, batch: TrainingBatch) -> float:
+        """The share of the price that counts at this step."""
+        if not self.ramp:
+            return 1.0
+        return min(1.0, batch.done / self.ramp)
 
     def config(self) -> dict[str, Any]:
-        """tau, and the recipe with its own arguments."""
+        """tau, ramp unless it is 0, and the inner recipe with its own arguments."""
         inner = self._inner()
-        config = {"tau": self.tau} | ({"ramp": self.ramp} if self.ramp else {})
-        return config | {"inner": {"name": type(inner).__name__, **inner.config()}}
+        config: dict[str, Any] = {"tau": self.tau}
+        if self.ramp:
+            config["ramp"] = self.ramp
+        config["inner"] = {"name": type(inner).__name__, **inner.config()}
+        return config
 
 
 @contextlib.contextmanager
 def priced(model: nn.Module, tau: float, share: Sequence[float] = (1.0,)) -> Iterator[None]:
-    """While it lasts, what a stage of adaptive depth gives carries the gradient of tau times its
-    mean cost.
+    """Inside this context, the outputs of stages carry the gradient of tau times their mean cost.
 
-    share: the weight of this process's mean, looked up in the backward.
+    Args:
+        model: with stages of adaptive depth.
+        tau: the price of a unit.
+        share: the weight of this process's mean. The backward looks it up.
     """
-    handles = []
+    handles = list[torch.utils.hooks.RemovableHandle]()
     try:
         for stage in stages_of(model).values():
             handles += _hooked(stage, tau, share)
@@ -152,24 +179,27 @@ def priced(model: nn.Module, tau: float, share: Sequence[float] = (1.0,)) -> Ite
 def _hooked(
     stage: AdaptiveDepth, tau: float, share: Sequence[float]
 ) -> list[torch.utils.hooks.RemovableHandle]:
-    costs: list[Tensor] = []  # of the forward that is under way
+    """Add the price to a stage, by two hooks."""
+    costs: list[Tensor] = []  # of the current forward
 
-    def heard(_module: nn.Module, _inputs: Any, cost: Tensor) -> None:
+    def record(_module: nn.Module, _inputs: Any, cost: Tensor) -> None:
         costs.append(cost)
 
-    def attached(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    def attach(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         cost = costs.pop()
         if not cost.requires_grad:
             return output
-        carrying: Tensor = _Carrying.apply(output, tau * cost.mean(), share)  # type: ignore[no-untyped-call]
+        mean = tau * cost.mean()
+        carrying: Tensor = _Carrying.apply(output, mean, share)  # type: ignore[no-untyped-call]
         return carrying
 
-    return [stage.ponder.register_forward_hook(heard), stage.register_forward_hook(attached)]
+    # `ponder` runs inside the stage, so its hook comes first.
+    return [stage.ponder.register_forward_hook(record), stage.register_forward_hook(attach)]
 
 
 class _Carrying(torch.autograd.Function):
-    """The value as it is; in the backward the cost gets the gradient that a summand of the loss
-    would.
+    """Return a value unchanged. In the backward the cost gets the gradient `share`, as if it were
+    a term of the loss.
     """
 
     @staticmethod

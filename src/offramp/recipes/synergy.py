@@ -1,9 +1,8 @@
-"""All exits at once, each also matching the answers of all others, weighed by what layer selective
-attention chose.
+"""All exits at once, with weights from attention over layers; each also matches all the others.
 
-After LSANet (Jiang et al., 2022, arXiv 2209.13844): its abstract names adaptive weights of the
+After LSANet (Jiang et al., 2022, arXiv 2209.13844). Its abstract names adaptive weights of the
 auxiliary losses by attention over layers, and pairwise matching of predictions among all branches
-("knowledge synergy"); formulas and numbers we found none. The matching is that of DKS (Sun, Yao,
+("knowledge synergy"). We found no formulas and no numbers. The matching is that of DKS (Sun, Yao,
 Zhang and Ren, 2019, arXiv 1906.00675); the weights, beta and the schedule are our choice.
 Shapes: b rows of a batch, C classes, m layers.
 """
@@ -41,10 +40,16 @@ class Synergy(Recipe):
     """sum_l w_l CE_l + CE of the last exit + beta times the mean over ordered pairs (i, j) of
     CE(p_i, stopgrad p_j).
 
-    w_l: the mean over rows and channels of the share that the deepest `Selective` exit takes from
-    layer l, without gradient, times the number of layers, so that their mean is 1; without such
-    exits every weight is 1. Adam, whose rate falls to 0 along a cosine. backbone=False trains the
-    exits alone, on pooled features if all pool.
+    w_l is the mean over rows and channels of the share that the deepest `Selective` exit takes from
+    layer l, without gradient, times the number of layers, so that their mean is 1. Without such
+    exits every weight is 1. The optimizer is Adam.
+
+    Args:
+        beta: the weight of the matching.
+        epochs: over the training rows.
+        rate: at the start. It falls to 0 along a cosine.
+        backbone: whether the models learn too. False trains the exits alone, on pooled features if
+            all exits pool.
     """
 
     def __init__(
@@ -73,32 +78,44 @@ class Synergy(Recipe):
         ]
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
-        """By exit; a pair counts for the one that is pulled towards the other."""
+        """The loss of each exit. A pair counts for its student, the exit that matches the other."""
         weights = layer_weights(outputs)
-        pairs = [*permutations(outputs.logits, 2)]
-        found = {}
+        losses = dict[str, Tensor]()
         for name, logits in outputs.logits.items():
-            found[name] = weights.get(name, 1.0) * cross_entropy(logits, batch.labels())
-        for one, other in pairs if self.beta else ():
-            pull = soft_cross_entropy(outputs.logits[one], outputs.logits[other].detach(), 1.0)
-            found[one] = found[one] + self.beta / len(pairs) * pull
-        return found
+            losses[name] = weights.get(name, 1.0) * cross_entropy(logits, batch.labels())
+        if not self.beta:
+            return losses
+        pairs = list(permutations(outputs.logits, 2))
+        for student, teacher in pairs:
+            target = outputs.logits[teacher].detach()
+            matching = soft_cross_entropy(outputs.logits[student], target, 1.0)
+            losses[student] = losses[student] + self.beta / len(pairs) * matching
+        return losses
 
 
 def layer_weights(outputs: TrainingOutputs) -> dict[str, float | Tensor]:
-    """By name of a `Selective` exit, how much the deepest of them takes from its layer; their mean
-    is 1.
+    """The weights of `Selective` exits, by name; their mean is 1.
+
+    A weight is the share that the deepest of these exits takes from the exit's layer.
+
+    Args:
+        outputs: features of a batch, and the network.
+
+    Raises:
+        BadNetwork: a selective exit reads an exit of another kind.
     """
     network = outputs.network
-    handed = dict[str, Tensor]()
-    exits = {name: network.exit_of(name) for name in outputs.logits}
-    names = [name for name, exit_ in exits.items() if isinstance(exit_, Selective)]
-    if not names:
+    exits = dict[str, Selective]()
+    for name in outputs.logits:
+        exit_ = network.exit_of(name)
+        if isinstance(exit_, Selective):
+            exits[name] = exit_
+    if not exits:
         return {}
+    handed = dict[str, Tensor]()
     with torch.no_grad():
-        for name in names:
-            exit_ = exits[name]
-            assert isinstance(exit_, Selective)
+        # Each exit hands its layers on; the shares of the last one remain.
+        for name, exit_ in exits.items():
             if not set(exit_.reads) <= handed.keys():
                 raise BadNetwork(
                     f"exit {name!r} must be a selective exit, got one that reads "
@@ -106,4 +123,5 @@ def layer_weights(outputs: TrainingOutputs) -> dict[str, float | Tensor]:
                 )
             handed[name] = exit_.layers(Seen(outputs.features[name], handed))
             shares = exit_.shares(handed[name])
-        return dict(zip(names, shares.mean((0, 2)) * len(names), strict=True))
+        weights = shares.mean((0, 2)) * len(exits)  # [b, m, channels] -> [m]
+        return dict(zip(exits, weights, strict=True))

@@ -1,15 +1,15 @@
-"""Every row weighs more at the exits where it is to leave; the weights are learned by looking a
-step ahead (L2W-DEN).
+"""Weights for each row at each exit, learned from a trial step (L2W-DEN).
 
 Han, Pu, Lai, Wang, Song, Cao, Huang, Deng and Huang, Learning to Weight Samples for Dynamic
 Early-exiting Networks, ECCV 2022, arXiv 2209.08310; formulas and figures from the authors' code.
 Shapes: b rows, K exits.
 
-A batch is halved. On one half, the losses l [b, K] go without gradient through a small network g: r
-= g(l), and weights v = 1 + epsilon (r - mean of r). A trial step of SGD along sum_k mean_i v_ik
-l_ik leads to other weights of the network, and there the other half is sent to exits as in use; g
-learns by the loss where each row leaves. Then the real step is made with the new g; then the halves
-change places. g is thrown away in the end. Where we differ: g reads losses alone, not confidences;
+A row should have more weight at the exit where it will leave. A batch is halved. On one half, the
+losses l [b, K] go without gradient through a small network g (the weigher): r = g(l), and weights
+v = 1 + epsilon (r - mean of r). A trial step of SGD along sum_k mean_i v_ik l_ik gives other
+parameters of the network. With these the other half is sent to exits as in use, and g learns by the
+loss at the exit where each row leaves. Then the real step is made with the new g. Then the halves
+change places. g is dropped after training. Where we differ: g reads only losses, not confidences;
 sizes without a script (see `Weighted`) are those for CIFAR.
 """
 
@@ -44,12 +44,9 @@ from offramp.recipes._together import parameters_of
 
 __all__ = ["Weighted"]
 
-AXES = {
-    "mat": (0, 1),
-    "col": (1,),
-    "row": (0,),
-}  # means over everything, over a row's exits, over an exit's rows
-MOMENTS = (0.9, 0.999)
+# The axes of [b, K] over which weights have mean 1: all, a row's exits, an exit's rows.
+AXES = {"mat": (0, 1), "col": (1,), "row": (0,)}
+MOMENTS = (0.9, 0.999)  # of g's Adam
 
 State = dict[str, Any]
 
@@ -60,16 +57,16 @@ class Weighted(Recipe):
     In float32 only; a model must allow gradients of gradients.
 
     Args:
-        epsilon: how far weights may lie from 1.
-        center: mat, col or row: what weights are 1 on average over.
-        share: of exit k+1 against exit k in the routing that the weights are learned for (p in q_k
-            ~ p^k).
+        epsilon: the largest distance of a weight from 1.
+        center: where the weights have mean 1: "mat" over the batch, "col" over each row's exits,
+            "row" over each exit's rows.
+        share: the rows that leave at exit k+1 relative to exit k, in the routing that the weights
+            are learned for (p in q_k ~ p^k).
         hidden: units of each hidden layer of g.
         layers: hidden layers of g; all commands of the authors have 1.
         meta_rate: of g's Adam; it falls with the other rate.
         every: g learns in every n-th batch of an epoch, from the first on, and there on both
-            halves. The authors' meta
-            interval: 1 on CIFAR, 100 on ImageNet.
+            halves. The authors' meta interval: 1 on CIFAR, 100 on ImageNet.
         epochs: over the training rows.
         rate: of SGD at the start; it falls along a cosine.
         momentum: of SGD.
@@ -104,8 +101,14 @@ class Weighted(Recipe):
         self.decay = decay
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for arguments out of their range, BadNetwork where there is nothing
-        to train.
+        """Check the arguments and the network.
+
+        Args:
+            network: with exits.
+
+        Raises:
+            InvalidArgument: an argument is out of range.
+            BadNetwork: there is nothing to train.
         """
         if self.center not in AXES:
             raise InvalidArgument(f"center must be one of {', '.join(AXES)}, got {self.center!r}")
@@ -136,33 +139,45 @@ class Weighted(Recipe):
     def update(
         self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer
     ) -> Losses:
-        """Two real steps, one on each half; a batch of one row is both halves.
+        """Two real steps, one on each half. A batch of one row is both halves.
 
-        Reports the plain loss of each exit, of each half before its own step.
+        Args:
+            outputs: the inputs of a batch, and the network.
+            batch: its labels, and the step within the run.
+            optimizer: SGD, of models and exits.
+
+        Returns:
+            The plain loss of each exit, of each half before its own step.
         """
         y = batch.labels()
         network = outputs.network
         memory = self._memory(optimizer, len(network.topology.exits), y.device)
-        seen = list[Tensor]()
-        halves = torch.arange(len(y), device=y.device).chunk(2)
         batches = max(1, batch.steps // self.epochs)  # in an epoch
         learns = batch.step % batches % self.every == 0
-        for train, meta in (halves, halves[::-1]) if len(halves) == 2 else (halves * 2,):
+        halves = torch.arange(len(y), device=y.device).chunk(2)  # rows of the batch
+        if len(halves) == 2:
+            pairs = [(halves[0], halves[1]), (halves[1], halves[0])]
+        else:
+            pairs = [(halves[0], halves[0])]
+
+        plain = list[Tensor]()
+        for train, meta in pairs:
+            # The weigher first, since its step decides the weights of the real one.
             if learns:
-                self._learn(
-                    memory, self.look_ahead(outputs, y, (train, meta), optimizer, memory), optimizer
-                )
-            losses = losses_of(network(_rows(outputs, train)), y[train])
-            seen.append(losses.detach())
+                gradients = self.look_ahead(outputs, y, (train, meta), optimizer, memory)
+                self._learn(memory, gradients, optimizer)
+            losses = losses_of(network(_rows(outputs, train)), y[train])  # [b / 2, K]
+            plain.append(losses.detach())
             with torch.no_grad():
-                weights = self.weights(memory, losses)
+                weights = self.weights(memory, losses)  # [b / 2, K]
             optimizer.zero_grad()
             (weights * losses).mean(0).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        return dict(zip(network.topology.exits, torch.cat(seen).mean(0), strict=True))
+        means = torch.cat(plain).mean(0)  # [b, K] -> [K]
+        return dict(zip(network.topology.exits, means, strict=True))
 
     def weights(self, weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
-        """v [b, K] of losses [b, K]: 1 on average along the chosen axis."""
+        """The weights v [b, K] of losses [b, K], with mean 1 along the chosen axes."""
         raw = weigh(weigher, losses.detach())
         return 1 + self.epsilon * (raw - raw.mean(AXES[self.center], keepdim=True))
 
@@ -174,30 +189,47 @@ class Weighted(Recipe):
         optimizer: Optimizer,
         weigher: Mapping[str, Tensor],
     ) -> list[Tensor]:
-        """The gradients of the routed loss after a trial step, with respect to the weigher and to
-        nothing else.
+        """The gradients of the routed loss after a trial step, with respect to the weigher.
+
+        Args:
+            outputs: the inputs of a batch, and the network.
+            y: labels [b].
+            halves: the rows of the trial step, and those of the routed loss.
+            optimizer: whose step is tried.
+            weigher: g's weights and biases.
+
+        Returns:
+            A gradient for each of `keys_of(weigher)`. The network and its gradients stay as they
+            are.
         """
         train, meta = halves
         network = outputs.network
-        values = {key: weigher[key].detach().requires_grad_() for key in keys_of(weigher)}
+        values = dict[str, Tensor]()  # copies of g's weights that collect gradients
+        for key in keys_of(weigher):
+            values[key] = weigher[key].detach().requires_grad_()
         group = optimizer.param_groups[0]
         trained = [value for value in group["params"] if value.requires_grad]
+
+        # The trial step, as a function of g: create_graph keeps its gradient differentiable.
         with other_values(network, {}):
             losses = losses_of(network(_rows(outputs, train)), y[train])
         loss = (self.weights(values, losses) * losses).mean(0).sum()
-        ways = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
-        ahead = {
-            value: trial(value, way, optimizer.state[value].get("momentum_buffer"), group)
-            for value, way in zip(trained, ways, strict=True)
-            if way is not None
-        }
+        gradients = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
+        ahead = dict[Tensor, Tensor]()
+        for value, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                momentum = optimizer.state[value].get("momentum_buffer")
+                ahead[value] = trial(value, gradient, momentum, group)
+
+        # The loss that g learns by, with the parameters after that step.
         with other_values(network, ahead):
             loss = routed(network(_rows(outputs, meta)), y[meta], self.share)
         return list(torch.autograd.grad(loss, list(values.values())))
 
     def _memory(self, optimizer: Optimizer, exits: int, device: torch.device) -> State:
-        """The weigher, and its Adam's moments and count, where checkpoints have them: in the
-        optimizer's own state.
+        """The weigher, and the moments and the step count of its Adam.
+
+        They are in the optimizer's state of its first parameter, so that checkpoints have them.
         """
         memory: State = optimizer.state[optimizer.param_groups[0]["params"][0]]
         if "learned" not in memory:
@@ -216,97 +248,125 @@ class Weighted(Recipe):
         """A step of Adam on the weigher."""
         memory["learned"] += 1
         rate = self.meta_rate * optimizer.param_groups[0]["lr"] / self.rate
-        times = float(memory["learned"])
+        steps = float(memory["learned"])
         for key, gradient in zip(keys_of(memory), gradients, strict=True):
-            way = gradient + self.decay * memory[key]
-            first = memory[f"first {key}"].lerp_(way, 1 - MOMENTS[0]) / (1 - MOMENTS[0] ** times)
-            second = memory[f"second {key}"].lerp_(way.square(), 1 - MOMENTS[1]) / (
-                1 - MOMENTS[1] ** times
-            )
+            decayed = gradient + self.decay * memory[key]
+            # Moments, corrected for their start at 0.
+            first = memory[f"first {key}"].lerp_(decayed, 1 - MOMENTS[0])
+            second = memory[f"second {key}"].lerp_(decayed.square(), 1 - MOMENTS[1])
+            first = first / (1 - MOMENTS[0] ** steps)
+            second = second / (1 - MOMENTS[1] ** steps)
             memory[key] -= rate * first / (second.sqrt() + 1e-8)
 
 
 def weigh(weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
     """g: losses [b, K] -> [b, K] in -1 to 1, by one hidden layer or more."""
     depth = len(keys_of(weigher)) // 2
-    found = losses
+    values = losses
     for number in range(1, depth + 1):
         # [b, hidden], at the end [b, K]
-        found = found @ weigher[f"weight{number}"].T + weigher[f"bias{number}"]
-        found = torch.relu(found) if number < depth else torch.tanh(found)
-    return found
+        values = values @ weigher[f"weight{number}"].T + weigher[f"bias{number}"]
+        if number < depth:
+            values = torch.relu(values)
+    return torch.tanh(values)
 
 
 def keys_of(weigher: Mapping[str, Any]) -> list[str]:
     """The names of g's weights and biases, layer by layer."""
     keys: list[str] = []
-    while f"weight{len(keys) // 2 + 1}" in weigher:
-        number = len(keys) // 2 + 1
-        keys += [f"weight{number}", f"bias{number}"]
+    number = 1
+    while f"weight{number}" in weigher:
+        keys.append(f"weight{number}")
+        keys.append(f"bias{number}")
+        number += 1
     return keys
 
 
 def losses_of(logits: Sequence[Tensor], y: Tensor) -> Tensor:
     """Cross-entropies [b, K] of the logits [b, C] of K exits."""
-    return torch.stack([cross_entropy(one, y, reduction="none") for one in logits], 1)
+    by_exit = [cross_entropy(own, y, reduction="none") for own in logits]  # K of [b]
+    return torch.stack(by_exit, 1)
 
 
-def trial(value: Tensor, way: Tensor, momentum: Tensor | None, group: Mapping[str, Any]) -> Tensor:
-    """Where a step of SGD would lead a parameter, with gradient to the weigher through its own
-    gradient `way`.
+def trial(
+    value: Tensor, gradient: Tensor, momentum: Tensor | None, group: Mapping[str, Any]
+) -> Tensor:
+    """The value of a parameter after a step of SGD, differentiable in its gradient.
+
+    Args:
+        value: the parameter, whose own gradient is left out.
+        gradient: of the weighted loss, with a graph to the weigher.
+        momentum: SGD's buffer, or None before the first step.
+        group: SGD's lr, momentum and weight_decay.
     """
-    step: Tensor = way + group["weight_decay"] * value.detach()
+    step: Tensor = gradient + group["weight_decay"] * value.detach()
     if momentum is not None:
         step = group["momentum"] * momentum + step
-    led: Tensor = value.detach() - group["lr"] * step
-    return led
+    moved: Tensor = value.detach() - group["lr"] * step
+    return moved
 
 
 def routed(logits: Sequence[Tensor], y: Tensor, share: float) -> Tensor:
     """The sum over exits of the mean cross-entropy of the rows that leave there.
 
-    Of b rows the b q_k surest that are left (rounded down) leave at exit k, q_k ~ share^k; all
-    others at the last.
+    A share q_k ~ share^k of the b rows leaves at exit k (rounded down). These are the rows with the
+    highest confidence among those that are left. All others leave at the last exit.
+
+    Args:
+        logits: of each exit, [b, C].
+        y: labels [b].
+        share: the rows of an exit relative to those of the exit before.
     """
-    losses = losses_of(logits, y)
-    left = torch.ones(len(y), dtype=torch.bool, device=y.device)
+    losses = losses_of(logits, y)  # [b, K]
+    is_left = torch.ones(len(y), dtype=torch.bool, device=y.device)
     powers = [share ** (index + 1) for index in range(len(logits))]
-    parts = list[Tensor]()
-    for index, one in enumerate(logits[:-1]):
+    means = list[Tensor]()
+    for index, own in enumerate(logits[:-1]):
         count = math.floor(len(y) * powers[index] / sum(powers))
-        sure = one.detach().softmax(1).amax(1).masked_fill(~left, -1)
-        leaving = sure.topk(count).indices
-        left[leaving] = False
-        parts.append(losses[leaving, index])
-    parts.append(losses[left, -1])
-    return torch.stack([part.mean() for part in parts if len(part)]).sum()
+        if count == 0:
+            continue
+        # Rows that have left get -1, below every probability.
+        confidence = own.detach().softmax(1).amax(1).masked_fill(~is_left, -1)  # [b]
+        leaving = confidence.topk(count).indices
+        is_left[leaving] = False
+        means.append(losses[leaving, index].mean())
+    rest = losses[is_left, -1]
+    if len(rest):
+        means.append(rest.mean())
+    return torch.stack(means).sum()
 
 
 def _rows(outputs: TrainingOutputs, rows: Tensor) -> Any:
-    """Some rows of what went in, as the network takes them."""
+    """Some rows of the batch's inputs, in the form that the network takes."""
     return given({name: value[rows] for name, value in outputs.inputs.items()})
 
 
 @contextlib.contextmanager
 def other_values(network: nn.Module, values: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """While it lasts, parameters have other values, and what batch norms learn is thrown away.
+    """Inside this context, parameters have other values, and batch norms learn nothing.
 
-    torch.func.functional_call finds tensors by names between dots, and nodes such as `blocks.0`
-    have dots in theirs.
+    torch.func.functional_call cannot do this. It splits the names of tensors at dots, and nodes
+    such as `blocks.0` have dots in their names.
+
+    Args:
+        network: whose parameters are replaced.
+        values: the new value of each parameter that is replaced.
     """
-    kept = [
-        (held, dict(held))
-        for part in network.modules()
-        for held in (part._parameters, part._buffers)
-    ]
+    # Every module's dicts, and copies of them to go back to.
+    originals = list[tuple[dict[str, Any], dict[str, Any]]]()
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            originals.append((cast(dict[str, Any], tensors), dict(tensors)))
     try:
-        for part in network.modules():
-            for key, old in part._parameters.items():
-                if old is not None and old in values:
-                    part._parameters[key] = cast(nn.Parameter, values[old])
-            for key, kept_there in part._buffers.items():
-                part._buffers[key] = None if kept_there is None else kept_there.clone()
+        for module in network.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None and parameter in values:
+                    module._parameters[key] = cast(nn.Parameter, values[parameter])
+            # A clone takes the updates of batch norms, and is dropped with them.
+            for key, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[key] = buffer.clone()
         yield
     finally:
-        for held, before in kept:
-            cast(dict[str, Any], held).update(before)
+        for tensors, before in originals:
+            tensors.update(before)

@@ -1,16 +1,15 @@
 """Zero Time Waste: exits in a cascade on a frozen backbone, then the weights of their ensembles.
 
-Wolczyk et al., 2021, arXiv 2106.05409; the formulas stand in exits/_cascading.py, hyper-parameters
-are those of the authors' code. Where we differ: what is frozen stays in eval mode (as in their
-later code); features are pooled once where exits have no convolution; ensembles see the training
-rows through the exits as they are, not through cached answers; and all ensembles are trained in one
-phase, sharing nothing. In the authors' first code the model's last layer gets an ensemble too, and
-that is the network's answer; in their later code it does not. Here the model's own answer is the
-reference of every promise, so it stays the plain one. final=True makes the ensemble an exit of its
-own before the last layer, with a copy of that layer. A plan that lets all rows leave there answers
-as their first code does; its promise then compares the ensemble with the plain model, as it should.
-The price is the layer run twice for rows that go on. Their exit ends the network, so none of their
-rows go on.
+Wolczyk et al., 2021, arXiv 2106.05409; the formulas are in exits/_cascading.py, hyper-parameters
+are those of the authors' code. Where we differ: frozen parts stay in eval mode (as in their later
+code); features are pooled once if exits have no convolution; ensembles see the training rows
+through the current exits, not through cached outputs; and all ensembles are trained in one phase,
+sharing nothing. In the authors' first code the model's last layer gets an ensemble too, and that is
+the network's output; in their later code it does not. Here the model's own output is the reference
+of every promise, so it stays as it is. final=True makes the ensemble a separate exit before the
+last layer, with a copy of that layer. A plan that lets all rows leave there has the outputs of
+their first code, and its promise compares the ensemble with the plain model. The price is that the
+layer runs twice for rows that go on. Their exit ends the network, so none of their rows go on.
 """
 
 from __future__ import annotations
@@ -42,19 +41,23 @@ from offramp.recipes._together import last_layer, seen_of
 __all__ = ["Ztw"]
 
 ENSEMBLES = "ensembles"
-NEAR = 1e-4  # by how much a copy of the last layer may differ from the model
+NEAR = 1e-4  # the largest difference between a copy of the last layer and the model's output
 
 
 class Ztw(Recipe):
     """First the sum of the exits' own cross-entropies, then that of the ensembles' with everything
     else frozen.
 
-    epochs, rate: of the exits (Adam; the rate falls tenfold after 15 of 50 epochs). ensembles:
-    epochs of the ensembles (Adam, rate 5e-4, no regularizer); by default 501 where features are
-    pooled, as there on cached answers, and 10 (as there on ImageNet) where every epoch runs the
-    model. Ensembles trained on rows that the exits know lean on the late ones; the paper has it so.
-    final: whether the deepest exit becomes the ensemble of the model's last layer. Cut right before
-    that layer too, with a `cascade`; only its ensemble is trained.
+    Ensembles that are trained on the exits' own training rows prefer late exits; so do the paper's.
+
+    Args:
+        epochs: of the exits, by Adam.
+        rate: of the exits. It falls tenfold after 15 of 50 epochs.
+        ensembles: epochs of the ensembles, by Adam with rate 5e-4 and no regularizer. The default
+            is 501 on pooled features (theirs on cached outputs), and 10 (theirs on ImageNet) if
+            every epoch runs the model.
+        final: whether the deepest exit becomes the ensemble of the model's last layer. Cut right
+            before that layer too, with a `cascade`. Only its ensemble is trained.
     """
 
     def __init__(
@@ -71,20 +74,25 @@ class Ztw(Recipe):
         self.final = final
 
     def prepare(self, network: Network) -> None:
-        """Hang the ensemble of the model's last layer, if asked for.
+        """Check the exits, and make the ensemble of the model's last layer if asked for.
 
-        Raises BadNetwork unless all exits but the last are in one cascade of at least two, and
-        where the deepest of them does not read what the model's last layer reads.
+        Args:
+            network: with exits in a cascade.
+
+        Raises:
+            BadNetwork: the exits but the last are not one cascade of at least two; or, with
+                final=True, the deepest of them does not have the input of the model's last layer.
         """
         trainable_exits(network)
         names = network.topology.exits[:-1]
-        found = dict(_cascaded(network))
-        chained = [exit_.tail.before for exit_ in found.values()] == [None, *names[:-1]]
-        if len(found) < 2 or len(found) != len(names) or not chained:
+        exits = dict(_cascaded(network))
+        reads = [exit_.tail.before for exit_ in exits.values()]
+        is_chained = reads == [None, *names[:-1]]
+        if len(exits) < 2 or len(exits) != len(names) or not is_chained:
             raise BadNetwork(
-                f"exits {', '.join(found) or 'none'} of {', '.join(names)} are in a cascade, "
-                f"expected all, and at "
-                "least two; cut(model, example, at=..., exits='cascade') or 'cascade_conv'"
+                f"ztw needs all exits, and at least two, in one cascade, but of {', '.join(names)} "
+                f"these are: {', '.join(exits) or 'none'}. Use cut(model, example, at=..., "
+                "exits='cascade') or 'cascade_conv'"
             )
         if self.final:
             network.hang_exit(names[-1], self._final(network, names[-1]).eval())
@@ -94,62 +102,76 @@ class Ztw(Recipe):
         exit_ = network.exit_of(name)
         head = last_layer(network)
         seen = seen_of(network)
-        own = seen[network.topology.exits[-1]].own
-        if isinstance(exit_, Cascade) and isinstance(head, nn.Linear) and own is not None:
+        logits = seen[network.topology.exits[-1]].own  # [b, C], the model's own
+        if isinstance(exit_, Cascade) and isinstance(head, nn.Linear) and logits is not None:
+            # The layer reads the features as they are or their mean: whatever gives its logits.
             for pooling in ("flat", "mean"):
-                features = pooled(seen[name].features, pooling, exit_.layout)
-                if features.shape[1] == head.in_features and torch.allclose(
-                    head(features), own, atol=NEAR, rtol=NEAR
-                ):
+                features = pooled(seen[name].features, pooling, exit_.layout)  # [b, F]
+                if features.shape[1] != head.in_features:
+                    continue
+                if torch.allclose(head(features), logits, atol=NEAR, rtol=NEAR):
                     return _copied(exit_, pooling, head)
         raise BadNetwork(
-            "final=True needs a 'cascade' exit on the input of a linear last layer, and exit "
-            f"{name!r} is none. Cut right before the last layer, or leave out final=True"
+            "final=True needs a 'cascade' exit on the input of a linear last layer, but exit "
+            f"{name!r} is not one. Cut right before the last layer, or leave out final=True"
         )
 
     def phases(self, network: Network) -> list[Phase]:
-        """The exits, then the ensembles, unless those are plain means and have nothing to learn."""
+        """The exits, then the ensembles.
+
+        Ensembles that are plain means have no parameters, and then there is no second phase.
+        """
         exits = dict(_cascaded(network))
-        each = (value for exit_ in exits.values() for value in (exit_.tail.a, exit_.tail.b))
-        votes = tuple(value for value in each if value is not None)
-        apart = {id(value) for value in votes}
-        learning = [exit_ for exit_ in exits.values() if not exit_.tail.final]
-        heads = tuple(v for exit_ in learning for v in exit_.parameters() if id(v) not in apart)
         reads = reading(network, exits)
-        epochs = self.ensembles or (501 if reads == "pooled" else 10)
+
+        # The weights of the ensembles, and the other parameters of the exits. An exit with a copy
+        # of the model's last layer has nothing else to learn.
+        ensembles = list[nn.Parameter]()
+        heads = list[nn.Parameter]()
+        for exit_ in exits.values():
+            weights = [value for value in (exit_.tail.a, exit_.tail.b) if value is not None]
+            ensembles.extend(weights)
+            if exit_.tail.final:
+                continue
+            weight_ids = set(map(id, weights))
+            heads.extend(value for value in exit_.parameters() if id(value) not in weight_ids)
+
         adam = partial(torch.optim.Adam, lr=self.rate)
-        first = Phase("exits", heads, self.epochs, adam, dropped(15 / 50), reads)
-        if not votes:
-            return [first]
-        return [
-            first,
-            Phase(ENSEMBLES, votes, epochs, partial(torch.optim.Adam, lr=5e-4), reads=reads),
-        ]
+        schedule = dropped(15 / 50)
+        phases = [Phase("exits", tuple(heads), self.epochs, adam, schedule, reads)]
+        if ensembles:
+            epochs = 10
+            if reads == "pooled":
+                epochs = 501
+            slow = partial(torch.optim.Adam, lr=5e-4)
+            phases.append(
+                Phase(ENSEMBLES, tuple(ensembles), self.ensembles or epochs, slow, reads=reads)
+            )
+        return phases
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy by exit: of its own logits, or of its ensemble."""
         y = batch.labels()
-        found = dict[str, Tensor]()
+        losses = dict[str, Tensor]()
+        if batch.phase == ENSEMBLES:
+            for name, exit_ in _cascaded(outputs.network):
+                if exit_.tail.a is not None:  # it has weights to learn
+                    losses[name] = cross_entropy(outputs.logits[name], y)
+            return losses
+        # An exit hands on the logits of all exits so far, [b, exits, C]; its own are the last.
         handed = dict[str, Tensor]()
         for name, exit_ in _cascaded(outputs.network):
-            if batch.phase == ENSEMBLES:
-                if exit_.tail.a is None:
-                    continue
-                found[name] = cross_entropy(outputs.logits[name], y)
-                continue
             if exit_.tail.final:
                 continue
             _, handed[name] = exit_.both(Seen(outputs.features[name], handed))
-            found[name] = cross_entropy(handed[name][:, -1], y)
-        return found
+            losses[name] = cross_entropy(handed[name][:, -1], y)
+        return losses
 
 
 @torch.no_grad()
 def _copied(exit_: Cascade, pooling: str, head: nn.Linear) -> Cascade:
-    """An exit at the same place in the cascade, with the same ensemble and a copy of a model's last
-    layer.
-    """
-    found = Cascade(
+    """An exit with a copy of a model's last layer, and the ensemble and place of another exit."""
+    copied = Cascade(
         pooling,
         head.in_features,
         head.out_features,
@@ -159,16 +181,12 @@ def _copied(exit_: Cascade, pooling: str, head: nn.Linear) -> Cascade:
         ensemble=exit_.tail.kind,
         final=True,
     ).to(head.weight)
-    found.tail.linear.load_state_dict(head.state_dict())
-    if (
-        exit_.tail.a is not None
-        and exit_.tail.b is not None
-        and found.tail.a is not None
-        and found.tail.b is not None
-    ):
-        found.tail.a.copy_(exit_.tail.a)
-        found.tail.b.copy_(exit_.tail.b)
-    return found
+    copied.tail.linear.load_state_dict(head.state_dict())
+    pairs = [(exit_.tail.a, copied.tail.a), (exit_.tail.b, copied.tail.b)]
+    for source, target in pairs:
+        if source is not None and target is not None:  # plain means have no weights
+            target.copy_(source)
+    return copied
 
 
 def _cascaded(network: Network) -> Iterator[tuple[str, Cascade | CascadeConv]]:
