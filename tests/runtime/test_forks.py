@@ -271,12 +271,14 @@ def test_a_row_near_a_threshold_counts_with_the_worst_of_its_ways(traced):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("one_file", [False, True])
 @pytest.mark.parametrize("plan", PLANS)
-def test_an_exported_folder_answers_the_same(traced, tmp_path, plan):
+def test_an_exported_folder_answers_the_same(traced, tmp_path, plan, one_file):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     net, x, _ = traced
-    off.export(net, plan, tmp_path / "f", example=x[:4])
+    off.export(net, plan, tmp_path / "f", example=x[:4], one_file=one_file)
+    assert (tmp_path / "f" / "network.onnx").exists() == one_file
     spec = importlib.util.spec_from_file_location("run_forked", tmp_path / "f" / "run.py")
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
