@@ -46,6 +46,8 @@ EXCEPTIONS = {
     ("fit", "original_weights"): "off.make_model(spec, weights)",
     ("adopt", "weights"): "off.make_model(spec, weights)",
     ("inspect", "weights"): "off.make_model(spec, weights)",
+    ("resolutions", "weights"): "off.make_model(spec, weights)",
+    ("unrolled", "weights"): "off.make_model(spec, weights)",
     ("cut", "exit"): "the exit of all cuts: off.cut(..., exits=exit)",
     ("cut", "exit_of"): "the exit of one cut: off.cut(..., exits={layer: exit})",
     (

@@ -582,9 +582,10 @@ def _named(members: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
 def _check_member(name: str, network: Network, preprocess: nn.Module | None) -> None:
     """Raise BadNetwork for a network that cannot be a member."""
     if [member.name for member in network.members] != [BACKBONE]:
+        kind = "a ladder" if network.topology.is_chain else "a network with forks"
         raise BadNetwork(
-            f"member {name!r} must be a model or a network made by cut, got a ladder. Use the "
-            f"members of that ladder"
+            f"member {name!r} must be a model or a network made by cut, got {kind}. Use its "
+            f"models as members"
         )
     if preprocess is not None:
         raise BadNetwork(

@@ -14,36 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from offramp._support.find import unknown
+from offramp.building.pieces import pieces_after
 from offramp.building.routing import Fork, GateLike, route
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import as_inputs, given
 from offramp.networks.members import SKIP, WholeModel
 from offramp.networks.network import Network
 from offramp.networks.taps import plain_attention
-from offramp.partition import Piece, partition, self_check
-
-
-class UnitPiece(nn.Module):
-    """A piece of a model that takes one tensor and gives one. It shares the model's parameters.
-
-    Args:
-        module: the exported piece. It always stays in eval mode, so its batch norms keep their
-            statistics while it is trained.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.training = False
-
-    def train(self, mode: bool = True) -> UnitPiece:
-        """Do nothing: a piece that was exported in eval mode stays in it."""
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the piece, which gives a tuple of one tensor."""
-        y: Tensor = self.module(x)[0]
-        return y
 
 
 def skippable(
@@ -97,20 +74,17 @@ def skippable(
         for cut in (before, unit):
             if cut not in cuts:
                 cuts.append(cut)
-    parts = partition(model, (floats,), at=cuts)
-    self_check(model, parts, (floats,), {})
+    parts = pieces_after(model, floats, cuts, consequence="so it cannot be skipped")
 
     # A piece has the name of the module at whose end it stops. So the piece of a unit becomes a
     # fork, and every other piece a segment.
     steps = list[Any]()
-    for number, piece in enumerate(parts.pieces):
-        _require_one_tensor(piece)
-        module = UnitPiece(piece.module)
-        name = piece.name.replace(".", "-")
-        if piece.name in units:
+    for number, (end, module) in enumerate(parts):
+        name = end.replace(".", "-")
+        if end in units:
             steps.append(Fork(f"skip-{name}", {f"none-{name}": [], name: module}, gate))
             continue
-        segment = f"to-{name}" if piece.name else "end"
+        segment = f"to-{name}" if end else "end"
         if number == 0 and preprocess is not None:
             steps.append((segment, (module, preprocess)))
         else:
@@ -118,23 +92,6 @@ def skippable(
     network = route(steps, example=example)
     network.whole = WholeModel(spec, SKIP, tuple(patterns))
     return network
-
-
-def _require_one_tensor(piece: Piece) -> None:
-    """Raise BadNetwork unless a piece reads one tensor and hands on one. The last piece may give
-    more, as models have several outputs.
-    """
-    too_many = list[str]()
-    if len(piece.reads) != 1:
-        too_many = [*piece.reads]
-    elif not piece.writes or (piece.name and len(piece.writes) != 1):
-        too_many = [*piece.writes]
-    else:
-        return
-    raise BadNetwork(
-        f"only one tensor may be carried past {piece.name or 'the last unit'!r}, got "
-        f"{len(too_many)} ({', '.join(too_many)}), so it cannot be skipped"
-    )
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:

@@ -206,6 +206,7 @@ class OutputBuffer:
         self.logits: Tensor | None = None
         self.codes = np.zeros((2, count), np.int64)  # exit and why
         self.flags = np.zeros(count, bool)
+        self.late: np.ndarray[Any, np.dtype[np.bool_]] | None = None  # [B], where time was short
 
     def put(self, rows: RowNumbers, logits: Tensor, index: int, why: int) -> None:
         """Write the answers of some rows.
@@ -244,8 +245,16 @@ class OutputBuffer:
         """Mark rows whose score was NaN: `bad` [n] says which of `rows` [n]."""
         self.flags[_where(rows)] |= bad
 
+    def mark_late(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        """Mark rows that took another way than the plan's, because time was short."""
+        if self.late is None:
+            self.late = np.zeros(self.count, bool)
+        self.late[rows] = True
+
     def answers(self) -> Outputs:
         """The Outputs of all rows. They are empty for an empty batch."""
+        if self.late is not None:
+            self.codes[1, self.late] = DEADLINE
         if self.logits is None:
             logits = torch.zeros(0, self.classes, device=self.device)
         else:
