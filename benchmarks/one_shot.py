@@ -8,10 +8,10 @@ DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). Each of the nine bloc
 ghosts, of low rank, half as wide within, or (where shapes allow it) left out; exits may stand after
 the first two stages. The supernet has two tasks: the ten classes, and animal or vehicle. It is
 trained by single paths from the public weights. Budgets are shares of the dense network's
-milliseconds for a row at batch 64. Test rows 0-999 judge during the search; rows 5,000-9,999 give
-the figures. Found nets and hand-made ones (one option everywhere, or blocks left out) are trained
-on alike, on the same rows in the same order, before they are compared. Kendall's tau says how well
-the supernet ranks the networks that were trained on.
+milliseconds for a row at batch 64. Test rows 0-999 judge during the search; rows 5,000-9,999 (or
+fewer of them, --figures) give the figures. Found nets and hand-made ones (one option everywhere, or
+blocks left out) are trained on alike, on the same rows in the same order, before they are compared.
+Kendall's tau says how well the supernet ranks the networks that were trained on.
 
 Everything that is done is kept in the cache: stop it with Ctrl-C and run it again to go on. Times
 are CPU time of one thread.
@@ -154,13 +154,16 @@ def figures(
     """Train each network on, or read it from the cache; its accuracies, its size and its model."""
     before = off.make_preprocess("offramp:resnet20")
     assert before is not None
+    start, stop = map(int, args.figures.split(":"))
     test_x, test_y = rows_of(args.data, "")
+    test_x = test_x[start:stop]
+    test_y = test_y[start:stop]
     results: dict[str, Any] = {}
     for name, judged in nets.items():
         model = first.model(judged)
         options = "-".join(map(str, judged.subnet.options))
         file = args.cache / f"trained-{args.trained_on:g}-seed{args.seed}-{options}.safetensors"
-        start = time.process_time()
+        begun = time.process_time()
         if file.exists():
             model.load_state_dict(load_file(file))
         else:
@@ -170,9 +173,9 @@ def figures(
             "network": first.told(judged),
             "supernet": judged.accuracy,
             "table_ms": judged.cost,
-            "accuracy": accuracy(model, before, test_x[5000:], test_y[5000:]),
+            "accuracy": accuracy(model, before, test_x, test_y),
             "macs": macs(partial(model, before(test_x[:2]))) / 2,
-            "cpu_seconds": time.process_time() - start,
+            "cpu_seconds": time.process_time() - begun,
             "model": model,
         }
         print(f"{name}: {results[name]['accuracy']:.4f}", flush=True)
@@ -218,6 +221,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--judging", type=int, default=1000)
+    parser.add_argument("--figures", default="5000:10000", help="test rows of the figures")
     parser.add_argument("--norm-rows", type=int, default=500)
     parser.add_argument("--population", type=int, default=16)
     parser.add_argument("--generations", type=int, default=4)

@@ -43,6 +43,7 @@ SMALL = {
 REAL = {
     **SMALL,
     "adaptive_depth": {"layer3": "adaptive_depth"},
+    "adaptive_depth-sample": {"layer2": "adaptive_depth?per=sample&eps=0.05", "layer3": "keep"},
     "g_ghost": {"layer2": "g_ghost", "layer3": "g_ghost"},
     "low_rank": {"layer*": "low_rank?rank=8"},
     "pruned": {"layer*.conv1": "pruned?importance=taylor&round_to=8"},

@@ -633,7 +633,8 @@ def _choices_at_places(
         fitting = _fitting(model, places, options, x)
         for place in places:
             by_place[place] = fitting[place]
-    return by_place
+    # in the order of the model, whatever the order of the keys
+    return {name: by_place[name] for name in known if name in by_place}
 
 
 def _fitting(

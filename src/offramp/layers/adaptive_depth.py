@@ -139,6 +139,7 @@ class AdaptiveDepth(Layer):
             raise InvalidArgument(
                 f"break_even must be from 0 to 1 and tile at least 1, got {break_even} and {tile}"
             )
+        self.width = width
         self.units = nn.ModuleList(units)
         self.dims = _dims_of(self.units) if dims is None else dims
         self.halts = nn.ModuleList(HALTS[per](width, self.dims, bias) for _ in self.units[1:])
@@ -203,11 +204,14 @@ class AdaptiveDepth(Layer):
         return stage
 
     def options(self) -> dict[str, Any]:
-        """What `from_layer` makes the same stage with; the bias is among the weights."""
-        options: dict[str, Any] = {"width": self.width, "eps": self.eps, "per": self.per}
-        if self.break_even:
-            options |= {"break_even": self.break_even, "tile": self.tile}
-        return options
+        """Channels, margin, what halts, and how it is computed. The scores' bias is a weight."""
+        return {
+            "width": self.width,
+            "eps": self.eps,
+            "per": self.per,
+            "break_even": self.break_even,
+            "tile": self.tile,
+        }
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
         """All units on all positions, and the halting scores: the most that a row can cost. `spent`
