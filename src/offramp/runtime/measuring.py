@@ -171,7 +171,7 @@ def costs_of(
 
     Args:
         engine_stages: whose functions are timed. A function that an engine fused into another one
-            has its milliseconds there.
+            has its milliseconds there, and so has a stage that it joined to the next one.
         x: inputs by name, [B, ...] each.
         timed: whether to measure milliseconds.
         counted: the same stages in torch, where multiply-adds can be counted.
@@ -185,13 +185,14 @@ def costs_of(
     def rows_of(count: int) -> State:
         return tiled_state(state, count)
 
-    for engine_stage, plain in zip(engine_stages, counted or engine_stages, strict=True):
+    timed_functions = {engine_stage.name: engine_stage.functions for engine_stage in engine_stages}
+    for plain in counted or engine_stages:
+        calls = timed_functions.get(plain.name, {})
         for kind, function in plain.functions.items():
-            call = engine_stage.functions.get(kind)
-            price = cost(call, rows_of, timed=timed, counted=function)
+            price = cost(calls.get(kind), rows_of, timed=timed, counted=function)
             if kind == "segment" and outside_torch(plain.modules):
                 price[0] = np.nan  # its operations cannot be counted
-            costs[f"cost/{kind}/{engine_stage.name}"] = price
+            costs[f"cost/{kind}/{plain.name}"] = price
             # Later parts read what this one writes.
             with torch.inference_mode():
                 state.update(function(state))
