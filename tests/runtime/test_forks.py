@@ -271,6 +271,25 @@ def test_a_row_near_a_threshold_counts_with_the_worst_of_its_ways(traced):
         assert exact[row] == max(losses[row, THREE.exit_labels.index(label)] for label in options)
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_compiled_engine_joins_what_leads_to_a_fork_and_records_every_node(traced, timed):
+    """The stem is part of the stage behind it: its work still counts, and its time counts there."""
+    pytest.importorskip("onnxruntime")
+    net, x, trace = traced
+    options = {"timed": timed, "progress": False, "engine": "onnxruntime"}
+    found = off.record(net, (x[:64], torch.arange(64) % CLASSES), **options)
+    costs = {name for name in trace.columns if name.startswith("cost/")}
+    assert costs <= set(found.columns)
+    for name in costs:
+        assert found.columns[name][0] == trace.columns[name][0], name
+    for plan in PLANS:
+        answers = off.run(net, plan, x[:64], engine="onnxruntime")
+        assert answers.exit.tolist() == found.replay(plan).exit.tolist()
+    if timed:
+        assert found.columns["cost/segment/stem"][1:].tolist() == [0, 0]
+        assert all(np.isfinite(found.columns[name]).all() for name in costs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("one_file", [False, True])
 @pytest.mark.parametrize("plan", PLANS)

@@ -8,11 +8,16 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 from offramp.errors import StaleRunner
 from offramp.gates.tempered import Tempered
+from offramp.networks.taps import listening
 from offramp.runtime.staleness import ChangeDetector, Rounds, SettingsDetector
-from small import dense, ladder_of
+from small import Spoiled, dense, ladder_of
 
 
 def model() -> nn.Module:
@@ -207,6 +212,61 @@ def test_a_settings_detector_looks_at_all_modules_in_turns_and_keeps_none_alive(
     del module
     gc.collect()
     assert gone() is None
+
+
+HOOKS = {
+    "a forward hook": lambda m: m[11].register_forward_hook(lambda *_: None),
+    "a pre-hook": lambda m: m[11].register_forward_pre_hook(lambda *_: None),
+    "a hook of all modules": lambda _: register_module_forward_hook(lambda *_: None),
+    "a pre-hook of all modules": lambda _: register_module_forward_pre_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_new_hook_is_noticed_at_once_and_one_that_was_removed_within_some_turns(hook):
+    module = nn.Sequential(*(nn.Tanh() for _ in range(40))).eval()
+    before = SettingsDetector(module.modules())
+    before.spot_check()
+    handle = HOOKS[hook](module)
+    try:
+        for _ in range(2):  # it stays so
+            with pytest.raises(StaleRunner, match="a hook of a module"):
+                before.spot_check()
+        with pytest.raises(StaleRunner, match="a hook of a module"):
+            before.check()
+        after = SettingsDetector(module.modules())
+        after.spot_check()
+        after.check()
+    finally:
+        handle.remove()
+    before.check()
+    before.spot_check()
+    assert sum(refused(after) for _ in range(6)) >= 1  # 84 tables in six shares
+    with pytest.raises(StaleRunner, match="a hook of a module"):
+        after.check()
+
+
+def test_another_hook_in_the_same_place_is_noticed():
+    module = nn.Sequential(nn.Tanh()).eval()
+    handle = module[0].register_forward_hook(lambda *_: None)
+    detector = SettingsDetector(module.modules())
+    module[0]._forward_hooks[handle.id] = lambda _, __, y: -y
+    with pytest.raises(StaleRunner, match="a hook of a module"):
+        detector.spot_check()
+
+
+def test_hooks_elsewhere_and_hooks_of_offramp_are_left_alone():
+    net = ladder_of(2)
+    detector = SettingsDetector(net.modules())
+    nn.Tanh().register_forward_hook(lambda *_: None)
+    with listening({"small": net.backbone["small"]}, lambda *_: None):
+        detector.spot_check()
+        detector.check()
+    method = Spoiled(dense(0))
+    method.register_forward_hook(method.extra_repr)  # each look at it makes another object
+    detector = SettingsDetector(method.modules())
+    method._forward_hooks[next(iter(method._forward_hooks))] = method.extra_repr
+    detector.check()
 
 
 def test_a_settings_detector_compares_what_code_reads_by_value():

@@ -22,6 +22,7 @@ from offramp.building.skipping import skippable
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.channels import ChannelTracker, layouts_of
+from offramp.networks.code_marks import refuse_hidden
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, copies, given, remedy, texts_of
 from offramp.networks.members import (
@@ -40,7 +41,6 @@ from offramp.partition.segmenting import segments_of
 from offramp.plans.provenance import union
 from offramp.plans.signature import Input, is_input, is_label
 from offramp.plans.topology import Node, Topology
-from offramp.runtime.code_marks import refuse_hidden
 
 # A module, an object that `offramp.members` can wrap, or a pair (model, preprocess).
 Model = Any

@@ -27,9 +27,9 @@ from offramp.deploy.one_file import OUTPUTS, WrittenStage, either, model_of, not
 from offramp.errors import BadNetwork
 from offramp.networks.inputs import State
 from offramp.networks.network import LOGITS, SCORE
+from offramp.plans.replay import WHY
 from offramp.plans.signature import is_input
 from offramp.plans.topology import LEAVE
-from offramp.plans.trace import WHY
 from offramp.runtime.one_graph import Body
 
 # Names of values that are not tensors of the network begin with a colon.

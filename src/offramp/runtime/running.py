@@ -29,6 +29,7 @@ from offramp.errors import (
     StaleRunner,
 )
 from offramp.networks import ambient
+from offramp.networks.code_marks import code_marks, code_reads
 from offramp.networks.dependence import extra_inputs, known_inputs, unread_text
 from offramp.networks.inputs import State, as_inputs, count_of, needed_by, require_inputs
 from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
@@ -38,7 +39,6 @@ from offramp.plans.replay import WHY
 from offramp.plans.schedule import Edge, Stage
 from offramp.plans.signature import INPUT, is_input
 from offramp.plans.topology import LEAVE
-from offramp.runtime.code_marks import code_marks, code_reads
 from offramp.runtime.lean import CompiledPiece, LeanChain, Wanted, inputs_of, lean_chain
 from offramp.runtime.measuring import Percentile
 from offramp.runtime.merging import Group, Index, Latest, carried, merged

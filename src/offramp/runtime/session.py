@@ -11,6 +11,7 @@ import torch
 from offramp._support.arguments import require_kind
 from offramp.errors import BadData, InvalidArgument, Mismatch, OfframpError, StaleRunner
 from offramp.networks.ambient import without_autocast
+from offramp.networks.code_marks import code_marks
 from offramp.networks.compiled import compiled_of, undisturbed
 from offramp.networks.inputs import State, as_inputs, count_of, given
 from offramp.networks.network import EngineStage, Network, as_network, trial_rows
@@ -18,7 +19,6 @@ from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import BAND
 from offramp.plans.schedule import full_schedule
-from offramp.runtime.code_marks import code_marks
 from offramp.runtime.engine import Engine, engine_of
 from offramp.runtime.lean import CompiledPiece, lean_chain
 from offramp.runtime.measuring import percentiles

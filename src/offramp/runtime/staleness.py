@@ -1,8 +1,8 @@
 """Detects changes of a network after a Runner was opened on it.
 
 `ChangeDetector` and `Rounds` look at tensors and submodules, `SettingsDetector` at everything else
-that a network computes with. A check runs after every batch, so its inner loops run in C: `map`
-with functions of `operator`, and no Python code per tensor.
+that a network computes with, and at hooks. A check runs after every batch, so its inner loops run
+in C: `map` with functions of `operator`, and no Python code per tensor.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, cycle
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, eq, is_, itemgetter
 from typing import Any
 from weakref import ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from offramp.errors import StaleRunner
+from offramp.networks.hooks import global_tables, hook_tables, hooks_in
 from offramp.networks.network import described
 from offramp.networks.nodes import Exit, Gate
 
@@ -30,6 +32,7 @@ SAMPLED = 8  # values of a tensor that are compared by content
 TENSORS = 8  # tensors whose samples one spot check compares: a microsecond
 SHARE_TENSORS = 5  # tensors in a share of `Rounds`: as many as a batch norm has
 EVERY = 4  # batches after which `Rounds` compares samples, and settings
+TABLES = 16  # tables of hooks that one spot check looks at: a fifth of a microsecond
 LAYERS = 8  # layers whose settings one spot check compares: two microseconds
 NAMES = 16  # attributes and globals that one spot check compares: a microsecond
 COMPARED = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
@@ -63,8 +66,8 @@ class ChangeDetector:
     (`p.data.mul_(2)`), and through NumPy (`p.detach().numpy()[:] = 0`). On a CPU, eight values of
     each tensor are therefore compared as well: `check` compares those of all tensors, `spot_check`
     those of the next eight tensors. Such a write is noticed late, and a write that leaves the eight
-    values unchanged is not noticed. On a GPU, neither kind is noticed. Hooks and the code of
-    methods are not looked at.
+    values unchanged is not noticed. On a GPU, neither kind is noticed. `SettingsDetector` looks at
+    hooks. The code of methods is not looked at.
 
     Args:
         roots: the modules.
@@ -120,12 +123,12 @@ class SettingsDetector:
     """Notices that a network computes with other numbers, functions or classes than before.
 
     It compares the class of every module and whether the module has a forward of its own; for
-    torch's layers, their numbers and texts (`eps`, `negative_slope`); and for the user's code, the
-    attributes and globals that it reads. `check` looks at all of these, `spot_check` at the next
-    few. Only `check` looks at the entries of lists and dicts.
+    torch's layers, their numbers and texts (`eps`, `negative_slope`); for the user's code, the
+    attributes and globals that it reads; and the forward hooks of all modules. `check` looks at all
+    of these, `spot_check` at the next few. Only `check` looks at the entries of lists and dicts.
 
     Args:
-        modules: of the network; none of them is kept alive.
+        modules: of the network; none of them is kept alive, but their tables of hooks are.
         names: tables with a name and a value that the user's code reads.
         containers: lists, dicts and sets that it reads, each with a copy.
         tensors: tensors that it reads and that no module registers.
@@ -138,8 +141,10 @@ class SettingsDetector:
         containers: Sequence[tuple[Any, Any]] = (),
         tensors: Sequence[Tensor] = (),
     ) -> None:
+        every = list(modules)
+        self._hooks = _HookDetector(every)
         user_modules = list[nn.Module]()
-        for module in modules:
+        for module in every:
             if not type(module).__module__.startswith("offramp.networks."):
                 user_modules.append(module)
         # layers first: they have most settings
@@ -162,6 +167,7 @@ class SettingsDetector:
     def check(self) -> None:
         """Raise StaleRunner if anything differs."""
         self._compare(self._layers, self._names)
+        self._hooks.check()
         for now, before in self._containers:
             if not _is_same(now, before):
                 raise StaleRunner(OTHER.format(f"a {type(before).__name__}"))
@@ -169,6 +175,7 @@ class SettingsDetector:
     def spot_check(self) -> None:
         """Raise StaleRunner if one of the next few settings differs, or a tensor."""
         self._compare(next(self._some_layers), next(self._some_names))
+        self._hooks.spot_check()
 
     def _compare(
         self, layers: Sequence[_LayerSettings], names: Sequence[tuple[Mapping[str, Any], str, Any]]
@@ -181,6 +188,53 @@ class SettingsDetector:
                 raise StaleRunner(OTHER.format(repr(name)))
         if self._tensors and [value._version for value in self._tensors] != self._versions:
             raise StaleRunner(OTHER.format("a tensor"))
+
+
+class _HookDetector:
+    """Notices that a forward hook or a forward pre-hook was put on modules, or taken off.
+
+    Torch numbers all hooks of the process. While nobody registers one, a spot check compares that
+    number and looks at a few tables, which takes a fraction of a microsecond. A new number makes it
+    look at all of them. So a new hook is noticed after the next batch, and one that was removed
+    after some batches.
+
+    Args:
+        modules: whose hooks count, in addition to those of all modules.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._tables = global_tables()
+        for module in modules:
+            self._tables += hook_tables(module)
+        self._newest = RemovableHandle.next_id
+        self._hooks = hooks_in(self._tables)
+        # Groups of tables, each with the hooks that are in it now.
+        groups = list[tuple[list[Mapping[int, Any]], list[Any]]]()
+        for tables in _in_groups(self._tables, TABLES):
+            groups.append((tables, hooks_in(tables)))
+        self._some_tables = cycle(groups)
+
+    def check(self) -> None:
+        """Raise StaleRunner if anything differs."""
+        newest = RemovableHandle.next_id  # before the look: a later hook gets another number
+        _require_same_hooks(self._tables, self._hooks)
+        self._newest = newest
+
+    def spot_check(self) -> None:
+        """Raise StaleRunner if one of the next few tables differs, or any after a new hook."""
+        if RemovableHandle.next_id != self._newest:
+            self.check()
+        tables, hooks = next(self._some_tables)
+        if hooks or any(tables):
+            _require_same_hooks(tables, hooks)
+
+
+def _require_same_hooks(tables: Iterable[Mapping[int, Any]], before: Sequence[Any]) -> None:
+    """Raise StaleRunner unless the hooks in some tables are these."""
+    now = hooks_in(tables)
+    # A method is another object each time that it is looked up, so `==` and not `is`.
+    if len(now) != len(before) or not all(map(eq, now, before)):
+        raise StaleRunner(OTHER.format("a hook of a module"))
 
 
 class _LayerSettings:
