@@ -240,7 +240,8 @@ def check_said(engine: Engine) -> None:
     first = engine.identity
     again = engine.identity
     assert first == again, "its identity differs from call to call; a plan is held against it"
-    for name, flag in (("compiles", engine.compiles), ("own_threads", engine.own_threads)):
+    for name in ("compiles", "own_threads", "measures_threads"):
+        flag = getattr(engine, name)
         assert isinstance(flag, bool), f"{name} is {flag!r}, expected True or False"
     digests = training_rows is None or (
         isinstance(training_rows, np.ndarray) and training_rows.dtype == np.uint64

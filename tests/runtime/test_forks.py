@@ -178,12 +178,15 @@ def test_a_stage_without_rows_is_not_called_and_groups_are_merged_in_order(trace
     calls = []
     merge = running.merged
     call = runner._call
+
+    def counted(engine_stage, state, rows, **options):
+        calls.append(engine_stage.name)
+        call(engine_stage, state, rows, **options)
+
     monkeypatch.setattr(
         running, "merged", lambda groups, gather: seen.append(len(groups)) or merge(groups, gather)
     )
-    monkeypatch.setattr(
-        runner, "_call", lambda part, state: calls.append(part.name) or call(part, state)
-    )
+    monkeypatch.setattr(runner, "_call", counted)
     runner(x)
     assert seen == [3]
     assert calls == ["stem", "size", "small", "middle", "large", "more", "head"]
@@ -273,7 +276,7 @@ def test_a_row_near_a_threshold_counts_with_the_worst_of_its_ways(traced):
 
 @pytest.mark.parametrize("timed", [False, True])
 def test_a_compiled_engine_joins_what_leads_to_a_fork_and_records_every_node(traced, timed):
-    """The stem is part of the stage behind it: its work still counts, and its time counts there."""
+    """The stem is part of the stage behind it. Its work counts, and it has a share of the time."""
     pytest.importorskip("onnxruntime")
     net, x, trace = traced
     options = {"timed": timed, "progress": False, "engine": "onnxruntime"}
@@ -286,7 +289,7 @@ def test_a_compiled_engine_joins_what_leads_to_a_fork_and_records_every_node(tra
         answers = off.run(net, plan, x[:64], engine="onnxruntime")
         assert answers.exit.tolist() == found.replay(plan).exit.tolist()
     if timed:
-        assert found.columns["cost/segment/stem"][1:].tolist() == [0, 0]
+        assert found.columns["cost/segment/stem"][1:].sum() > 0
         assert all(np.isfinite(found.columns[name]).all() for name in costs)
 
 

@@ -113,9 +113,8 @@ EngineName = Annotated[
     typer.Option(
         "--engine",
         metavar="ENGINE",
-        help="torch, torch:bf16,channels_last, torch:compile, torch:cuda_graphs, onnxruntime, "
-        "openvino; a plan keeps "
-        "to its own.",
+        help="torch, torch:bf16,channels_last, torch:threads=1, torch:compile, torch:cuda_graphs, "
+        "onnxruntime, openvino; a plan keeps to its own.",
     ),
 ]
 Repeats = Annotated[

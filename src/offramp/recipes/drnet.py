@@ -64,8 +64,8 @@ class Drnet(Recipe):
         first: epochs of all arms together. Use 0 if they are trained already.
         gate_epochs: epochs of the gate alone, between the two phases of the paper. It learns the
             cheapest arm that answers a row right, or the cheapest of all if none does. In few
-            epochs, a gate learns little from straight-through choices. Use rows that did not train the
-            model: it answers nearly all of its training rows right. 0 in the paper.
+            epochs, a gate learns little from straight-through choices. Use rows that did not
+            train the model: it answers nearly all of its training rows right. 0 in the paper.
         epochs: with the gate. 0 leaves the second phase out.
         rate: of SGD for the model, in the first phase.
         second_rate: the same with the gate.

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from numbers import Real
 from typing import Any
 from weakref import ref
@@ -53,6 +54,7 @@ from offramp.runtime.outputs import (
     RowNumbers,
 )
 from offramp.runtime.staleness import ChangeDetector, Rounds, SettingsDetector
+from offramp.runtime.threads import MeasuredThreads
 
 Waiting = dict[str, list[Group]]  # the rows that wait for each stage, by the stage's name
 
@@ -111,6 +113,7 @@ class Runner:
         *,
         own_threads: bool = False,
         one_graph: OneGraph | None = None,
+        threads: MeasuredThreads | None = None,
         way: str = "in parts",
     ) -> None:
         """Called by `open`.
@@ -123,6 +126,7 @@ class Runner:
             percentiles: of the stages' milliseconds, for deadlines.
             own_threads: see `Engine.own_threads`.
             one_graph: the whole plan in one call, if the engine has it.
+            threads: chooses torch's threads for every stage; None leaves them as they are.
             way: how it runs and why, for print.
         """
         self.way = way
@@ -133,6 +137,7 @@ class Runner:
         self._engine_stages = tuple(engine_stages)
         self._every = tuple(every)
         self._percentiles = percentiles
+        self._threads = threads
         self._thresholds = dict[str, np.ndarray[Any, Any]]()
         self._columns = dict[str, list[int] | None]()
         for engine_stage in engine_stages:
@@ -271,7 +276,8 @@ class Runner:
         return True
 
     def __repr__(self) -> str:
-        return f"Runner of {len(self._engine_stages)} stages, {self.way}"
+        threads = "" if self._threads is None else f"; {self._threads}"
+        return f"Runner of {len(self._engine_stages)} stages, {self.way}{threads}"
 
     def _quickly(self, quick: Callable[[Any], Outputs | None], x: Any) -> Outputs | None:
         """The Outputs of one graph, or of the loop on arrays.
@@ -367,7 +373,7 @@ class Runner:
         with ambient.autocast_off(self.device.type), self._mode():
             group = merged(groups, self._gather)
             group = group._replace(state=dict(group.state))  # the caller's groups stay as they are
-            self._call(engine_stage, group.state)
+            self._call(engine_stage, group.state, group.size)
             inputs = [name for name in group.state if is_input(name)]
             self._divide(answers, waiting, engine_stage.stage, group, inputs)
         self._spot_check()
@@ -399,7 +405,7 @@ class Runner:
             with ambient.autocast_off(self.device.type), torch.inference_mode():
                 result = OutputBuffer(count, self.device, self.topology.exits, self._classes)
                 if result.count:
-                    self._call(engine_stage, state)
+                    self._call(engine_stage, state, count)
                     result.put(None, state[engine_stage.name + LOGITS], index, END)
             yield result.answers()
 
@@ -415,7 +421,7 @@ class Runner:
             with ambient.autocast_off(self.device.type), torch.inference_mode():
                 state = dict(before)  # other paths continue from the same tensors
                 if count:
-                    self._call(engine_stage, state)
+                    self._call(engine_stage, state, count)
                     if stage.leaves:
                         index = self._exit_indices[stage.name]
                         result.put(None, state[stage.name + LOGITS], index, END)
@@ -491,7 +497,7 @@ class Runner:
             if seen is not None:
                 seen.ran_for(stage.nodes, group.rows)
             try:
-                self._call(engine_stage, group.state)
+                self._call(engine_stage, group.state, group.size, trial=until is None)
             except MemberUnavailable:
                 if not _all_answered(group):
                     raise
@@ -667,12 +673,19 @@ class Runner:
         rows = _numbers(group.rows, rest)
         return Group(rows, self._gather(group.state, rest), len(rest), None)
 
-    def _call(self, engine_stage: EngineStage, state: State) -> None:
+    def _call(
+        self, engine_stage: EngineStage, state: State, rows: int, *, trial: bool = True
+    ) -> None:
+        """Run a stage on some rows. With `trial`, a number of threads may be tried on them."""
         if self._rounds is not None:
             engine_stage.call(state)
             return
         try:
-            engine_stage.call(state)
+            if self._threads is None:
+                engine_stage.call(state)
+            else:
+                compute = partial(engine_stage.call, state)
+                self._threads(engine_stage.name, rows, compute, trial=trial)
         finally:  # also after a failure: a network that was cast fails with a worse message
             self._detectors[engine_stage.name].spot_check()
 

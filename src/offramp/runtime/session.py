@@ -26,6 +26,7 @@ from offramp.runtime.one_graph import OneGraph, farthest, require_lowerable
 from offramp.runtime.outputs import Outputs
 from offramp.runtime.probing import compare_probe, given_as
 from offramp.runtime.running import Runner
+from offramp.runtime.threads import MeasuredThreads
 
 
 def open(
@@ -111,6 +112,9 @@ def _opened(
     if chosen_engine.own_threads:
         known = _known_rows(network, plan, served)
         graph, way = _in_one(network, plan, chosen_engine, identity, engine_stages, known)
+    threads = None
+    if chosen_engine.measures_threads and home_device.type == "cpu":
+        threads = MeasuredThreads()
     timed = None
     if timing_rows is not None:
         timed = percentiles(engine_stages, _some_rows(as_inputs(timing_rows, home_device)))
@@ -122,6 +126,7 @@ def _opened(
         timed,
         own_threads=chosen_engine.own_threads,
         one_graph=graph,
+        threads=threads,
         way=way,
     )
 
