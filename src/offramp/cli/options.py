@@ -177,7 +177,7 @@ def network_of(
         else:
             alone = ""
         flags = " ".join([*already, *new])
-        if len(new) > 1:
+        if problem.has_forks and len(new) > 1:
             flags += ". If `offramp route` wrote it, --model my.module:factory alone is enough"
         raise InvalidArgument(
             f"{problem.what}; give again, with every command on this network: {flags}{alone}"
