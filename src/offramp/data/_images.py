@@ -355,15 +355,22 @@ def proposing(preprocessing: Iterable[object]) -> Iterator[None]:
         preprocessing: the preprocessing modules of the network's models; some of them have a size.
 
     Raises:
-        OtherSize: the same error, with the options that resize to the network's size.
+        OtherSize: the same error, with the options that resize to the network's size. If its models
+            have several sizes, it is the largest, from which the others can be made.
     """
     try:
         yield
     except OtherSize as problem:
+        largest: str | None = None
+        most_pixels = 0
         for module in preprocessing:
             option = option_of(module)
-            if option is not None:
-                raise OtherSize(problem.found, problem.spec, option) from problem
+            sides = getattr(module, "size", None) or getattr(module, "expects", None)
+            if option is not None and sides[0] * sides[1] > most_pixels:
+                largest = option
+                most_pixels = sides[0] * sides[1]
+        if largest is not None:
+            raise OtherSize(problem.found, problem.spec, largest) from problem
         raise
 
 
