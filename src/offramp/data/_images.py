@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -365,13 +366,23 @@ def proposing(preprocessing: Iterable[object]) -> Iterator[None]:
         most_pixels = 0
         for module in preprocessing:
             option = option_of(module)
-            sides = getattr(module, "size", None) or getattr(module, "expects", None)
-            if option is not None and sides[0] * sides[1] > most_pixels:
+            if option is None:
+                continue
+            pixels = math.prod(sides_of(module) or ())
+            if pixels > most_pixels:
                 largest = option
-                most_pixels = sides[0] * sides[1]
+                most_pixels = pixels
         if largest is not None:
             raise OtherSize(problem.found, problem.spec, largest) from problem
         raise
+
+
+def sides_of(preprocess: object) -> Size | None:
+    """The height and width that a preprocessing module makes or expects; None if it says none."""
+    sides = getattr(preprocess, "size", None) or getattr(preprocess, "expects", None)
+    if not isinstance(sides, tuple) or len(sides) != 2:
+        return None
+    return sides
 
 
 def option_of(preprocess: object) -> str | None:
@@ -385,8 +396,8 @@ def option_of(preprocess: object) -> str | None:
     """
     short = getattr(preprocess, "short", None)
     size = getattr(preprocess, "size", None)
-    sides = size or getattr(preprocess, "expects", None)
-    if not isinstance(sides, tuple) or len(sides) != 2:
+    sides = sides_of(preprocess)
+    if sides is None:
         return None
     height, width = sides
     kind = getattr(preprocess, "interpolation", "bilinear")
