@@ -1,7 +1,7 @@
 """The hooks that a forward pass of a module calls, in torch's own tables.
 
-Hooks that only observe do not count. Some verbs of offramp (`print(net)`, `inspect`, `fit`) put them
-on for a moment, and so do torch's own tools, such as `FlopCounterMode`.
+Hooks that only observe do not count. Some verbs of offramp (`print(net)`, `inspect`, `fit`) put
+them on for a moment, and so do torch's own tools, such as `FlopCounterMode`.
 """
 
 from __future__ import annotations
