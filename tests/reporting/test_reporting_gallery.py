@@ -125,7 +125,8 @@ class Mean(torch.nn.Module):
         torch.nn.init.eye_(self.mix.weight)
 
     def forward(self, x):
-        return self.mix(x.float().mean((2, 3)).roll(self.turn, 1))
+        means = x.float().mean((2, 3))  # [B, 3]
+        return self.mix(torch.cat([means[:, self.turn :], means[:, : self.turn]], 1))
 
 
 class Plus(torch.nn.Module):
