@@ -209,8 +209,8 @@ def test_a_last_exit_far_behind_an_earlier_one_is_doubted(
     doubted = replace(found, results=(replace(first, figures=figures), *rest))
     (sentence,) = doubted.doubts()
     assert sentence.startswith(
-        f"{first.label}: the last exit answers 8.0% of the test rows right and {figures.exits[0]} "
-        f"95.0%"
+        f"{first.label}: the last exit is right on 8.0% of the test rows, but {figures.exits[0]} "
+        f"on 95.0%"
     )
     assert escape(sentence) in write_page(doubted, tmp_path / "index.html").read_text(
         encoding="utf-8"
