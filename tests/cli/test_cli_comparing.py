@@ -135,5 +135,5 @@ def test_ctrl_c_says_how_to_go_on(file, monkeypatch):
     done = offramp("compare", file, "-o", "out")
     assert (done.exit_code, done.stdout) == (130, "")
     assert done.stderr.splitlines()[-1] == (
-        "offramp: interrupted; the same command goes on from what lies in out, if anything does"
+        "offramp: interrupted; the same command goes on from the files in out"
     )

@@ -242,7 +242,12 @@ def test_it_learns_and_keeps_what_it_learned(tmp_path):
 @pytest.mark.parametrize(
     ("net", "recipe", "error", "says"),
     [
-        (cut_of, WaveletLike(), BadNetwork, "needs a model made by offramp.wae, got a Stages"),
+        (
+            cut_of,
+            WaveletLike(),
+            BadNetwork,
+            "of a model made by offramp.wae, got a Stages",
+        ),
         (net_of, WaveletLike(gamma=-1.0), InvalidArgument, "gamma must be at least 0, got -1.0"),
         (net_of, WaveletLike(images=0, classes=0, joint=0), InvalidArgument, "0 epochs in all"),
         (

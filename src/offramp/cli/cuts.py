@@ -1,17 +1,16 @@
-"""`offramp inspect`, `cut` and `adopt`: where one trained model can be cut, cutting it, and exits
-of its own.
-"""
+"""`offramp inspect`, `cut` and `adopt`: list where a model can be cut, cut it, or use its exits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from offramp._support.arguments import pairs, words
 from offramp.building.placement.flags import AUTO, exits_at, require_placement_flags
-from offramp.cli.converting import costs_table, model_of
+from offramp.cli.converting import TIMED_ROWS, costs_table, example_rows, model_of
 from offramp.cli.options import (
     AsJson,
     GateName,
@@ -23,10 +22,6 @@ from offramp.cli.options import (
 )
 from offramp.cli.placement import figures
 from offramp.cli.printing import answer, note, table
-from offramp.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Model = Annotated[
     str,
@@ -100,9 +95,6 @@ Length = Annotated[
     ),
 ]
 
-ROWS = 8
-TIMED_ROWS = 64
-
 
 def cut(
     model: Model,
@@ -142,11 +134,13 @@ def cut(
     require_apart(output, [weights])
     require_placement_flags(at, parts, labelled)
     module, before, spec = model_of(model, weights, preprocess)
-    batch = _rows(example, before)
-    network, found = made(
+    places: str | Sequence[str] | None = at
+    if at != AUTO:
+        places = words(at)
+    network, placement = made(
         module,
-        batch,
-        at=at if at == AUTO else words(at),
+        example_rows(example, before),
+        at=places,
         parts=parts,
         exits=exits_at(at, exit_, exit_of),
         gate=gate,
@@ -161,9 +155,11 @@ def cut(
         **network.config(),
         "fingerprint": network.fingerprint(),
     }
-    told, drawn = figures(found)
+    body["untrained"] = list(network.untrained())
+    measured, drawn = figures(placement)
+    body.update(measured)
     answer(
-        body | {"untrained": list(network.untrained())} | told,
+        body,
         as_json,
         f"Network of one model with exits {', '.join(network.topology.exits)}, gate {gate}: "
         f"{output}",
@@ -201,7 +197,7 @@ def adopt(
     require_apart(output, [weights])
     module, before, _ = model_of(model, weights, preprocess)
     heads = pairs(exits, "--exits") or None
-    batch = _rows(example, before)
+    batch = example_rows(example, before)
     free = words(length) or ()
     network = adopted(
         module, batch, exits=heads, gate=gate, preprocess=before, spec=model, length=free
@@ -245,33 +241,20 @@ def inspect(
     from offramp.building.inspecting import inspect as inspected
 
     module, before, spec = model_of(model, weights, preprocess)
-    original = make_model(split_spec(spec)[0], fetch=False) if BAR in spec else None
-    rows = _rows(example, before, TIMED_ROWS)
-    found = inspected(
+    original = None  # before its conversions
+    if BAR in spec:
+        original = make_model(split_spec(spec)[0], fetch=False)
+    rows = example_rows(example, before, TIMED_ROWS)
+    inspection = inspected(
         module, rows, preprocess=before, length=words(length) or (), original=original
     )
-    heads = (
-        "cut after",
-        "MACs\nso far",
-        "ms\nso far",
-        "bytes\nper row",
-        "carries",
-    )  # in two lines: reasons are long
-    drawn = table(*heads, rows=found.rows())
+    # Heads in two lines leave room for the reasons, which are long.
+    heads = ("cut after", "MACs\nso far", "ms\nso far", "bytes\nper row", "carries")
+    drawn = table(*heads, rows=inspection.rows())
     answer(
-        {"model": model, **found.to_json()},
+        {"model": model, **inspection.to_json()},
         as_json,
-        f"{model}: {found}",
+        f"{model}: {inspection}",
         drawn,
-        *costs_table(list(found.changes)),
+        *costs_table(list(inspection.changes)),
     )
-
-
-def _rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
-    from offramp.data.rows import proposing, rows
-
-    with proposing([before]):
-        batch = next(iter(rows(example).batches(most)), None)
-    if batch is None:
-        raise InvalidArgument(f"--example must have at least one row, got none in {example}")
-    return batch.x

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what turns their texts into things."""
+"""Options that several commands share, and functions that turn their texts into objects."""
 
 from __future__ import annotations
 
@@ -137,57 +137,74 @@ AsJson = Annotated[
 def network_of(
     folder: str, models: list[str] | None, fronts: list[str] | None, gates: list[str] | None
 ) -> Network:
-    """The network in a folder, with the models, preprocessing and gates that its user gives
-    again.
+    """The network in a folder, with the parts that are not in its files.
+
+    Args:
+        folder: written by `offramp ladder`, `cut` or `fit`.
+        models: MEMBER=SPEC texts, of the user's own models.
+        fronts: MEMBER=SPEC texts, of the user's own preprocessing.
+        gates: NODE=SPEC texts, of the user's own gates.
+
+    Raises:
+        InvalidArgument: a part is missing. The message has the flags.
     """
     from offramp.building.factories import make_gate, make_model, make_preprocess
     from offramp.building.saving import GiveAgain, load
 
-    model = {
-        member: make_model(spec, fetch=False) for member, spec in pairs(models, "--model").items()
-    }
-    preprocess = {
-        member: make_preprocess(spec) for member, spec in pairs(fronts, "--preprocess-of").items()
-    }
-    gate = {node: make_gate(spec) for node, spec in pairs(gates, "--gate-of").items()}
-    for member in preprocess.keys() - model.keys():
-        raise InvalidArgument(f"--preprocess-of {member} needs --model {member}=SPEC as well")
-    given: dict[str, Any] = {
-        member: (made, preprocess[member]) if member in preprocess else made
-        for member, made in model.items()
-    }
+    # A member is a model, or a model with its preprocessing.
+    members: dict[str, Any] = {}
+    for member, spec in pairs(models, "--model").items():
+        members[member] = make_model(spec, fetch=False)
+    for member, spec in pairs(fronts, "--preprocess-of").items():
+        if member not in members:
+            raise InvalidArgument(f"--preprocess-of {member} needs --model {member}=SPEC as well")
+        members[member] = (members[member], make_preprocess(spec))
+    own_gates = {}
+    for node, spec in pairs(gates, "--gate-of").items():
+        own_gates[node] = make_gate(spec)
     try:
-        return load(folder, given, gates=gate)
+        return load(folder, members, gates=own_gates)
     except GiveAgain as problem:
-        typed = [(models, "--model"), (fronts, "--preprocess-of"), (gates, "--gate-of")]
-        already = [f"{option} {text}" for texts, option in typed for text in texts or ()]
-        new = [
-            flag
-            for flag in problem.flags
-            if flag.split("=")[0] not in {one.split("=")[0] for one in already}
-        ]
+        # The flags as they were typed, and those that are missing: `--model MEMBER=...`.
+        flags = list[str]()
+        for option, texts in (
+            ("--model", models),
+            ("--preprocess-of", fronts),
+            ("--gate-of", gates),
+        ):
+            for text in texts or ():
+                flags.append(f"{option} {text}")
+        known = {flag.split("=")[0] for flag in flags}
+        for flag in problem.flags:
+            if flag.split("=")[0] not in known:
+                flags.append(flag)
+        only_python = ""
         if problem.exits:
-            alone = (
-                f"; the exit {problem.exits[0]!r} can be given in Python alone, load(..., exits=)"
+            only_python = (
+                f"; the exit {problem.exits[0]!r} can be given only in Python, load(..., exits=)"
             )
-        else:
-            alone = ""
-        flags = " ".join([*already, *new])
         raise InvalidArgument(
-            f"{problem.what}; give again, with every command on this network: {flags}{alone}"
+            f"{problem.what}; give again, with every command on this network: "
+            f"{' '.join(flags)}{only_python}"
         ) from problem
 
 
 def plan_of(path: str, thresholds: list[str] | None) -> Plan:
-    """The plan in a file, or by hand for `-`; thresholds that are given replace those of the
-    file.
+    """The plan in a file, or a plan by hand.
+
+    Args:
+        path: of the file, or - for a plan of the thresholds alone.
+        thresholds: GATE=VALUE texts. They replace those of the file.
+
+    Raises:
+        InvalidArgument: a threshold is not a number, or there is none for -.
     """
     from offramp.plans.plan import Plan
 
-    by_hand = {
-        gate: number(value, f"--threshold {gate}=")
-        for gate, value in pairs(thresholds, "--threshold").items()
-    }
+    by_hand: dict[str, float] = {}
+    for gate, value in pairs(thresholds, "--threshold").items():
+        by_hand[gate] = number(value, f"--threshold {gate}=")
+    # A plan of thresholds alone, or the plan of a file with some of them changed.
     if path == "-":
         if not by_hand:
             raise InvalidArgument("PLAN - needs at least one --threshold GATE=VALUE")
@@ -195,9 +212,10 @@ def plan_of(path: str, thresholds: list[str] | None) -> Plan:
     plan = Plan.load(path)
     if not by_hand:
         return plan
-    return plan.changed(
-        thresholds={**plan.thresholds, **{gate: (value,) for gate, value in by_hand.items()}}
-    )
+    changed = dict(plan.thresholds)
+    for gate, threshold in by_hand.items():
+        changed[gate] = (threshold,)
+    return plan.changed(thresholds=changed)
 
 
 def trace_of(path: str, rows: str | None) -> Trace:
@@ -209,8 +227,8 @@ def trace_of(path: str, rows: str | None) -> Trace:
     if rows is None:
         return trace
     chosen = specs.selection(specs.Spec(path, "", "", None, "", rows), len(trace))
-    kept = specs.chosen(range(len(trace)), chosen, rows, path, len(trace))
-    return trace[slice(kept.start, kept.stop, kept.step)]
+    indices = specs.chosen(range(len(trace)), chosen, rows, path, len(trace))
+    return trace[slice(indices.start, indices.stop, indices.step)]
 
 
 def risk_of(name: str | None) -> str | Risk | None:
@@ -236,17 +254,17 @@ def number(text: str, what: str) -> float:
 def writable(
     path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None = None, folder: bool = False
 ) -> None:
-    """Refuse a place that cannot be written before the work is done, not after it.
+    """Check before the work that an output can be written.
 
     Args:
         path: the output.
-        kinds: by the ending of its name, bytes near the beginning of such files of ours, and what
-            they are called: a file there without them is somebody else's.
+        kinds: by the ending of its name, bytes near the beginning of our files of this kind, and
+            the name of the kind. A file without these bytes is not ours and is not replaced.
         folder: whether it is a folder.
 
     Raises:
-        InvalidArgument: the name ends otherwise.
-        BadFile: the place cannot be written, or holds somebody else's file.
+        InvalidArgument: the name has another ending.
+        BadFile: the path cannot be written, or has a file that is not ours.
     """
     if path is None:
         return
@@ -266,6 +284,7 @@ def require_apart(
     """Raise InvalidArgument where the output would replace a file or a folder that the command
     reads.
     """
+    # Links are followed, and an input inside of an output folder would be lost too.
     folder = Path(os.path.realpath(output))
     for name in inputs:
         if name is None or not os.path.exists(name):

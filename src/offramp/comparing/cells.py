@@ -220,6 +220,7 @@ class Cell:
     def _model(self) -> nn.Module:
         """The model before it is cut."""
         assert self.method.model is not None
+        # The seed draws the weights of a model without a file.
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             model = make_model(self.method.model, self.method.weights)
@@ -422,6 +423,7 @@ class Cell:
         plan = best_within(calibration, budget * unit / plain_of(calibration))
         if plan is None:
             return None
+        # A batch that is larger than the test set cannot be timed.
         x = next(rows(settings.test).batches(TIMED)).x
         batches = [size for size in BATCHES if size <= len(test)]
         report = bench(

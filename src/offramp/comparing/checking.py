@@ -44,6 +44,7 @@ def require_known(settings: Settings) -> None:
     if settings.at_most is not None:
         require("at-most", settings.at_most, low=risk.low, below=risk.high)
     engine_of(settings.engine)
+    # An error in a method names its table in the file.
     for method in settings.methods:
         try:
             _require_names(method)

@@ -119,7 +119,7 @@ def _certified(comparison: Comparison) -> Html:
     """Plans with a promise; empty if none was requested."""
     settings = comparison.settings
     if settings.at_most is None:
-        return Html()
+        return Html()  # without at-most there is no promise to show
     lead = (
         f"Plans that promise {settings.risk} ≤ {settings.at_most:.12g} against the network's own "
         f"last exit, with {percentage(settings.confidence)} confidence, certified on the "
@@ -176,6 +176,7 @@ def _footer(comparison: Comparison) -> Html:
 def _flags(method: Method) -> str:
     """The flags of a method's networks, a line each. Flags without a value are left out."""
     flags = method.asked(method.seeds[0])
+    # The flags of the first seed, with all seeds and gates in the place of its own.
     flags.pop("seed", None)
     flags["seeds"] = list(method.seeds)
     flags["gates"] = list(method.scores)

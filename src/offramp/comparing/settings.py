@@ -146,6 +146,7 @@ class Method:
         A saved network is used only if these are the same.
         """
         flags = self.flags(seed)
+        # A ladder only stacks networks, whose own flags are in their own folders.
         if self.members:
             return {key: flags[key] for key in STACKING}
         without_effect = list[str]()

@@ -83,7 +83,7 @@ def write_spreadsheets(comparison: Comparison, folder: str | Path) -> tuple[Path
     ]
     written = []
     for name, head, rows in files:
-        if rows:
+        if rows:  # clocks.csv only if something was timed
             write_csv(home / name, head, rows, what="table of a comparison")
             written.append(home / name)
     return tuple(written)
@@ -140,6 +140,7 @@ def _clocks(comparison: Comparison) -> Iterator[Row]:
         if point is None:
             continue
         for clock in (*in_use(result.timed, point.shares), *each_exit(result.timed)):
+            # At batch 1 there is a clock for each exit, and one for the mean over test rows.
             exit_ = clock.exit
             if exit_ is None and clock.batch == 1:
                 exit_ = "mean"
