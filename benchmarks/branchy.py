@@ -32,7 +32,7 @@ import offramp as off
 from offramp._support.find import find
 
 # Internal: the frontier that a paper draws, which is no plan.
-from offramp.calibration.branchynet_grid import above, screen
+from offramp.calibration.branchynet_grid import above, grid_plans
 
 # Internal: the frontier that a paper draws, which is no plan.
 from offramp.calibration.branchynet_grid import front as front_through
@@ -137,7 +137,7 @@ def measured(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         found["certified"] = told(trace.evaluate(plan)) | {"plan": str(plan)}
     except off.errors.NoSafePlan as problem:
         found["certified"] = {"refused": str(problem)}
-    points = front_through(screen(held, grid=net.grid))
+    points = front_through(grid_plans(held, grid=net.grid))
     found["screening"] = [[one.accuracy, one.cost, dict(one.thresholds)] for one in points]
     return found
 

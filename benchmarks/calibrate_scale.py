@@ -24,7 +24,11 @@ from typing import Any
 import numpy as np
 
 import offramp as off
+from offramp import Trace
 from offramp.errors import NoSafePlan
+
+# Internal: a trace of made-up rows is put together by hand.
+from offramp.plans.header import Header
 
 # Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
@@ -34,9 +38,6 @@ from offramp.plans.scores import ScoreRange
 
 # Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.topology import Node, Topology
-
-# Internal: a trace of made-up rows is put together by hand.
-from offramp.plans.trace import Header, Trace
 
 AIMS: dict[str, dict[str, Any]] = {
     "path": {"risk": "disagreement", "at_most": 0.03},

@@ -33,7 +33,7 @@ from offramp.building.factories import make_model, preprocess_of
 from offramp.calibration.path import UNKNOWN, shared_path
 
 # Internal: the worst loss of every row under a plan.
-from offramp.calibration.routed import Routed, few
+from offramp.calibration.routed import RoutedOutcomes, few
 
 # Internal: the test of a single plan.
 from offramp.guarantees.bounds import find_bound, from_sums
@@ -160,7 +160,7 @@ def broken(rows: int, draws: int, size: int = 500) -> list[dict[str, Any]]:
     path = few(shared_path([UNKNOWN]), size)
     width = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
     thresholds = np.repeat(np.append(np.float32(np.inf), path)[:, None], width, axis=1)
-    routed = Routed(thresholds, trace, trace.losses(risk))
+    routed = RoutedOutcomes(thresholds, trace, trace.losses(risk))
     # [P, N]
     worst = np.stack([routed.worst(plan) for plan in range(len(thresholds))]).astype(np.int8)
     true = worst.mean(1)  # the band counts as a loss: at most a little more than the true risk

@@ -30,7 +30,7 @@ from rich.table import Table
 import offramp as off
 
 # Internal: the frontier that a paper draws, which is no plan.
-from offramp.calibration.branchynet_grid import above, screen
+from offramp.calibration.branchynet_grid import above, grid_plans
 
 # Internal: the frontier that a paper draws, which is no plan.
 from offramp.calibration.branchynet_grid import front as front_through
@@ -124,7 +124,7 @@ def measured(data: Path, cache: Path, seed: int, alone: int, joint: int) -> dict
     plan = off.calibrate(trace[:5000], risk="accuracy_gap", at_most=0.003)
     done = trace[5000:].evaluate(plan, risk="accuracy_gap")
     found["certified"] = {"accuracy": done.accuracy, "leave": done.shares[0], "plan": str(plan)}
-    points = front_through(screen(trace[:5000], grid="lenet"))
+    points = front_through(grid_plans(trace[:5000], grid="lenet"))
     found["screening"] = [[one.accuracy, one.cost, dict(one.thresholds)] for one in points]
     return found
 

@@ -36,6 +36,7 @@ import torch
 from scipy import stats
 
 import offramp as off
+from offramp import Trace
 from offramp.errors import NoSafePlan
 from offramp.gates.confidence import margin, max_prob, neg_entropy
 from offramp.gates.patience import Patience
@@ -44,13 +45,13 @@ from offramp.gates.patience import Patience
 from offramp.networks.nodes import Scorer, Seen
 
 # Internal: a trace of made-up rows is put together by hand.
+from offramp.plans.header import Header
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
 
 # Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.topology import Node, Topology
-
-# Internal: a trace of made-up rows is put together by hand.
-from offramp.plans.trace import Header, Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -30,13 +30,13 @@ from offramp.errors import NoSafePlan, OverlappingRows
 from offramp.guarantees.risks import find_risk
 
 # Internal: a trace of made-up rows is put together by hand.
+from offramp.plans.header import Header
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
 
 # Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.topology import Node, Topology
-
-# Internal: a trace of made-up rows is put together by hand.
-from offramp.plans.trace import Header
 
 SIZE = 8000
 ROWS = 60

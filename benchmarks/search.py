@@ -22,6 +22,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from offramp import Trace
+
 # Internal: the search itself is measured.
 from offramp.calibration.archive import OpenSets
 
@@ -35,13 +37,13 @@ from offramp.calibration.calibrating import calibrate
 from offramp.calibration.search import FINE_POWERS, SearchProblem, best, cheapest, frontier
 
 # Internal: a trace of made-up rows is put together by hand.
+from offramp.plans.header import Header
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
 
 # Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.topology import Node, Topology
-
-# Internal: a trace of made-up rows is put together by hand.
-from offramp.plans.trace import Header, Trace
 
 T = TypeVar("T")
 DROP = 0.01

@@ -2,14 +2,15 @@
 ImageNet timed.
 
     python benchmarks/wae.py train --data DIR [--cache out] [--only wae] [--seed 0]
-        [--epochs 1 2 1] [--rows N]
+        [--epochs 1 2 1] [--rate 0.02] [--joint-rate 0.02] [--rows N]
     python benchmarks/wae.py show --data DIR [--cache out] [--seed 0] [--json FILE]
     python benchmarks/wae.py times [--shapes VGG-16 ...] [--batch 1 16] [--repeats 7] [--json FILE]
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). `train` trains each variant on the 50,000
 training rows, from the same weights and for the same epochs: E1 of the auto-encoder, E2 of the
-classifier, E3 of both. It stops after Ctrl-C and goes on when it is called again. `show` records
-the test rows: 1,000-4,999 calibrate, 5,000-9,999 give the figures, which no choice here has seen.
+classifier, E3 of both. A rate of 0.05 undoes what the public weights know. It stops after Ctrl-C
+and goes on when it is called again. `show` records the test rows: 1,000-4,999 calibrate,
+5,000-9,999 give the figures, which no choice here has seen.
 `times` takes VGG-16 and ResNet-50 at 224 pixels with random weights, beside the ratios of the paper
 (VGG-16 3.13 on a CPU, ResNet-50 1.88), a VGG of 64 pixels and ResNet-56.
 
@@ -55,8 +56,6 @@ from offramp.runtime.measuring import interleaved, macs, ratio
 SPEC = "offramp:resnet56"
 VARIANTS = ("wae", "down", "down18", "wavelet", "decomposition")
 SHAPES = ("VGG-16", "ResNet-50", "VGG, 64 pixels", "ResNet-56")
-RATE = 0.05
-JOINT_RATE = 0.005
 CALIBRATION, FIGURES = (
     slice(0, 4000),
     slice(4000, 9000),
@@ -103,9 +102,11 @@ class Plain(Recipe):
     classifier.
     """
 
-    def __init__(self, classes: int, joint: int) -> None:
+    def __init__(self, classes: int, joint: int, rate: float, joint_rate: float) -> None:
         self.classes = classes
         self.joint = joint
+        self.rate = rate
+        self.joint_rate = joint_rate
 
     def phases(self, network: off.Network) -> list[Phase]:
         """SGD at both rates of `wae`, with its schedule."""
@@ -113,8 +114,8 @@ class Plain(Recipe):
         parameters = tuple(network.backbone.parameters())
         found = []
         for name, epochs, rate in (
-            ("classes", self.classes, RATE),
-            ("joint", self.joint, JOINT_RATE),
+            ("classes", self.classes, self.rate),
+            ("joint", self.joint, self.joint_rate),
         ):
             sgd = partial(torch.optim.SGD, lr=rate, momentum=0.9, weight_decay=like.decay)
             if epochs:
@@ -132,31 +133,42 @@ def falling(optimizer: torch.optim.Optimizer, steps: int) -> Any:
     return torch.optim.lr_scheduler.MultiStepLR(optimizer, marks)
 
 
-def variant(name: str, data: Path, epochs: list[int]) -> tuple[off.Network, Recipe]:
+def variant(name: str, args: argparse.Namespace) -> tuple[off.Network, Recipe]:
     """The network of one variant, not yet trained, and its recipe."""
-    images, classes, joint = epochs
-    model = off.make_model(SPEC, data / "weights" / "cifar10_resnet56.safetensors")
+    images, classes, joint = args.epochs
+    model = off.make_model(SPEC, args.data / "weights" / "cifar10_resnet56.safetensors")
     preprocess = off.make_preprocess(SPEC)
     example = np.zeros((4, 3, 32, 32), np.uint8)
     if name.startswith("down"):
         side = 18 if name == "down18" else 16
         small = Resized(model, side).eval()
-        return plain_network(small, ModelSpec(BACKBONE), preprocess), Plain(classes, joint)
+        recipe = Plain(classes, joint, args.rate, args.joint_rate)
+        return plain_network(small, ModelSpec(BACKBONE), preprocess), recipe
     transform = "wavelet" if name == "wavelet" else "encoder"
     half = off.wae(model, torch.zeros(2, 3, 32, 32), transform=transform)
     net = off.cut(half, example, at=half.cuts, exits="own", preprocess=preprocess)
-    rates: dict[str, Any] = {"rate": RATE, "joint_rate": JOINT_RATE, "anchor": 1.0}
     if name == "decomposition":
-        rates = {"gamma": 0.0, "images": 0, "joint_rate": RATE}
-        return net, WaveletLike(classes=0, joint=classes + joint, **rates)
-    return net, WaveletLike(images=images, classes=classes, joint=joint, **rates)
+        together = WaveletLike(
+            images=0, classes=0, joint=classes + joint, gamma=0.0, joint_rate=args.rate
+        )
+        return net, together
+    recipe = WaveletLike(
+        images=images,
+        classes=classes,
+        joint=joint,
+        rate=args.rate,
+        joint_rate=args.joint_rate,
+        anchor=1.0,
+    )
+    return net, recipe
 
 
 def place_of(name: str, args: argparse.Namespace) -> Path:
     """Where a trained variant is kept."""
     epochs = "-".join(map(str, args.epochs))
+    rates = f"{args.rate:g}-{args.joint_rate:g}"
     cache: Path = args.cache
-    return cache / f"wae-{name}-{args.rows}-{epochs}-seed{args.seed}"
+    return cache / f"wae-{name}-{args.rows}-{epochs}-{rates}-seed{args.seed}"
 
 
 def train(args: argparse.Namespace) -> None:
@@ -167,7 +179,7 @@ def train(args: argparse.Namespace) -> None:
         if done.exists():
             continue
         torch.manual_seed(args.seed)
-        net, recipe = variant(name, args.data, args.epochs)
+        net, recipe = variant(name, args)
         for value in net.parameters():
             if value.dim() == 4:  # a fifth faster on a CPU
                 value.data = value.data.to(memory_format=torch.channels_last)
@@ -194,7 +206,7 @@ def trace_of(name: str, args: argparse.Namespace) -> tuple[off.Network, off.Trac
     path = place_of(name, args)
     if not (path / "done.pt").exists():
         return None
-    net, _ = variant(name, args.data, args.epochs)
+    net, _ = variant(name, args)
     net.load_state_dict(torch.load(path / "done.pt", weights_only=True))
     file = path / "trace.npz"
     if not file.exists():
@@ -350,6 +362,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, nargs=3, default=[1, 2, 1])
+    parser.add_argument("--rate", type=float, default=0.02, help="of SGD, stage 2")
+    parser.add_argument("--joint-rate", type=float, default=0.02, help="of SGD, stage 3")
     parser.add_argument(
         "--rows", type=int, default=50_000, help="training rows; fewer is a rougher, faster look"
     )

@@ -223,7 +223,7 @@ def test_law_3_the_type_checker_sees_the_same_face():
     "module",
     [
         "runtime.running",
-        "plans.trace",
+        "plans.replay",
         "networks.network",
         "runtime.recording",
         "engines.torch",
@@ -240,7 +240,7 @@ def test_law_4_choose_is_the_only_rule_that_runs(module):
             assert "BAND" in text.upper() or not ("score" in text or "threshold" in text), (
                 f"{module}: {text}"
             )
-    if module in ("runtime.running", "plans.trace"):
+    if module in ("runtime.running", "plans.replay"):
         assert any(
             isinstance(node, ast.Call) and ast.unparse(node.func) == "choose"
             for node in ast.walk(tree)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from offramp.comparing.writing import compare as compare
     from offramp.data.rows import rows as rows
     from offramp.deploy.exporting import export as export
+    from offramp.designing.searching import search as search
     from offramp.fitting.training import fit as fit
     from offramp.guarantees.bounds import rows_needed as rows_needed
     from offramp.guarantees.risks import Risk as Risk
@@ -100,6 +101,7 @@ _HOMES = {
     "rows_needed": "guarantees.bounds",
     "run": "runtime.session",
     "save": "building.saving",
+    "search": "designing.searching",
     "unrolled": "building.unrolling",
     "wae": "models.wae",
 }

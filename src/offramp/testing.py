@@ -231,7 +231,27 @@ def check_layer(
         if same:
             check_close(got, want, "what the layer and what it replaces give")
         _check_rows(layer, lambda example: layer(example.features), seen)
+    _check_options(kind, layer, dense, seen)
     check_cost(layer, shape)
+
+
+def _check_options(kind: type[Layer], layer: Layer, dense: nn.Module, seen: Seen) -> None:
+    """Its options make a layer that takes its weights and then gives the same."""
+    again = kind.from_layer(dense, **layer.options())
+    try:
+        again.load_state_dict(layer.state_dict())
+    except RuntimeError as problem:
+        why = str(problem).strip().splitlines()[-1].strip()
+        raise AssertionError(
+            f"a layer that is made from options() {layer.options()} cannot take its weights "
+            f"({why}); options() must name what the shapes depend on"
+        ) from problem
+    with torch.no_grad():
+        check_close(
+            again(seen.features),
+            layer(seen.features),
+            "what the layer and one made from its options() give",
+        )
 
 
 def check_cost(layer: Layer, shape: Sequence[int]) -> None:
@@ -272,7 +292,8 @@ def check_said(engine: Engine) -> None:
     first = engine.identity
     again = engine.identity
     assert first == again, "its identity differs from call to call; a plan is held against it"
-    for name, flag in (("compiles", engine.compiles), ("own_threads", engine.own_threads)):
+    for name in ("compiles", "own_threads", "measures_threads"):
+        flag = getattr(engine, name)
         assert isinstance(flag, bool), f"{name} is {flag!r}, expected True or False"
     digests = training_rows is None or (
         isinstance(training_rows, np.ndarray) and training_rows.dtype == np.uint64

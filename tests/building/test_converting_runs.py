@@ -28,6 +28,7 @@ LAYERS = {
     "packed-ternary": {"stage.*": "packed?of=ternary"},
     "pad": {"stage.*": "pad?ratio=0.3", "head": "pad?ratio=0.5"},
     "pruned": {"stage.*.conv1": "pruned?importance=magnitude"},
+    "skip": {"stage.1": "skip"},
     "ternary": {"stage.*": "ternary"},
     "tucker": {"stage.*": "tucker?rank_in=4&rank_out=4"},
 }

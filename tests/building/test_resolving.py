@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -91,6 +92,57 @@ def test_drnet_trains_each_norm_on_its_own_rows():
     assert not torch.equal(norms["r6"].running_mean, norms["r12"].running_mean)
     assert {"loss/r6", "loss/r9", "loss/r12"} <= set(history.epochs[0].figures)
     assert {"loss/answers", "loss/cost"} <= set(history.epochs[-1].figures)
+
+
+def greys_and_boards() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three flat greys and a fine chessboard, which at half the size is the second grey."""
+    torch.manual_seed(2)
+    squares = (torch.arange(12)[:, None] + torch.arange(12)) % 2  # [12, 12]
+    board = 240 * squares.float()
+    flat = [torch.full((12, 12), level) for level in (20.0, 120.0, 220.0)]
+    kinds = torch.stack([*flat, board])  # [4, 12, 12]
+    y = torch.arange(64) % 4
+    x = kinds[y][:, None].expand(-1, 3, -1, -1) + 4 * torch.rand(64, 3, 12, 12)
+    return x.to(torch.uint8), y
+
+
+def test_a_gate_alone_learns_the_cheapest_arm_that_is_right():
+    x, y = greys_and_boards()
+    gate = "predictor?width=4&side=12&stride=1"
+    net = off.resolutions(model(), x[:4], [6, 12], gate=gate, preprocess=Preprocess())
+    arms = "drnet?first=25&gate_epochs=0&epochs=0&rate=0.1"
+    off.fit(net, (x, y), recipe=arms, batch_size=16, progress=False)
+    before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
+
+    alone = "drnet?first=0&gate_epochs=20&epochs=0&gate_rate=0.05"
+    off.fit(net, (x, y), recipe=alone, batch_size=16, progress=False)
+    for name, value in net.backbone.state_dict().items():
+        assert torch.equal(value, before[name])
+
+    trace = off.record(net, (x, y), timed=False, progress=False)
+    right = np.stack([trace.columns[f"answer/{name}"] == trace.labels for name in ("r6", "r12")])
+    needed = right.argmax(0)  # 1 where only the larger size is right
+    assert 0 < needed.sum() < len(needed)
+    chosen = trace.replay(off.Plan.by_hand({"resolution": 0.0})).exit
+    assert np.array_equal(chosen, needed)
+
+
+def test_a_gate_alone_needs_one_fork_whose_arms_answer():
+    torch.manual_seed(0)
+    low, high = nn.Linear(4, 3), nn.Linear(4, 3)
+    steps = [
+        off.Fork("capacity", {"low": low.eval(), "high": high.eval()}, "controller"),
+        ("head", nn.Linear(3, 2).eval()),
+    ]
+    net = off.route(steps, example=torch.zeros(2, 4))
+    rows = (np.zeros((8, 4), np.float32), np.zeros(8, np.int64))
+    with pytest.raises(
+        BadNetwork,
+        match="gate_epochs trains the one gate at the entrance of a network whose arms all",
+    ):
+        off.fit(net, rows, recipe="drnet?gate_epochs=1", progress=False)
+    with pytest.raises(InvalidArgument, match="must be above 0, got 0 epochs in all"):
+        off.fit(net, rows, recipe="drnet?first=0&epochs=0", progress=False)
 
 
 def test_a_saved_network_is_built_again_by_name(tmp_path):

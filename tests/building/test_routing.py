@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -268,3 +270,111 @@ def test_more_than_sixteen_paths_are_refused_where_all_are_asked_for():
     net = off.route([*steps, ("h", linear(4, 3))], example=X)
     with pytest.raises(BadNetwork, match="32 paths lead to 'h', expected at most 16"):
         net(X)
+
+
+@pytest.mark.filterwarnings("ignore::offramp.errors.UntrainedExitWarning")
+def test_an_arm_that_is_nothing_but_an_exit_has_a_price():
+    arms = {"reject": [off.Leave("no", "linear", None)], "go": linear()}
+    net = off.route([off.Fork("f", arms), ("h", linear(4, 3))], example=X)
+    trace = off.record(net, X, timed=False, progress=False)
+    no, head = (trace.prices.along(path, unit="macs", batch=1) for path in (["no"], ["go", "h"]))
+    assert (no, head) == (4 * 3, 4 * 4 + 4 * 3)
+    assert trace.prices.unit(None) == "macs"
+
+
+def cut_network(**options):
+    torch.manual_seed(3)
+    model = nn.Sequential(linear(), nn.ReLU(), linear(), nn.ReLU(), linear(4, 3)).eval()
+    return off.cut(model, X, at=["1", "3"], exits="linear", **options)
+
+
+def test_a_network_that_was_cut_is_an_arm_with_its_exits():
+    deep = cut_network()
+    fork = off.Fork("size", {"small": linear(4, 3), "deep": deep}, gate="controller?width=4")
+    net = off.route([("stem", linear()), fork], example=X)
+    assert net.topology.names == (
+        *("stem", "size", "small", "deep-1", "deep-1-exit", "deep-3", "deep-3-exit", "deep"),
+    )
+    assert net.topology.exits == ("small", "deep-1-exit", "deep-3-exit", "deep")
+    assert net.untrained() == ("deep-1-exit", "deep-3-exit")
+    # the same weights, and the answers of the network alone
+    known = {id(value) for value in net.parameters()}
+    assert {id(value) for value in deep.parameters()} <= known
+    with torch.no_grad():
+        wanted = deep(net.backbone["stem"](X))
+        found = net(X)[1:]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    plan = off.Plan.by_hand({"size": math.inf, "deep-1-exit": -math.inf})
+    answers = off.run(net, plan, X)
+    assert set(answers.exit.tolist()) == {1}
+    torch.testing.assert_close(answers.logits, wanted[0])
+
+
+def test_a_network_that_was_cut_brings_its_preprocessing():
+    class Half(nn.Module):
+        def forward(self, x):
+            return x / 2
+
+    deep = cut_network(preprocess=Half())
+    first = off.route([off.Fork("f", {"a": linear(4, 3), "b": deep})], example=X)
+    assert [*first.fronts] == ["b-1"]
+    later = off.route([("s", nn.Identity().eval()), ("b", deep)], example=X)
+    with torch.no_grad():
+        torch.testing.assert_close(first(X)[-1], deep(X)[-1])
+        torch.testing.assert_close(later(X)[-1], deep(X)[-1])
+
+
+class Reading(off.Exit):
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = tuple(reads)
+
+    def forward(self, seen):
+        return sum(seen.logits.values(), seen.features[:, :3])
+
+    def config(self):
+        return {"name": "tests:Reading"}
+
+
+def reading_exit(shape, classes, reads):
+    return Reading(reads)
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (
+            lambda: off.ladder({"a": linear(4, 3), "b": linear(4, 3)}),
+            "must be a module or a network made by cut, got a ladder",
+        ),
+        (
+            lambda: off.route([("r", linear()), off.Fork("g", {"i": [], "j": linear()}),
+                               ("k", linear(4, 3))], example=X),
+            "got a network with forks",
+        ),
+        (
+            lambda: off.cut(nn.Sequential(linear(), nn.ReLU(), linear(), linear(4, 3)).eval(), X,
+                            at=["0", "1"], exits=reading_exit),
+            "reads 0, and within route exits read their own features",
+        ),
+    ],
+)  # fmt: skip
+def test_networks_that_are_no_steps(network, says):
+    with pytest.raises(BadNetwork, match=says):
+        off.route([("s", linear()), ("n", network()), ("h", linear(3, 3))], example=X)
+    with pytest.raises(InvalidArgument, match="is a network, whose first segment reads the step"):
+        off.route([("s", linear()), ("t", linear()), ("n", cut_network(), {"s": None})], example=X)
+
+
+def test_a_list_within_itself_is_a_circle():
+    steps = [("s", linear())]
+    steps.append(off.Fork("f", {"again": steps, "b": linear()}))
+    with pytest.raises(InvalidArgument, match="contains itself: rows would go in a circle"):
+        off.route(steps, example=X)
+
+
+def test_two_gates_of_one_name_are_refused():
+    forks = [off.Fork("f", {f"skip{n}": [], f"unit{n}": linear()}) for n in range(2)]
+    with pytest.raises(InvalidArgument, match="must have its own name, got 'f' twice"):
+        off.route([("s", linear()), *forks, ("h", linear(4, 3))], example=X)

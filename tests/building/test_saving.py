@@ -15,6 +15,7 @@ from offramp._support.files import checksum, read_json, write_json
 from offramp.building.cutting import ladder
 from offramp.building.factories import make_gate
 from offramp.errors import BadFile, InvalidArgument, NewerSchema, OfframpError
+from offramp.exits.pooled import linear
 from offramp.gates.confidence import margin, max_prob
 from offramp.gates.tempered import Tempered
 from offramp.layers.preprocess import Preprocess
@@ -287,3 +288,75 @@ def test_the_checksum_of_these_edits_does_fit(saved):
     rewrite(saved, lambda body: None)
     assert off.load(saved).topology.exits == ("small", "large")
     assert len(checksum({})) == 16
+
+
+def saved_again(net, folder, **given):
+    """The network, and what is read after it was written."""
+    off.save(net, folder)
+    again = off.load(folder, **given)
+    assert again.fingerprint() == net.fingerprint()
+    assert again.topology == net.topology
+    return again
+
+
+IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+
+
+def nested(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    inner = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    return nn.Sequential(inner, nn.Linear(3, 2)).eval()
+
+
+def test_exits_at_nodes_with_dots_share_weights_again(tmp_path):
+    head = linear((3,), 2)
+    net = off.cut(nested(0), torch.randn(4, 3), at=["0.0", "0.1"], exits={"0.0": head, "0.1": head})
+    again = saved_again(net, tmp_path / "net", model=nested(1))
+    first = [*again.exit_of("0.0").parameters()]
+    second = [*again.exit_of("0.1").parameters()]
+    for one, other in zip(first, second, strict=True):
+        assert one is other
+
+
+def test_arms_that_share_weights_share_them_again(tmp_path):
+    model = off.make_model("offramp:resnet20")
+    preprocess = off.make_preprocess("offramp:resnet20")
+    net = off.resolutions(model, IMAGES, [16, 32], preprocess=preprocess, spec="offramp:resnet20")
+    again = saved_again(net, tmp_path / "net")
+    small, large = again.backbone["r16"][1], again.backbone["r32"][1]
+    assert small.conv1.weight is large.conv1.weight
+    assert len([*again.parameters()]) == len([*net.parameters()])
+    # so that training one arm trains the other
+    with torch.no_grad():
+        small.conv1.weight.add_(1)
+    assert torch.equal(large.conv1.weight, net.backbone["r32"][1].conv1.weight + 1)
+
+
+def test_pieces_of_a_named_model_are_made_again(tmp_path):
+    model = off.make_model("offramp:resnet20")
+    preprocess = off.make_preprocess("offramp:resnet20")
+    net = off.cut(model, IMAGES, skip="layer3.*", preprocess=preprocess, spec="offramp:resnet20")
+    again = saved_again(net, tmp_path / "skip")
+    plan = off.Plan.by_hand(dict.fromkeys(net.topology.gates, 0.0))
+    y = off.run(net, plan, IMAGES).logits
+    torch.testing.assert_close(off.run(again, plan, IMAGES).logits, y)
+    assert saved_again(again, tmp_path / "twice").whole == net.whole
+
+    spec = "offramp:resnet20|layer3=adaptive_depth?per=sample"
+    halting = off.make_model(spec)
+    net = off.unrolled(halting, IMAGES, preprocess=preprocess, spec=spec)
+    saved_again(net, tmp_path / "unrolled")
+
+
+def test_pieces_of_the_user_s_model_take_the_model_again(tmp_path):
+    x = torch.randn(2, 6)
+    layers = [nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)]
+    model = nn.Sequential(*layers).eval()
+    net = off.cut(model, x, skip="1", spec="my.module:model")
+    off.save(net, tmp_path / "net")
+    with pytest.raises(InvalidArgument, match=r"member 'backbone' is 'my\.module:model'"):
+        off.load(tmp_path / "net")
+    for given in (model, {"backbone": model}):
+        assert off.load(tmp_path / "net", given).fingerprint() == net.fingerprint()
+    pieces = {member.name: net.model_of(member) for member in net.members}
+    assert off.load(tmp_path / "net", pieces).fingerprint() == net.fingerprint()

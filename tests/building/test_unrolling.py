@@ -140,3 +140,15 @@ def test_more_than_sixteen_paths_run_and_are_not_recorded():
     net = off.unrolled(adaptive(["layer1", "layer2", "layer3"]), X[:2])
     with pytest.raises(BadNetwork, match="more than sixteen paths"):
         off.record(net, (X, torch.arange(48) % 10), timed=False, progress=False)
+
+
+def test_it_runs_and_is_exported_on_onnx_runtime(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    net = off.unrolled(adaptive(["layer2"]), X[:2])
+    plan = off.Plan.by_hand(dict.fromkeys(net.topology.gates, 0.99))
+    here = off.run(net, plan, X)
+    there = off.run(net, plan, X, engine="onnxruntime")
+    torch.testing.assert_close(there.logits, here.logits, atol=1e-4, rtol=1e-4)
+    written = off.export(net, plan, tmp_path / "act", example=X[:4])
+    assert len([name for name in written.files if name.endswith(".onnx")]) == 4

@@ -8,9 +8,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import offramp as off
+from forked import CLASSES, WIDTH, Columns, FirstClasses, WholeNumbers
 from offramp.calibration import sweep as sweep_module
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.search import exits_of
@@ -20,6 +23,7 @@ from offramp.guarantees.testing import order_from
 from offramp.plans.plan import BAND, Plan
 from offramp.plans.scores import ScoreRange
 from offramp.plans.trace import Trace
+from routes import Answer
 from small import trace_of
 
 
@@ -231,3 +235,32 @@ def test_bets_on_several_rows_at_a_time(rows, seed, level):
         for plans, sums in found.group_sums(2):
             got = bounds.from_bets(sums, rows, level, low=-1.0, high=1.0, delta=0.05)
             np.testing.assert_allclose(got, want[plans], rtol=1e-9)
+
+
+def rejecting() -> Trace:
+    """Rows of a fork whose last arm answers by itself, otherwise than the head does."""
+    arms = {"go": [], "reject": [off.Leave("no", FirstClasses(CLASSES), None)]}
+    fork = off.Fork("work", arms, Columns(0))
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, WIDTH, generator=draw)
+    steps = [("stem", WholeNumbers(WIDTH, 1).eval()), fork, ("head", Answer(3).eval())]
+    net = off.route(steps, example=x[:2])
+    return off.record(net, x, timed=False, progress=False)
+
+
+@pytest.mark.parametrize("testing", ["path", "pareto"])
+def test_closed_gates_are_tested_where_they_do_not_lead_to_the_reference(testing):
+    trace = rejecting()
+    closed = trace.replay(Plan.never_leave(trace.topology)).answer
+    assert (closed != trace.answers_at("head")).mean() > 0.3
+    with pytest.raises(NoSafePlan):
+        calibrate(trace, risk="disagreement", at_most=0.2, testing=testing)
+    plan = calibrate(trace, risk="disagreement", at_most=0.2, testing=testing, reference="no")
+    assert plan.promise is not None
+
+
+def test_an_exit_off_the_closed_path_is_not_safe_because_it_is_the_deepest():
+    trace = rejecting()
+    # closed gates lead to "no", so that no row arrives at the head that is to answer
+    with pytest.raises(NoSafePlan):
+        calibrate(trace, risk="disagreement", at_most=0.2, max_exit="head", reference="head")

@@ -196,7 +196,17 @@ def test_what_was_not_recorded_is_refused(traced):
         trace.replay(plan_at(net, 0.7))
     with pytest.raises(InvalidArgument, match="tested along the dial"):
         off.calibrate(trace, at_most=0.5, testing="pareto")
+    with pytest.raises(InvalidArgument, match="leave out testing, search and max_exit"):
+        off.calibrate(trace, budget=0.7, max_exit="head")
     with pytest.raises(InvalidArgument, match="must be None for a chain"):
         off.record(
             off.ladder({"a": Answer(1).eval(), "b": Answer(2).eval()}), rows_of(10), settings=[1.0]
         )
+
+
+def test_anytime_takes_sixteen_paths_at_most():
+    net = many()
+    with pytest.raises(
+        BadNetwork, match=r"at most sixteen, and this network has more\. Use a dead"
+    ):
+        next(off.open(net, plan_at(net, 0.5)).anytime(rows_of(4)))

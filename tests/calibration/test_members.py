@@ -12,8 +12,9 @@ import pytest
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.members import warn_of_order
 from offramp.errors import DearFirst, InvalidArgument
+from offramp.plans.header import Header
 from offramp.plans.topology import Node, Topology
-from offramp.plans.trace import Header, Trace
+from offramp.plans.trace import Trace
 from small import trace_of
 
 

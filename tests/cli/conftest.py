@@ -69,6 +69,11 @@ def spread(logits):
 def noise():
     return np.random.default_rng(0).integers(0, 16, (40, 1, 8, 8), dtype=np.uint8)
 
+def odd_digits():
+    import offramp
+    batch = offramp.rows("digits[800:900]").take(range(100))
+    return batch.x, batch.y % 2
+
 mine = Risk("mine", 0.0, 1.0, False, True, disagreement, values=(0.0, 1.0))
 not_a_risk = 3
 """

@@ -21,13 +21,20 @@ FLAGS = {
     "--output -o",
     "inspect": "--example --weights --preprocess --length",
     "convert": "--layer --output -o --example --data --weights --preprocess",
+    "search": "--choice --development --output -o --budget --limit --unit --task --other-task --at "
+    "--exit --gate --weights --preprocess --head --steps --paths --batch-size --rate --augment "
+    "--population --generations --seed --folder --resume",
     "cut": "--example --output -o --at --parts --labelled --weights --preprocess --exit --exit-of "
-    "--gate --length",
+    "--gate --length --skip",
     "adopt": "--example --output -o --exits --weights --preprocess --gate --length",
+    "route": "--example --output -o",
+    "resolutions": "--example --output -o --sizes --weights --preprocess --gate",
+    "unrolled": "--example --output -o --weights --preprocess",
     "fit": f"--output -o --recipe --with --development --batch-size --seed --augment --views "
     f"--precision --folder "
     f"--cache --resume --track --original --original-weights --overwrite {GIVEN}",
-    "record": f"--output -o --batch-size --keep --timed --keep-probe-rows --engine {GIVEN}",
+    "record": f"--output -o --batch-size --keep --timed --keep-probe-rows --engine --settings "
+    f"{GIVEN}",
     "calibrate": "--output -o --risk --at-most --confidence --budget --reference --unit --batch "
     "--bound --testing "
     "--search --max-exit --rows --repeats --drop-seen --how-many",

@@ -23,7 +23,13 @@ from offramp.comparing.comparing import Comparison, measure
 from offramp.comparing.page import write_page
 from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import Method
-from offramp.comparing.spreadsheets import CLOCKS, CURVES, RESULTS, write_spreadsheets
+from offramp.comparing.spreadsheets import (
+    CLOCKS,
+    COSTS,
+    CURVES,
+    RESULTS,
+    write_spreadsheets,
+)
 from offramp.errors import InvalidArgument, OverlappingRows
 from offramp.plans.trace import Trace
 from offramp.testing import stopping
@@ -386,7 +392,12 @@ def test_the_page_and_the_spreadsheets_tell_all_of_it(
     assert {"joint", "joint, max_prob", "stack", "plain", "joint's last exit"} <= names
     tables = {path.name: lines_of(path) for path in write_spreadsheets(found, made)}
     heads = {name: tuple(lines[0]) for name, lines in tables.items()}
-    assert heads == {"results.csv": RESULTS, "curves.csv": CURVES, "clocks.csv": CLOCKS}
+    assert heads == {
+        "results.csv": RESULTS,
+        "curves.csv": CURVES,
+        "clocks.csv": CLOCKS,
+        "costs.csv": COSTS,
+    }
     assert len(tables["results.csv"]) == 2 * 2 * 2 + 1 + 2
     assert {line["batch"] for line in tables["clocks.csv"]} == {"1", "64"}
     budget = found.results[0].figures.budgets[0].point

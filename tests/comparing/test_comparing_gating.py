@@ -18,7 +18,8 @@ from offramp.comparing.gating import regated, rescored
 from offramp.data.rows import rows
 from offramp.errors import InvalidArgument, UnknownName
 from offramp.networks.nodes import Gate, Seen
-from offramp.plans.trace import Header, Trace
+from offramp.plans.header import Header
+from offramp.plans.trace import Trace
 from offramp.runtime.recording import record
 from small import cut_of, images_of, ladder_of, rows_of
 

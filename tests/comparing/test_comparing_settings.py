@@ -247,3 +247,33 @@ def test_what_means_nothing_to_a_network_is_no_part_of_it() -> None:
         "members": ["a", "b"],
         "gate": "margin",
     }
+
+
+FORKED = '[method.forked]\nskip = "blocks.*"\nrecipe = "gumbel"\n'
+
+
+def test_forks_take_the_place_of_cuts(tmp_path: Path) -> None:
+    sized = '[method.sized]\nsizes = "4,8"\n'
+    unrolled = "[method.unrolled]\nunrolled = true\nsettings = [0.9, 0.5]\n"
+    _, skipping, sized_, halting = read_settings(
+        file_of(tmp_path, HINGE, FORKED, sized, unrolled)
+    ).methods
+    assert [skipping.forks, sized_.forks, halting.forks] == [True, True, True]
+    assert (skipping.at, skipping.cuts, skipping.auto) == (None, (), False)
+    assert halting.settings == (0.9, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ('sizes = "4,8"', "must have one of skip, sizes, unrolled"),
+        ('at = "stem"', "must have skip or at, got both"),
+        ("static = true", "must have skip or static, got both"),
+        ('gates = ["margin"]', "must be 'own'"),
+    ],
+)
+def test_what_forks_do_not_take(tmp_path: Path, more: str, says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        read_settings(file_of(tmp_path, HINGE, FORKED + more + "\n"))
+    with pytest.raises(InvalidArgument, match="settings belong to skip, sizes or unrolled"):
+        read_settings(file_of(tmp_path, HINGE + "settings = [0.5]\n"))

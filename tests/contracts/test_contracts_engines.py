@@ -89,6 +89,7 @@ def test_one_method_is_an_engine():
     check_bare(engine, last_model(ladder_of(2)), {"x": rows_of(5)})
     assert engine.identity == "test_contracts_engines"
     assert (engine.compiles, engine.own_threads, engine.trained_on) == (False, False, None)
+    assert engine.measures_threads is False
     assert Least(width=3, fast=True).identity == "test_contracts_engines:fast,width=3"
 
 
@@ -102,6 +103,7 @@ def test_without_open_it_is_none():
     [
         ("compiles", "no", "compiles is 'no'"),
         ("own_threads", None, "own_threads is None"),
+        ("measures_threads", 1, "measures_threads is 1"),
         ("trained_on", [1], "trained_on is"),
         ("version", lambda self: "", "version"),
         ("marks", lambda self: "fast", "marks"),

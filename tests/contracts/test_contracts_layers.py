@@ -116,6 +116,38 @@ def test_the_kit_notices(changed, says):
         check_layer(type("Odd", (Same,), changed), nn.Linear(4, 3).eval(), (4,), same=True)
 
 
+class Inner(Layer):
+    """Two linear layers of an inner width, which it does not tell."""
+
+    def __init__(self, dense, width):
+        super().__init__()
+        self.both = nn.Sequential(
+            nn.Linear(dense.in_features, width), nn.Linear(width, dense.out_features)
+        )
+
+    @classmethod
+    def from_layer(cls, dense, *, width=3):
+        return cls(dense, width).train(dense.training)
+
+    def forward(self, x):
+        return self.both(x)
+
+    def cost(self, shape):
+        return dense_cost(self, shape)
+
+
+class Told(Inner):
+    def options(self):
+        return {"width": self.both[0].out_features}
+
+
+def test_the_kit_notices_options_that_do_not_tell_the_shapes():
+    check_layer(Inner, nn.Linear(4, 3).eval(), (4,))
+    check_layer(Told, nn.Linear(4, 3).eval(), (4,), width=2)
+    with pytest.raises(AssertionError, match=r"options\(\) must name what the shapes depend on"):
+        check_layer(Inner, nn.Linear(4, 3).eval(), (4,), width=2)
+
+
 @pytest.mark.parametrize("per", ["position", "sample"])
 def test_adaptive_depth_on_images(per):
     dense = seeded(lambda: nn.Sequential(Block(4, 8), Block(8, 8), Block(8, 8)), 0).eval()

@@ -21,7 +21,8 @@ def gather(data, size=7):
 
 
 def test_the_shelf_is_the_files():
-    assert specs.names() == ["cifar10", "digits", "imagefolder", "mnist", "npz", "parquet", "tsv"]
+    names = ["cifar10", "digits", "imagefolder", "images", "mnist", "npz", "parquet", "tsv"]
+    assert specs.names() == names
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_only_images_can_be_resized(folder):
     assert (x.shape, x.dtype) == ((4, 3, 16, 8), np.uint8)
     assert next(rows(f"parquet@5x6:{folder}/cifar10[3:5]").batches(4)).x.shape == (2, 3, 5, 6)
     for source in ("npz@8x8:{}/rows.npz", "cifar10@8x8:{}", "digits@8x8"):
-        with pytest.raises(BadData, match="only imagefolder and parquet"):
+        with pytest.raises(BadData, match="only imagefolder, images and parquet resize"):
             rows(source.format(folder))
 
 

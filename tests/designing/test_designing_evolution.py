@@ -19,6 +19,7 @@ from offramp.designing.evolution import (
     evolve,
     judge,
     mutated,
+    uniform,
 )
 from offramp.designing.single_path import reestimate, train_supernet
 from offramp.designing.supernet import Subnet
@@ -171,6 +172,50 @@ def test_it_finds_the_best_of_all_networks_within_the_budget(trained):
     assert len({one.subnet for one in search.candidates}) == len(search.candidates)
     again = searched()
     assert again.best == search.best
+
+
+def test_it_begins_with_the_networks_of_one_option_everywhere(trained):
+    assert uniform(trained) == [Subnet((number,) * 3) for number in range(4)]
+    mixed = supernet_of(choices={"body.0": ["dense", "skip"], "body.2": ["ghost?ratio=2"]})
+    # where a place does not have the option, its first one stands there
+    assert uniform(mixed) == [Subnet((0, 0)), Subnet((1, 0))]
+    table = cost_table(trained)
+    arguments = (trained, "three", (X[64:], Y[64:]), X[:64])
+    found = evolve(*arguments, costs=table, budget=1e9, population=6, generations=1, progress=False)
+    assert set(uniform(trained)) < {judged.subnet for judged in found.candidates}
+
+
+def test_exits_can_be_left_out(trained):
+    table = cost_table(trained)
+    found = evolve(
+        trained,
+        "three",
+        (X[64:], Y[64:]),
+        X[:64],
+        costs=table,
+        budget=0.7 * table.whole(trained.dense, "three"),
+        population=12,
+        generations=3,
+        exits=False,
+        progress=False,
+    )
+    assert len(found.candidates) > 12
+    assert all(judged.subnet.exits == () for judged in found.candidates)
+
+
+def test_what_is_known_is_not_judged_again(trained, monkeypatch):
+    from offramp.designing import evolution
+
+    table = cost_table(trained)
+    arguments = (trained, "three", (X[64:], Y[64:]), X[:64])
+    options = {"costs": table, "budget": 1e9, "population": 6, "generations": 2, "progress": False}
+    memory = {}
+    calls = []
+    first = evolve(*arguments, memory=memory, after=lambda: calls.append(len(memory)), **options)
+    assert calls == [6, 12]
+    assert set(memory) == {judged.subnet for judged in first.candidates}
+    monkeypatch.setattr(evolution, "judge", None)
+    assert evolve(*arguments, memory=memory, **options) == first
 
 
 def test_children_come_from_their_parents():

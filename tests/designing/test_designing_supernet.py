@@ -14,6 +14,7 @@ from offramp.errors import BadNetwork, InvalidArgument, UnknownName
 from offramp.layers.ghost import Ghost
 from offramp.layers.low_rank import LowRank
 from offramp.layers.residual import Block, narrow
+from offramp.layers.skip import Skip
 from offramp.runtime.measuring import macs
 from small import images_of, seeded
 from supernets import PLACES, small_model, supernet_of
@@ -89,7 +90,7 @@ def test_options_are_what_their_names_say():
     assert {type(part) for part in ghost.children()} >= {Ghost}
     assert any(isinstance(part, LowRank) for part in low.modules())
     assert thin.conv1.out_channels == 2
-    assert isinstance(skip, nn.Identity)
+    assert isinstance(skip, Skip)
     x = torch.zeros(2, 8, 8, 8)
     costs = [macs(lambda option=option: option(x)) for option in (dense, ghost, low, thin, skip)]
     assert costs[0] > max(costs[1:])

@@ -21,6 +21,7 @@ PAGES = {  # and how many blocks they have at least
     "how-to/my-network-already-has-exits": 8,
     "how-to/no-safe-plan": 2,
     "how-to/read-no-further": 5,
+    "how-to/search-for-a-cheaper-network": 7,
     "how-to/write-your-own": 9,
     "reference/data": 3,
 }

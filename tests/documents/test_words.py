@@ -86,6 +86,7 @@ FROZEN = {
     ("tests/*", "learned"): "the column of a trace, as an argument",
     ("tests/fitting/test_checkpoint.py", "roll"): "torch's own name",
     ("src/offramp/plans/trace.py", "taught"): "a field of a trace's header",
+    ("src/offramp/plans/header.py", "taught"): "a field of a trace's header",
     ("src/offramp/fitting/checkpoint.py", "aids"): "a file of a checkpoint",
     ("src/offramp/fitting/checkpoint.py", "optimiser"): "a field of a checkpoint",
     ("src/offramp/partition/checking.py", "roll"): "torch's own name",

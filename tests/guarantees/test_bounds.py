@@ -358,6 +358,15 @@ def test_rows_needed_is_near_the_table_and_exact_by_brute_force(level, observed,
     assert table <= needed <= table + 130
 
 
+@pytest.mark.parametrize("level", [1e-8, 1e-9, 1e-15, 1e-290])
+def test_rows_needed_for_levels_beyond_any_data(level):
+    """Without a loss it takes log(0.05) / log(1 - level) rows, also where C has no such integer."""
+    assert rows_needed(level, 0.95) == pytest.approx(-math.log(0.05) / level, rel=1e-6)
+    assert rows_needed(level, 0.95, observed=level / 2) > rows_needed(level, 0.95)
+    assert rows_needed(1e-320, 0.95, observed=5e-321) == rows_needed(1e-300, 0.95)
+    assert rows_needed(0.01, 0.95, observed=1e-320) == rows_needed(0.01, 0.95)
+
+
 def test_rows_needed_near_the_level_and_beyond():
     assert 27_000 < rows_needed(0.01, 0.95, observed=0.009) < 30_000
     assert rows_needed(0.01, 0.95, observed=0.00999) > 10**8

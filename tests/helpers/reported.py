@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from offramp.data.rows import digests_of, fingerprint_of
+from offramp.plans.header import Header
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
 from offramp.plans.topology import Node, Topology
-from offramp.plans.trace import Header, Trace
+from offramp.plans.trace import Trace
 from offramp.reporting.page import report
 
 CLASSES = 4

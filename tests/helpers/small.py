@@ -16,9 +16,10 @@ from offramp.data.rows import fingerprint_of
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit
 from offramp.networks.taps import listening
+from offramp.plans.header import Header
 from offramp.plans.provenance import Origin
 from offramp.plans.topology import Node, Topology
-from offramp.plans.trace import Header, Trace
+from offramp.plans.trace import Trace
 
 NAMES = ("small", "middle", "large", "huge")
 NAN_MARK, INF_MARK = (

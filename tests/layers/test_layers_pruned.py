@@ -113,6 +113,42 @@ def test_what_it_refuses(method, given, error, says):
         convert(model(), {"bn": "pruned?importance=magnitude"}, example=X)
 
 
+class Tied(nn.Module):
+    """Two layers with the same weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.head(self.second(torch.relu(self.first(x))))
+
+
+def test_weights_that_are_shared_stay_shared_or_it_is_refused():
+    pytest.importorskip("torch_pruning")
+    rows = torch.randn(16, 4)
+    method = "pruned?importance=magnitude"
+    for name in ("first", "second"):
+        with pytest.raises(BadNetwork, match="are the same weights"):
+            convert(seeded(Tied, 0).eval(), {name: method}, example=rows)
+
+
+def test_the_answers_keep_their_classes():
+    pytest.importorskip("torch_pruning")
+    for pattern in ("head", "Linear"):
+        with pytest.raises(BadNetwork, match=r"would give \(16, 2\) instead of \(16, 4\)"):
+            convert(model(), {pattern: "pruned?importance=magnitude"}, example=X)
+
+
+def test_rows_that_are_no_labels_of_a_classifier_are_refused():
+    pytest.importorskip("torch_pruning")
+    with pytest.raises(BadNetwork, match=r"needs a classifier that gives logits \[B, C\]"):
+        convert(model(), {"conv1": "pruned"}, example=X, data=(X, Y + 1))
+
+
 def test_resized_layers():
     grouped = pruning.resized(nn.Conv2d(8, 8, 3, groups=4), inputs=4, outputs=4)
     assert grouped.groups == 2

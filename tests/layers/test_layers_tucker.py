@@ -68,7 +68,7 @@ def test_energy_chooses_ranks():
         (nn.Linear(4, 4), {}, BadNetwork, "replaces a Conv2d, got Linear"),
         (nn.Conv2d(4, 4, 3, groups=4), {}, BadNetwork, "grouped convolution, got groups=4"),
         (nn.Conv2d(4, 4, 3, padding_mode="reflect"), {}, BadNetwork, "pad with zeros"),
-        (nn.Conv2d(4, 4, 3), {"rank_in": 5}, InvalidArgument, "rank must be at most 4"),
+        (nn.Conv2d(4, 4, 3), {"rank_in": 5}, InvalidArgument, "rank_in must be at most 4"),
         (nn.Conv2d(4, 4, 1), {"energy": 1.0}, SavesNothing, "has 48 weights"),
     ],
 )

@@ -153,6 +153,62 @@ def test_opened_again_it_gives_what_it_is_now():
     torch.testing.assert_close(off.run(net, plan, x.double()).logits, net(x.double())[-1].detach())
 
 
+class Times(nn.Module):
+    """A model whose code can be changed without another module or tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU())
+        self.norm = nn.BatchNorm1d(6)
+        self.head = nn.Linear(6, 3)
+        self.by = 1.0
+
+    def forward(self, x):
+        return self.head(self.norm(self.stem(x))) * self.by
+
+
+class Less(Times):
+    def forward(self, x):
+        return -self.head(self.stem(x))
+
+
+CODE = {
+    "an attribute": lambda m: setattr(m, "by", 2.0),
+    "a setting of a layer": lambda m: setattr(m.stem[1], "negative_slope", 2.0),
+    "eps": lambda m: setattr(m.norm, "eps", 5.0),
+    "a class": lambda m: setattr(m, "__class__", Less),
+    "a forward of its own": lambda m: setattr(m, "forward", lambda x: -m.head(m.stem(x))),
+    "a forward hook": lambda m: m.head.register_forward_hook(lambda _, __, y: -y),
+    "a pre-hook": lambda m: m.head.register_forward_pre_hook(lambda _, x: (-x[0],)),
+}
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("change", CODE)
+def test_pieces_are_made_again_when_the_code_changes(change, engine):
+    """The modules and tensors are the same objects, so the pieces of before look as if they fit."""
+    if engine == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    model = seeded(Times, 0).eval()
+    x = rows_of(20)
+    net = cut(model, x[:4], at=["stem"], exits="linear").eval()
+    plan = Plan.by_hand({"stem": math.inf})
+    runner = off.open(net, plan, engine=engine)
+    with torch.no_grad():
+        before = model(x)
+        torch.testing.assert_close(off.run(net, plan, x, engine=engine).logits, before)
+        CODE[change](model)
+        after = model(x)
+    assert not torch.allclose(before, after, atol=1e-3)
+    with pytest.raises(StaleRunner):
+        runner.check()
+    torch.testing.assert_close(off.run(net, plan, x, engine=engine).logits, after)
+    with pytest.warns(UntrainedExitWarning):
+        trace = record(net, x, timed=False, progress=False, engine=engine)
+    recorded = torch.as_tensor(trace.columns["logits/backbone"])
+    torch.testing.assert_close(recorded, after, atol=1e-5, rtol=1e-5)
+
+
 def test_each_module_is_watched_by_the_pieces_that_use_it():
     segments = segments_of(cut_of())
     assert all(

@@ -124,3 +124,16 @@ def test_a_chain_is_written_as_the_first_edition_wrote_it():
 def test_what_is_no_json_of_a_topology(wrong):
     with pytest.raises(InvalidArgument):
         Topology.from_json(wrong)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        (Node("a", ("a",)),),
+        (Node("a", ("b",)), Node("b", ("c",)), Node("c", ("b", "leave"))),
+        (Node("b", ("a",)), Node("a", ("b", "leave"))),
+    ],
+)
+def test_a_circle_is_refused(nodes):
+    with pytest.raises(BadNetwork, match=r"the successors of node '\w' must be later nodes, got"):
+        Topology(nodes)

@@ -11,9 +11,11 @@ import pytest
 from offramp._support.files import from_document, read_arrays, to_document, write_arrays
 from offramp.errors import BadData, BadFile, InvalidArgument, Mismatch, NewerSchema, UnknownName
 from offramp.guarantees.risks import Risk, find_risk
+from offramp.plans.columns import digest_of_columns
 from offramp.plans.plan import Plan, choose
 from offramp.plans.provenance import Origin
-from offramp.plans.trace import SCHEMA, WHY, Trace, _digest
+from offramp.plans.replay import WHY
+from offramp.plans.trace import SCHEMA, Trace
 from small import trace_of
 
 
@@ -313,7 +315,7 @@ def saved_as_it_is(trace, columns, path) -> None:
     trace.save(path)
     header, _ = read_arrays(path)
     _, body = from_document(header, "trace", SCHEMA, "here")
-    body["columns"] = _digest(columns)
+    body["columns"] = digest_of_columns(columns)
     write_arrays(path, to_document("trace", SCHEMA, body), columns)
 
 

@@ -131,3 +131,24 @@ def test_it_needs_gates_that_rate_ways():
     x, y, _ = data(20, 0)
     with pytest.raises(BadNetwork, match="gates that rate their ways, but this network has none"):
         off.fit(net, (x, y), recipe="gumbel", progress=False)
+
+
+@pytest.mark.parametrize("recipe", ["gumbel?warm=2", "d2nn?warm=2", "random_ways"])
+def test_a_network_of_too_many_paths_to_record_is_trained(recipe):
+    x, y, _ = data(400, 4)
+    torch.manual_seed(0)
+    steps = [("stem", nn.Linear(6, 6).eval())]
+    for number in range(6):
+        arms = {f"none{number}": [], f"unit{number}": nn.Linear(6, 6).eval()}
+        steps.append(off.Fork(f"skip{number}", arms, "controller?width=4"))
+    net = off.route([*steps, ("head", nn.Linear(6, 2).eval())], example=x[:4])
+    assert net.topology.has_many_paths
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    history = off.fit(
+        net, (x, y), recipe=recipe, epochs=3, rate=0.02, development=data(50, 5)[:2],
+        progress=False,
+    )  # fmt: skip
+    # the accuracy is that of the most expensive path
+    assert 0 <= history.epochs[-1].figures["accuracy/head"] <= 1
+    for key in ("backbone.unit0.weight", "backbone.unit5.weight", "backbone.head.weight"):
+        assert not torch.equal(net.state_dict()[key], before[key])

@@ -7,7 +7,9 @@ import io
 
 import numpy as np
 import pytest
+import torch
 
+import offramp as off
 from offramp.data.rows import digests_of, rows
 from offramp.errors import BadData
 from offramp.plans.plan import Plan
@@ -95,3 +97,71 @@ def test_a_plan_under_which_none_left_or_none_stayed() -> None:
         "No row went to the end"
         in gallery(view_of(trace, Plan.by_hand({"small": -1e6})), images(300))[3]
     )
+
+
+class Columns(off.Gate):
+    """Scores that are means of some columns of pixels."""
+
+    def __init__(self, *columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+
+    def score(self, seen):
+        pixels = seen.features.float()[:, 0] / 256  # [B, H, W]
+        scores = pixels.mean(1)[:, list(self.columns)]
+        return scores[:, 0] if len(self.columns) == 1 else scores
+
+    def config(self):
+        return {"name": "tests:Columns", "columns": list(self.columns)}
+
+
+class Mean(torch.nn.Module):
+    """Three logits: the means of the channels, turned by a number."""
+
+    def __init__(self, turn: int) -> None:
+        super().__init__()
+        self.order = [(channel - turn) % 3 for channel in range(3)]
+        self.mix = torch.nn.Linear(3, 3)
+        torch.nn.init.eye_(self.mix.weight)
+
+    def forward(self, x):
+        return self.mix(x.float().mean((2, 3))[:, self.order])
+
+
+class Plus(torch.nn.Module):
+    def forward(self, x):
+        return x.float() + 1
+
+
+def test_a_fork_has_a_group_for_each_way() -> None:
+    x = torch.as_tensor(images(200))
+    arms = {name: Mean(number).eval() for number, name in enumerate(("a", "b", "c"))}
+    net = off.route([off.Fork("size", arms, Columns(0, 1))], example=x[:2])
+    trace = off.record(net, x, timed=False, progress=False)
+    plan = Plan.by_hand({"size": (0.52, 0.51)})
+    parts = gallery(view_of(trace, plan), x)
+    exits = trace.replay(plan).exit
+    scores = np.stack([trace.columns[f"score/size@{route}"] for route in (0, 1)], 1)
+    for number, name in enumerate("abc"):
+        here = np.flatnonzero(exits == number)
+        key = -scores[here, number] if number < 2 else scores[here].max(1)
+        assert f"At size took {name}" in parts[2 * number]
+        assert (
+            numbers(parts[2 * number + 1])
+            == here[np.argsort(key, kind="stable")][:PICTURES].tolist()
+        )
+
+
+def test_settings_of_a_dial_show_the_fewest_and_the_most_stages() -> None:
+    x = torch.as_tensor(images(120))
+    steps = []
+    for number in range(5):
+        arms = {f"none{number}": [], f"unit{number}": Plus().eval()}
+        steps.append(off.Fork(f"skip{number}", arms, Columns(number)))
+    net = off.route([*steps, ("head", Mean(0).eval())], example=x[:2])
+    trace = off.record(net, x, settings=[0.5], timed=False, progress=False)
+    plan = Plan.by_hand(dict.fromkeys(net.topology.gates, 0.5))
+    _, fewest, _, most = gallery(view_of(trace, plan), x)
+    ran = trace.replay(plan).ran.sum(1)
+    assert ran[numbers(fewest)].tolist() == sorted(ran)[:PICTURES]
+    assert ran[numbers(most)].tolist() == sorted(ran)[::-1][:PICTURES]

@@ -14,7 +14,8 @@ from forked import CLASSES, THREE, WIDTH, three
 from offramp.calibration.routed import RoutedOutcomes
 from offramp.errors import BadNetwork
 from offramp.plans.plan import Plan
-from offramp.plans.trace import WHY, Trace
+from offramp.plans.replay import WHY
+from offramp.plans.trace import Trace
 from offramp.runtime import running
 
 MANY = 100_000
@@ -177,12 +178,15 @@ def test_a_stage_without_rows_is_not_called_and_groups_are_merged_in_order(trace
     calls = []
     merge = running.merged
     call = runner._call
+
+    def counted(engine_stage, state, rows, **options):
+        calls.append(engine_stage.name)
+        call(engine_stage, state, rows, **options)
+
     monkeypatch.setattr(
         running, "merged", lambda groups, gather: seen.append(len(groups)) or merge(groups, gather)
     )
-    monkeypatch.setattr(
-        runner, "_call", lambda part, state: calls.append(part.name) or call(part, state)
-    )
+    monkeypatch.setattr(runner, "_call", counted)
     runner(x)
     assert seen == [3]
     assert calls == ["stem", "size", "small", "middle", "large", "more", "head"]
@@ -194,8 +198,6 @@ def test_a_stage_without_rows_is_not_called_and_groups_are_merged_in_order(trace
 
 def test_what_needs_a_chain_says_so(traced, tmp_path):
     net, x, _ = traced
-    with pytest.raises(BadNetwork, match="anytime works along a chain"):
-        next(off.open(net, PLAN).anytime(x))
     with pytest.raises(BadNetwork, match="the recipe sdn works along a chain"):
         off.fit(net, (x, torch.zeros(len(x), dtype=torch.long)), recipe="sdn", progress=False)
 
@@ -272,13 +274,34 @@ def test_a_row_near_a_threshold_counts_with_the_worst_of_its_ways(traced):
         assert exact[row] == max(losses[row, THREE.exit_labels.index(label)] for label in options)
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_compiled_engine_joins_what_leads_to_a_fork_and_records_every_node(traced, timed):
+    """The stem is part of the stage behind it. Its work counts, and it has a share of the time."""
+    pytest.importorskip("onnxruntime")
+    net, x, trace = traced
+    options = {"timed": timed, "progress": False, "engine": "onnxruntime"}
+    found = off.record(net, (x[:64], torch.arange(64) % CLASSES), **options)
+    costs = {name for name in trace.columns if name.startswith("cost/")}
+    assert costs <= set(found.columns)
+    for name in costs:
+        assert found.columns[name][0] == trace.columns[name][0], name
+    for plan in PLANS:
+        answers = off.run(net, plan, x[:64], engine="onnxruntime")
+        assert answers.exit.tolist() == found.replay(plan).exit.tolist()
+    if timed:
+        assert found.columns["cost/segment/stem"][1:].sum() > 0
+        assert all(np.isfinite(found.columns[name]).all() for name in costs)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("one_file", [False, True])
 @pytest.mark.parametrize("plan", PLANS)
-def test_an_exported_folder_answers_the_same(traced, tmp_path, plan):
+def test_an_exported_folder_answers_the_same(traced, tmp_path, plan, one_file):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     net, x, _ = traced
-    off.export(net, plan, tmp_path / "f", example=x[:4])
+    off.export(net, plan, tmp_path / "f", example=x[:4], one_file=one_file)
+    assert (tmp_path / "f" / "network.onnx").exists() == one_file
     spec = importlib.util.spec_from_file_location("run_forked", tmp_path / "f" / "run.py")
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
@@ -291,3 +314,57 @@ def test_an_exported_folder_answers_the_same(traced, tmp_path, plan):
         if len(rows):
             np.testing.assert_array_equal(found["logits"], want.logits.numpy())
     assert WHY[0] == "gate"
+
+
+def test_anytime_answers_along_every_path_the_cheap_ways_first(traced):
+    net, x, trace = traced
+    answers = [*off.open(net, PLAN).anytime(x)]
+    # by the ways at "size" in order: small, middle (its exit, then the head), large
+    labels = ["head#0", "middle", "head#1", "head#2"]
+    assert len(answers) == len(labels) == len(THREE.exit_labels)
+    for one, label in zip(answers, labels, strict=True):
+        assert one.logits.argmax(1).tolist() == trace.columns[f"answer/{label}"].tolist()
+        assert set(one.exit.tolist()) == {THREE.exit_index(label.partition("#")[0])}
+        assert one.reasons() == ["end"] * len(x)
+    few = off.open(net, PLAN).anytime(x[:7])
+    assert torch.equal(next(few).logits, answers[0].logits[:7])
+    assert [len(one.logits) for one in off.open(net, PLAN).anytime(x[:0])] == [0] * 4
+
+
+def test_rows_take_the_quickest_way_when_time_is_short(traced):
+    net, x, _ = traced
+    runner = off.open(net, PLAN, timing_rows=x)
+    assert torch.equal(runner(x, deadline_ms=60_000.0).exit, runner(x).exit)
+    wanted = runner(x)
+    late = runner(x, deadline_ms=0.0)
+    assert set(late.reasons()) <= {"gate", "end", "deadline"}
+    assert late.reasons().count("deadline") > 100
+    # every row has the answer of some way, and rows in time have that of the plan
+    in_time = late.why != WHY.index("deadline")
+    assert torch.equal(late.logits[in_time], wanted.logits[in_time])
+    ways = torch.stack([one.logits for one in runner.anytime(x)])  # [paths, B, C]
+    assert (ways == late.logits).all(2).any(0).all()
+
+
+def test_a_way_that_does_not_fit_is_replaced_by_the_quickest():
+    net = three()
+    x = rows_of(90, seed=4)
+    runner = off.open(net, PLAN, timing_rows=x)
+    # the arms "large" and "more" take a minute each, all other stages no time
+    stages = [stage.name for stage in runner.stages]
+    slow = running.Percentile((1,), (60_000.0,))
+    fast = running.Percentile((1,), (0.0,))
+    runner._percentiles = [slow if name in ("large", "more") else fast for name in stages]
+    wanted = runner(x)
+    got = runner(x, deadline_ms=10_000.0)
+    late = np.array([reason == "deadline" for reason in got.reasons()])
+    small = off.run(net, Plan.by_hand({"size": (-math.inf, 0.0)}), x)
+    chosen = Plan.by_hand({"size": (math.inf, -math.inf), "middle": 1.0})
+    middle = off.run(net, chosen, x)
+    scores = recorded(net, x).columns
+    large = (scores["score/size@0"] < 1) & (scores["score/size@1"] < 0)
+    assert large.any()
+    assert late.tolist() == large.tolist()
+    assert torch.equal(got.logits[~large], wanted.logits[~large])
+    quick = torch.stack([small.logits, middle.logits])
+    assert (quick[:, large] == got.logits[large]).all(2).any(0).all()

@@ -15,8 +15,8 @@ import torch
 import offramp as off
 from offramp.networks.network import LOGITS, SCORE
 from offramp.plans.plan import Plan, choose
+from offramp.plans.replay import WHY
 from offramp.plans.schedule import full_schedule
-from offramp.plans.trace import WHY
 from offramp.runtime.engine import kind_of
 from offramp.runtime.lean import LeanChain, OnArrays, Wanted, lean_chain, staying
 from offramp.runtime.outputs import END, GATE, Unpacked

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+import offramp as off
+from forked import CLASSES, WIDTH, three
 from offramp.plans.signature import INPUT
 from offramp.runtime.measuring import (
     Percentile,
@@ -140,3 +142,22 @@ def test_pace_tells_when_modules_have_ended(behind):
     last = [found.shares[name] for name in order[1:]]
     assert last[-1] < 1 if behind else last == [1, 1], last
     assert not any(module._forward_hooks for module in model.body.modules())
+
+
+def test_nodes_that_an_engine_joins_share_its_milliseconds_by_their_macs():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    rows = (torch.randn(64, WIDTH), torch.arange(64) % CLASSES)
+    here = off.record(three(), rows, timed=False, progress=False)
+    there = off.record(three(), rows, engine="onnxruntime", progress=False)
+    names = [name for name in here.columns if name.startswith("cost/")]
+    for name in names:
+        assert there.columns[name][0] == here.columns[name][0]
+        assert np.isfinite(there.columns[name]).all()
+    # "stem" runs as part of "size", and "large" as part of "more": models of the same size
+    for first, second in (("stem", "size"), ("large", "more")):
+        one = there.columns[f"cost/segment/{first}"]
+        other = there.columns[f"cost/segment/{second}"]
+        assert one[0] == other[0] > 0
+        assert one[1:].tolist() == other[1:].tolist()
+        assert one[1:].sum() > 0

@@ -18,7 +18,7 @@ from offramp.networks.inputs import as_inputs
 from offramp.networks.nodes import Gate
 from offramp.plans.plan import Plan, choose
 from offramp.plans.provenance import BAND
-from offramp.plans.trace import WHY
+from offramp.plans.replay import WHY
 from offramp.runtime.engine import engine_of
 from offramp.runtime.one_graph import NAN_CODE, Coded, OneGraph, farthest
 from small import INF_MARK, NAN_MARK, ladder_of, rows_of, spoiled, whole_numbers

@@ -14,7 +14,7 @@ import offramp as off
 from offramp.building.cutting import ladder
 from offramp.errors import InvalidArgument
 from offramp.plans.plan import Plan
-from offramp.plans.trace import WHY
+from offramp.plans.replay import WHY
 from offramp.runtime import running
 from offramp.runtime import session as opening
 from small import INF_MARK, NAN_MARK, Counting, conv, dense, ladder_of, rows_of, spoiled

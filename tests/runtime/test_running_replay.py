@@ -12,7 +12,8 @@ import offramp as off
 from offramp.building.cutting import cut, ladder
 from offramp.networks.nodes import Gate
 from offramp.plans.plan import BAND, Plan
-from offramp.plans.trace import WHY, Trace
+from offramp.plans.replay import WHY
+from offramp.plans.trace import Trace
 from small import INF_MARK, NAN_MARK, dense, ladder_of, moved, rows_of, spoiled, whole_numbers
 
 PLANS, BATCHES, POOL = 400, 4, 96  # 9 networks x 400 plans x 4 batches = 14,400

@@ -8,11 +8,16 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 from offramp.errors import StaleRunner
 from offramp.gates.tempered import Tempered
-from offramp.runtime.staleness import ChangeDetector, SettingsDetector
-from small import dense, ladder_of
+from offramp.networks.taps import listening
+from offramp.runtime.staleness import ChangeDetector, Rounds, SettingsDetector
+from small import Spoiled, dense, ladder_of
 
 
 def model() -> nn.Module:
@@ -209,6 +214,61 @@ def test_a_settings_detector_looks_at_all_modules_in_turns_and_keeps_none_alive(
     assert gone() is None
 
 
+HOOKS = {
+    "a forward hook": lambda m: m[11].register_forward_hook(lambda *_: None),
+    "a pre-hook": lambda m: m[11].register_forward_pre_hook(lambda *_: None),
+    "a hook of all modules": lambda _: register_module_forward_hook(lambda *_: None),
+    "a pre-hook of all modules": lambda _: register_module_forward_pre_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_new_hook_is_noticed_at_once_and_one_that_was_removed_within_some_turns(hook):
+    module = nn.Sequential(*(nn.Tanh() for _ in range(40))).eval()
+    before = SettingsDetector(module.modules())
+    before.spot_check()
+    handle = HOOKS[hook](module)
+    try:
+        for _ in range(2):  # it stays so
+            with pytest.raises(StaleRunner, match="a hook of a module"):
+                before.spot_check()
+        with pytest.raises(StaleRunner, match="a hook of a module"):
+            before.check()
+        after = SettingsDetector(module.modules())
+        after.spot_check()
+        after.check()
+    finally:
+        handle.remove()
+    before.check()
+    before.spot_check()
+    assert sum(refused(after) for _ in range(6)) >= 1  # 84 tables in six shares
+    with pytest.raises(StaleRunner, match="a hook of a module"):
+        after.check()
+
+
+def test_another_hook_in_the_same_place_is_noticed():
+    module = nn.Sequential(nn.Tanh()).eval()
+    handle = module[0].register_forward_hook(lambda *_: None)
+    detector = SettingsDetector(module.modules())
+    module[0]._forward_hooks[handle.id] = lambda _, __, y: -y
+    with pytest.raises(StaleRunner, match="a hook of a module"):
+        detector.spot_check()
+
+
+def test_hooks_elsewhere_and_hooks_of_offramp_are_left_alone():
+    net = ladder_of(2)
+    detector = SettingsDetector(net.modules())
+    nn.Tanh().register_forward_hook(lambda *_: None)
+    with listening({"small": net.backbone["small"]}, lambda *_: None):
+        detector.spot_check()
+        detector.check()
+    method = Spoiled(dense(0))
+    method.register_forward_hook(method.extra_repr)  # each look at it makes another object
+    detector = SettingsDetector(method.modules())
+    method._forward_hooks[next(iter(method._forward_hooks))] = method.extra_repr
+    detector.check()
+
+
 def test_a_settings_detector_compares_what_code_reads_by_value():
     table = {"by": 1.5, "f": len}
     entries = {"a": torch.ones(2)}
@@ -233,3 +293,79 @@ def test_a_settings_detector_compares_what_code_reads_by_value():
     tensor.add_(1)
     with pytest.raises(StaleRunner, match="a tensor"):
         detector.spot_check()
+
+
+def deep() -> nn.Module:
+    """Linear layers, norms, and many layers without tensors."""
+    blocks = list[nn.Module]()
+    for _ in range(11):
+        blocks += [nn.Linear(3, 3), nn.BatchNorm1d(3), nn.LeakyReLU(0.1)]
+    blocks += [nn.LeakyReLU(0.1) for _ in range(60)]
+    return nn.Sequential(*blocks).eval()
+
+
+ONE_MODULE = {
+    "training": lambda m: m[16].train(),
+    "a weight in place": lambda m: touch(m[15], "weight", "mul_"),
+    "a new bias": lambda m: setattr(m[30], "bias", nn.Parameter(torch.ones(3))),
+    "a write through NumPy": lambda m: write_by_numpy(m[9].weight),
+    "the last tensor through NumPy": lambda m: write_by_numpy(m[31].running_var),
+    "an attribute": lambda m: setattr(m[92], "negative_slope", 0.2),
+    "an eps": lambda m: setattr(m[4], "eps", 0.5),
+}
+
+
+@pytest.mark.parametrize("before", [0, 1, 5, 14])
+@pytest.mark.parametrize("change", ONE_MODULE)
+def test_rounds_notice_a_change_of_one_module_within_a_round(change, before):
+    module = deep()
+    rounds = Rounds([module], SettingsDetector(module.modules()))
+    assert rounds.shares > 10
+    for _ in range(before):
+        rounds.spot_check()
+    ONE_MODULE[change](module)
+    assert any(refused(rounds) for _ in range(rounds.shares))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("change", ["weight", "slope", "numpy"])
+def test_rounds_of_any_length_look_at_everything(blocks, change):
+    layers = list[nn.Module]()
+    for _ in range(blocks):
+        layers += [nn.BatchNorm1d(3), *(nn.LeakyReLU(0.1) for _ in range(20))]
+    module = nn.Sequential(*layers).eval()
+    rounds = Rounds([module], SettingsDetector(module.modules()))
+    assert rounds.shares == blocks
+    if change == "weight":
+        touch(module[-21], "weight", "add_")
+    elif change == "slope":
+        module[-1].negative_slope = 0.2
+    else:
+        write_by_numpy(module[-21].weight)
+    assert any(refused(rounds) for _ in range(blocks))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.train(),
+        lambda m: m.double(),
+        lambda m: [touch(part, "weight", "add_") for part in m if hasattr(part, "weight")],
+    ],
+    ids=["train", "cast", "step"],
+)
+def test_rounds_notice_a_change_of_all_modules_at_once(change):
+    module = deep()
+    rounds = Rounds([module], SettingsDetector(module.modules()))
+    rounds.spot_check()
+    change(module)
+    assert refused(rounds)
+
+
+def test_rounds_leave_alone_what_changes_nothing():
+    module = deep()
+    rounds = Rounds([module], SettingsDetector(module.modules()))
+    module(torch.zeros(5, 3))
+    module.to("cpu").float().eval()
+    for _ in range(2 * rounds.shares):
+        rounds.spot_check()

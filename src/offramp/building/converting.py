@@ -94,7 +94,7 @@ def _by_method(model: nn.Module, layers: Mapping[Any, Method]) -> list[tuple[Met
     """
     last_key: dict[str, int] = {}  # by layer, the number of the key that counts
     for number, key in enumerate(layers):
-        for name in _matched(model, key):
+        for name in matched(model, key):
             last_key[name] = number
     by_method: list[tuple[Method, list[str]]] = []
     for number, method in enumerate(layers.values()):
@@ -103,9 +103,18 @@ def _by_method(model: nn.Module, layers: Mapping[Any, Method]) -> list[tuple[Met
     return by_method
 
 
-def _matched(model: nn.Module, key: str | type[nn.Module]) -> list[str]:
-    """The names of the modules that a pattern, a class, or the name of a class matches. Raises
-    UnknownName if there are none.
+def matched(model: nn.Module, key: str | type[nn.Module]) -> list[str]:
+    """List the modules that a key of `convert` matches.
+
+    Args:
+        model: a model.
+        key: a pattern of names with `*`, a class of modules, or the name of a class.
+
+    Returns:
+        The names of these modules.
+
+    Raises:
+        UnknownName: there are none; the message offers the nearest names.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     matches = list[str]()
@@ -223,7 +232,7 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
     else:
         raise InvalidArgument(f"a method must be a name, a Layer or a function, got {method!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    suited = _outermost([name for name in chosen if isinstance(modules[name], kinds)])
+    suited = outermost([name for name in chosen if isinstance(modules[name], kinds)])
     if not suited:
         wanted = " or ".join(kind.__name__ for kind in kinds)
         matched = list[str]()
@@ -300,7 +309,7 @@ def _title(method: Method) -> str:
     return getattr(method, "__name__", type(method).__name__)
 
 
-def _outermost(names: list[str]) -> list[str]:
+def outermost(names: list[str]) -> list[str]:
     """The names without those of modules inside another one."""
     outermost = list[str]()
     for name in names:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp.errors import InvalidArgument
 from offramp.networks.inputs import as_inputs, call_model, copies, count_of
 from offramp.networks.layer import Layer, dense_cost, outer_layers, stored_bytes
 from offramp.runtime.measuring import interleaved, macs
@@ -102,12 +103,22 @@ def changes(
     Returns:
         One entry per converted module in the order of the model, then one for the complete model
         under "".
+
+    Raises:
+        InvalidArgument: the original fails on the example.
     """
     state = as_inputs(example)
     originals = dict(before.named_modules())
     changes: list[Change] = []
     names = _changed(before, after)
-    inputs = _inputs(before, names, partial(_call, before, state))
+    try:
+        inputs = _inputs(before, names, partial(_call, before, state))
+    except (RuntimeError, IndexError, TypeError, ValueError) as problem:
+        why = str(problem).strip().partition("\n")[0]
+        raise InvalidArgument(
+            f"original must be the model before it was converted, and it fails on the example: "
+            f"{why}"
+        ) from problem
     for name in names:
         if name not in inputs:  # it does not run on this example
             continue

@@ -22,6 +22,7 @@ from offramp.building.skipping import skippable
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.channels import ChannelTracker, layouts_of
+from offramp.networks.code_marks import refuse_hidden
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, copies, given, remedy, texts_of
 from offramp.networks.members import (
@@ -40,7 +41,6 @@ from offramp.partition.segmenting import segments_of
 from offramp.plans.provenance import union
 from offramp.plans.signature import Input, is_input, is_label
 from offramp.plans.topology import Node, Topology
-from offramp.runtime.code_marks import refuse_hidden
 
 # A module, an object that `offramp.members` can wrap, or a pair (model, preprocess).
 Model = Any
@@ -126,7 +126,7 @@ def cut(
             raise InvalidArgument("gate must be one gate for all units with skip=, got a mapping")
         if gate == "margin":  # the default of cut, which cannot choose between ways
             gate = "controller"
-        return skippable(plain, example, skip, gate=gate, preprocess=preprocess)
+        return skippable(plain, example, skip, gate=gate, preprocess=preprocess, spec=spec)
     return cut_and_placement(
         model,
         example,
@@ -582,9 +582,10 @@ def _named(members: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
 def _check_member(name: str, network: Network, preprocess: nn.Module | None) -> None:
     """Raise BadNetwork for a network that cannot be a member."""
     if [member.name for member in network.members] != [BACKBONE]:
+        kind = "a ladder" if network.topology.is_chain else "a network with forks"
         raise BadNetwork(
-            f"member {name!r} must be a model or a network made by cut, got a ladder. Use the "
-            f"members of that ladder"
+            f"member {name!r} must be a model or a network made by cut, got {kind}. Use its "
+            f"models as members"
         )
     if preprocess is not None:
         raise BadNetwork(

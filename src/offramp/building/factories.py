@@ -73,8 +73,25 @@ def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = Tr
         model = find("members", "wrapped")(model) or model  # such as a scikit-learn estimator
     model = _as_module(spec, model)
     if weights is not None:
-        load_weights(model, weights)
+        _load_weights(model, weights)
     return model.eval()
+
+
+def _load_weights(model: nn.Module, weights: str | Path) -> None:
+    """Load the weights of a model, or of the one part that has any, such as a model behind a layer
+    that resizes.
+    """
+    parts = [part for part in model.children() if [*part.state_dict()]]
+    if not isinstance(model, nn.Sequential) or len(parts) != 1:
+        load_weights(model, weights)
+        return
+    try:
+        load_weights(model, weights)
+    except BadFile as problem:
+        try:
+            load_weights(parts[0], weights)
+        except BadFile:
+            raise problem from None
 
 
 def _as_module(spec: str, thing: object) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import nn
 from offramp.building.costing import Change, changes
 from offramp.errors import InvalidArgument
 from offramp.networks.inputs import as_inputs, count_of, texts_of
+from offramp.networks.network import Network
 from offramp.networks.wrappers import require_plain, unwrapped
 from offramp.partition import CutPoint
 from offramp.partition.segmenting import check_cut, points_of
@@ -101,7 +102,7 @@ def inspect(
     tensors that are needed behind it.
 
     Args:
-        model: in eval mode.
+        model: in eval mode; of a network that was cut, the model that it was made of.
         example: a batch as the model (or its preprocessing) takes it; all of its rows are timed
             together.
         preprocess: the preprocessing of the model.
@@ -115,7 +116,7 @@ def inspect(
     Raises:
         BadNetwork: the model mixes rows, or cannot be exported.
         BadData: the model fails on the example.
-        InvalidArgument: the original is not a torch module.
+        InvalidArgument: the original is not a torch module, or a network has several models.
 
     Example:
         >>> import torch
@@ -125,6 +126,8 @@ def inspect(
         ('0', '1')
     """
     model, _ = unwrapped(model)
+    if isinstance(model, Network):
+        model, preprocess = _one_model(model, preprocess)
     require_plain(model, "model")
     batch = as_inputs(example)
     rows = {name: value[:ROWS] for name, value in batch.items()}
@@ -145,6 +148,21 @@ def inspect(
             (x,) = batch.values()
         changed = changes(original, model, x if preprocess is None else preprocess(x))
     return Inspection(tuple(points), count_of(batch), timed.ms, timed.shares, tuple(changed))
+
+
+def _one_model(
+    network: Network, preprocess: nn.Module | None
+) -> tuple[nn.Module, nn.Module | None]:
+    """The one model of a network, and its preprocessing. Raises InvalidArgument for several."""
+    if len(network.members) > 1:
+        raise InvalidArgument(
+            f"inspect lists where one model can be cut, and this network has "
+            f"{len(network.members)}. Use print(network) for its topology, and report for its costs"
+        )
+    member = network.members[0]
+    if preprocess is None:
+        preprocess = network.preprocess_of(member)
+    return network.model_of(member), preprocess
 
 
 def _percent(share: float | None) -> str:

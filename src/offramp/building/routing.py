@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from offramp._support.find import find, unknown
 from offramp.building.factories import made_for_features, make_exit, make_gate
+from offramp.building.pieces import pieces_after
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs, count_of, remedy
@@ -30,9 +31,11 @@ from offramp.networks.nodes import Exit, Gate
 from offramp.networks.walking import Nodes, segment_call, with_defaults
 from offramp.networks.wrappers import require_plain
 from offramp.plans.signature import Input
+from offramp.plans.signature import example as rows_like
 from offramp.plans.topology import LEAVE, Default, Node, Topology
 
 NOTHING = "offramp:nothing"
+ROWS = 4  # rows on which a network that was cut is split
 
 GateLike = str | Gate | Callable[..., Any]
 ExitLike = str | Exit | Callable[..., Exit]
@@ -85,7 +88,8 @@ def route(
     Args:
         steps: in the order in which rows pass them; each one is (name, module), a `Fork`, or a
             `Leave`. A module reads the output of the step before it; the first one reads the input,
-            and may be a pair (module, preprocess). A third entry, {name: default}, names earlier
+            and may be a pair (module, preprocess). A network made by `cut` may take the place of a
+            module, and brings its exits. A third entry, {name: default}, names earlier
             segments whose outputs the module takes as further arguments. The default replaces an
             output in rows whose path skipped that segment; use None if every path runs it. The last
             step answers: logits [B, C].
@@ -128,6 +132,7 @@ class _Layout:
         defaults: by the name of a segment, the default of its output, and the first segment that
             reads it.
         within: identities of the lists that are being read, the outermost first.
+        marks: by exit, its digest in a network that was cut, where it is not trained yet.
     """
 
     sources: dict[str, str]
@@ -139,6 +144,7 @@ class _Layout:
     open: list[tuple[str, int]] = field(default_factory=list)
     defaults: dict[str, tuple[float, str]] = field(default_factory=dict)
     within: list[int] = field(default_factory=list)
+    marks: dict[str, str] = field(default_factory=dict)
 
     def steps(self, steps: object, ends: tuple[str, ...], where: str) -> tuple[str, ...]:
         """Add the nodes of some steps.
@@ -166,6 +172,8 @@ class _Layout:
                 ends = self._fork(step, ends)
             elif isinstance(step, Leave):
                 ends = self._leave(step, ends)
+            elif _network_in(step) is not None:
+                ends = self._network_step(step, ends, f"step {number + 1} of {where}")
             else:
                 ends = self._segment(step, ends, f"step {number + 1} of {where}")
         self.within.pop()
@@ -217,6 +225,21 @@ class _Layout:
         self.open = [(name, 0)]
         return (name,)
 
+    def _network_step(self, step: object, ends: tuple[str, ...], where: str) -> tuple[str, ...]:
+        """Add the segments and exits of a network that was cut."""
+        name, _, reads = _entries(step, where)
+        network = _network_in(step)
+        assert network is not None
+        if reads:
+            raise InvalidArgument(
+                f"{name!r} is a network, whose first segment reads the step before it alone; got "
+                f"further reads {[*reads]}"
+            )
+        steps = _steps_of(str(name), network, reads_input=not ends)
+        for cut in network.untrained():
+            self.marks[_exit_name(str(name), cut)] = network.made[cut]
+        return self.steps(steps, ends, f"the network {name!r}")
+
     def _add_default(self, name: str, default: float, reader: str) -> None:
         """Note the default of a segment's output. All its readers must name the same one."""
         known, first_reader = self.defaults.setdefault(name, (default, reader))
@@ -254,7 +277,7 @@ class _Layout:
                 still_open += self.open
                 continue
             steps = arm
-            if isinstance(arm, nn.Module) or _is_pair(arm):
+            if isinstance(arm, nn.Module) or _is_pair(arm):  # also a network
                 steps = [(name, arm)]
             nodes = self.steps(steps, arm_ends, f"the arm {name!r} of {fork.name!r}")
             if self.open:  # otherwise every row of this arm was answered
@@ -329,6 +352,8 @@ class _Layout:
                 mark = digest(exits[name])
                 if not isinstance(wanted, Exit) and mark is not None:
                     made[name] = mark
+                elif name in self.marks:  # of a network that was cut
+                    made[name] = self.marks[name]
             if len(node.successors) > 1:
                 gates[name] = self._gate(node, seen, earlier)
 
@@ -557,6 +582,79 @@ def _entries(step: object, where: str) -> tuple[str, object, Mapping[str, float 
             f"{reads!r}"
         )
     return step[0], step[1], reads
+
+
+def _network_in(step: object) -> Network | None:
+    """The network of a step (name, network); None for any other step."""
+    if isinstance(step, (tuple, list)) and len(step) in (2, 3) and isinstance(step[1], Network):
+        return step[1]
+    return None
+
+
+def _exit_name(name: str, cut: str) -> str:
+    """The node of an exit of a network that is a step."""
+    return f"{name}-{cut.replace('.', '-')}-exit"
+
+
+def _steps_of(name: str, network: Network, *, reads_input: bool) -> list[Step]:
+    """The steps of a network that was cut: a segment and an exit for each cut.
+
+    Args:
+        name: of the step; nodes are called `<name>-<cut>` and `<name>-<cut>-exit`, the last one as
+            the step itself.
+        network: made by `cut`.
+        reads_input: whether the step reads the input, and not the step before it.
+
+    Raises:
+        BadNetwork: it is a ladder or has forks, or its exits or gates read earlier ones.
+    """
+    (member, *others) = network.members
+    if others or not network.topology.is_chain:
+        kind = "a ladder" if network.topology.is_chain else "a network with forks"
+        raise BadNetwork(
+            f"the step {name!r} must be a module or a network made by cut, got {kind}. Use its "
+            f"models as steps"
+        )
+    _require_own_exits(name, network)
+    rows = as_inputs(rows_like(member.inputs, ROWS), network.device())
+    if len(rows) != 1:
+        raise BadNetwork(f"the network {name!r} must have one input, got {', '.join(rows)}")
+    (x,) = rows.values()
+    preprocess = network.preprocess_of(member)
+    with torch.no_grad():
+        floats = x if preprocess is None else preprocess(x)
+    model = network.model_of(member)
+    consequence = f"so the network {name!r} cannot be a step"
+    steps = list[Step]()
+    for end, piece in pieces_after(model, floats, member.cuts, consequence=consequence):
+        segment: Any = piece
+        if not steps and preprocess is not None:
+            segment = nn.Sequential(preprocess, piece).eval()
+            if reads_input:
+                segment = (piece, preprocess)
+        if not end:
+            steps.append((name, segment))
+            continue
+        steps.append((f"{name}-{end.replace('.', '-')}", segment))
+        steps.append(Leave(_exit_name(name, end), network.exit_of(end), network.gate_of(end)))
+    return steps
+
+
+def _require_own_exits(name: str, network: Network) -> None:
+    """Raise BadNetwork if an exit needs more than the features at its cut."""
+    for node in network.topology.nodes:
+        reading = [*node.exit_reads, *node.gate_reads]
+        if reading:
+            raise BadNetwork(
+                f"the exit {node.name!r} of the network {name!r} reads {', '.join(reading)}, and "
+                f"within route exits read their own features alone"
+            )
+        # such an exit finds its module in the model of its network
+        if type(network.exit_of(node.name)).belong_to is not Exit.belong_to:
+            raise BadNetwork(
+                f"the exit {node.name!r} of the network {name!r} is a part of its model, which "
+                f"route splits. Use the parts of the model as steps"
+            )
 
 
 def _short(thing: object) -> str:

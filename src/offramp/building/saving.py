@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from offramp._support.find import find, shelved
 from offramp._support.ownership import FolderKind
 from offramp._support.replacement import read_whole, replacing_folder
 from offramp.building.factories import MADE_FROM, built_from_file, make_gate, model_from_file
+from offramp.building.rebuilding import pieces_of, whole_from_json
 from offramp.errors import BadFile, InvalidArgument, OfframpError
 from offramp.networks.members import BACKBONE, ModelSpec, require_name
 from offramp.networks.network import Network, as_network
@@ -26,6 +28,7 @@ from offramp.networks.nodes import Exit, Gate
 from offramp.networks.trained import remember, rows_behind
 from offramp.plans.provenance import SeenRows
 from offramp.plans.signature import Input, is_label
+from offramp.plans.signature import example as rows_like
 from offramp.plans.topology import Topology
 
 SCHEMA = 1
@@ -37,6 +40,7 @@ FLOATS = {
 }
 # The most members that a file may name: each one is built before its weights are checked.
 MOST_MEMBERS = 256
+ROWS = 4  # rows that a model is taken apart on
 FOLDER = FolderKind(
     "a network", "network.json", "network", frozenset({"network.json", "weights.safetensors"})
 )
@@ -79,6 +83,11 @@ def saving(network: Network, folder: str | Path, kind: FolderKind = FOLDER) -> I
         body = network.config()
         body["made"] = network.made
         body["types"] = _types(network)
+        if network.whole is not None:
+            body["whole"] = asdict(network.whole)
+        tied = _tied(network)
+        if tied:
+            body["tied"] = tied
         # The rows that trained the network, and its parts that were trained by rows.
         body["learned"] = None
         rows = network.training_rows()
@@ -135,6 +144,20 @@ def load(
     )
 
 
+def example_in(folder: str | Path) -> Any:
+    """Seeded rows like those that a saved network was made with; None if it has not seen any."""
+
+    def read(path: Path) -> Any:
+        _, body = read_json(path / "network.json", "network", SCHEMA)
+        for entry in body["rungs"]:
+            member = _member(entry)
+            if member.inputs:
+                return rows_like(member.inputs, ROWS)
+        return None
+
+    return read_whole(Path(folder), read, FOLDER.require_own)
+
+
 def _load(
     path: Path,
     model: Mapping[str, Given] | Given | None,
@@ -152,7 +175,11 @@ def _load(
         )
     # Build the network, then give its tensors the types and the values of the file.
     try:
-        network = _build(body, _models_by_name(model, body), gates, exits)
+        given = _models_by_name(model, body)
+        if body.get("whole") is not None:
+            given = _with_pieces(body, given)
+        network = _build(body, given, gates, exits)
+        _tie(network, body.get("tied", ()))
         _cast(network, tensors, body.get("types", {}))
     except OfframpError:
         raise
@@ -301,10 +328,73 @@ def _models_by_name(
         models = dict(model)
     else:
         names = [member["name"] for member in body["rungs"]]
+        if body.get("whole") is not None:
+            names = [BACKBONE]  # the model of which all members are pieces
         if len(names) != 1:
             raise InvalidArgument(f"model must be a mapping from names for {names}, got one model")
         models = {names[0]: model}
     return {name: _as_modules(value) for name, value in models.items()}
+
+
+def _with_pieces(body: Mapping[str, Any], given: dict[str, Given]) -> dict[str, Given]:
+    """The models of a network whose members are pieces of one model, by the names of the members.
+
+    Args:
+        body: the content of network.json.
+        given: what the user gave: the one model as `backbone`, the pieces, or nothing.
+    """
+    names = [member["name"] for member in body["rungs"]]
+    if set(names) <= set(given):
+        return given
+    whole = whole_from_json(body["whole"])
+    model = given.pop(BACKBONE, None)
+    preprocess = None
+    if isinstance(model, tuple):
+        model, preprocess = model
+    needed: list[tuple[str, str, str | None]] = []  # kind, name, spec
+    if model is None and not built_from_file(whole.spec):
+        needed.append(("model", BACKBONE, whole.spec))
+    has_own_preprocess = preprocess is not None
+    if names[0] in body["fronts"] and not has_own_preprocess:
+        config = body["fronts"][names[0]]
+        if config["name"] == "Front":
+            preprocess = _preprocess(config, names[0])
+        else:
+            typed = body.get("front_specs", {}).get(names[0])
+            needed.append(("preprocess", BACKBONE, typed or config["name"]))
+    if needed:
+        raise GiveAgain(needed, {BACKBONE: whole.spec})
+    if model is None:
+        model = model_from_file(whole.spec, BACKBONE)
+    example = rows_like(_member(body["rungs"][0]).inputs, ROWS)
+    pieces: dict[str, Given] = {**pieces_of(whole, model, example, preprocess)}
+    if has_own_preprocess:
+        first = pieces[names[0]]
+        assert isinstance(first, nn.Module)
+        pieces[names[0]] = (first, preprocess)
+    return {**pieces, **given}
+
+
+def _tied(network: Network) -> list[list[str]]:
+    """The names under which several members have the same parameter, as arms of one model do."""
+    names_of: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(name)
+    return [names for names in names_of.values() if len(names) > 1]
+
+
+def _tie(network: Network, groups: Sequence[Sequence[str]]) -> None:
+    """Let members share parameters as they did when the network was saved."""
+    # By their whole names, because names of nodes may have dots, which get_submodule splits.
+    modules = dict(network.named_modules(remove_duplicate=False))
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    for first, *others in groups:
+        parameter = parameters[first]
+        for name in others:
+            known = parameters[name]
+            if known is not parameter and known.shape == parameter.shape:
+                module_name, _, last = name.rpartition(".")
+                setattr(modules[module_name], last, parameter)
 
 
 def _as_modules(given: Any) -> Given:
@@ -394,6 +484,8 @@ def _build(
     if body["learned"] is not None:
         network.trained_on = SeenRows.from_json(body["learned"])
     network.class_names = None
+    if body.get("whole") is not None:
+        network.whole = whole_from_json(body["whole"])
     names = body.get("class_names")  # not in files of the first version
     if names is not None:
         network.class_names = tuple(map(str, names))

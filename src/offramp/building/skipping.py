@@ -14,35 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from offramp._support.find import unknown
+from offramp.building.pieces import pieces_after
 from offramp.building.routing import Fork, GateLike, route
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import as_inputs, given
+from offramp.networks.members import SKIP, WholeModel
 from offramp.networks.network import Network
 from offramp.networks.taps import plain_attention
-from offramp.partition import Piece, partition, self_check
-
-
-class UnitPiece(nn.Module):
-    """A piece of a model that takes one tensor and gives one. It shares the model's parameters.
-
-    Args:
-        module: the exported piece. It always stays in eval mode, so its batch norms keep their
-            statistics while it is trained.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.training = False
-
-    def train(self, mode: bool = True) -> UnitPiece:
-        """Do nothing: a piece that was exported in eval mode stays in it."""
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the piece, which gives a tuple of one tensor."""
-        y: Tensor = self.module(x)[0]
-        return y
 
 
 def skippable(
@@ -52,6 +30,7 @@ def skippable(
     *,
     gate: GateLike = "controller",
     preprocess: nn.Module | None = None,
+    spec: str | None = None,
 ) -> Network:
     """Make a network of one trained model in which rows may skip some units.
 
@@ -63,6 +42,7 @@ def skippable(
             left out.
         gate: chooses at each unit, as in `Fork`.
         preprocess: the preprocessing of the model.
+        spec: the text that names the model, so that a saved network can be built again.
 
     Returns:
         A network with a fork before each unit. Its name is `skip-` and the unit's name, with - for
@@ -79,7 +59,8 @@ def skippable(
     x = given(inputs)
     with torch.no_grad():
         floats = x if preprocess is None else preprocess(x)
-    names = _matching(model, [skip] if isinstance(skip, str) else skip)
+    patterns = [skip] if isinstance(skip, str) else skip
+    names = _matching(model, patterns)
     units = _units(model, names, floats)
     if not units:
         raise BadNetwork(
@@ -93,42 +74,24 @@ def skippable(
         for cut in (before, unit):
             if cut not in cuts:
                 cuts.append(cut)
-    parts = partition(model, (floats,), at=cuts)
-    self_check(model, parts, (floats,), {})
+    parts = pieces_after(model, floats, cuts, consequence="so it cannot be skipped")
 
     # A piece has the name of the module at whose end it stops. So the piece of a unit becomes a
     # fork, and every other piece a segment.
     steps = list[Any]()
-    for number, piece in enumerate(parts.pieces):
-        _require_one_tensor(piece)
-        module = UnitPiece(piece.module)
-        name = piece.name.replace(".", "-")
-        if piece.name in units:
+    for number, (end, module) in enumerate(parts):
+        name = end.replace(".", "-")
+        if end in units:
             steps.append(Fork(f"skip-{name}", {f"none-{name}": [], name: module}, gate))
             continue
-        segment = f"to-{name}" if piece.name else "end"
+        segment = f"to-{name}" if end else "end"
         if number == 0 and preprocess is not None:
             steps.append((segment, (module, preprocess)))
         else:
             steps.append((segment, module))
-    return route(steps, example=example)
-
-
-def _require_one_tensor(piece: Piece) -> None:
-    """Raise BadNetwork unless a piece reads one tensor and hands on one. The last piece may give
-    more, as models have several outputs.
-    """
-    too_many = list[str]()
-    if len(piece.reads) != 1:
-        too_many = [*piece.reads]
-    elif not piece.writes or (piece.name and len(piece.writes) != 1):
-        too_many = [*piece.writes]
-    else:
-        return
-    raise BadNetwork(
-        f"only one tensor may be carried past {piece.name or 'the last unit'!r}, got "
-        f"{len(too_many)} ({', '.join(too_many)}), so it cannot be skipped"
-    )
+    network = route(steps, example=example)
+    network.whole = WholeModel(spec, SKIP, tuple(patterns))
+    return network
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:

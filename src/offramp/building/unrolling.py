@@ -20,7 +20,7 @@ from offramp._support.find import find
 from offramp.errors import BadNetwork
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import as_inputs
-from offramp.networks.members import ModelSpec
+from offramp.networks.members import UNROLLED, ModelSpec, WholeModel
 from offramp.networks.network import Network, require_eval
 from offramp.networks.nodes import Gate
 from offramp.partition import partition
@@ -31,7 +31,13 @@ HEAD = "head"
 
 
 @without_autocast()
-def unrolled(model: nn.Module, example: Any, *, preprocess: nn.Module | None = None) -> Network:
+def unrolled(
+    model: nn.Module,
+    example: Any,
+    *,
+    preprocess: nn.Module | None = None,
+    spec: str | None = None,
+) -> Network:
     """Make a network in which samples can leave each stage of adaptive depth after any of its
     units.
 
@@ -45,6 +51,7 @@ def unrolled(model: nn.Module, example: Any, *, preprocess: nn.Module | None = N
         model: from `halting(..., per="sample")`, trained, in eval mode. It is copied.
         example: a small batch of rows.
         preprocess: the preprocessing of the model.
+        spec: the text that names the model, so that a saved network can be built again.
 
     Returns:
         A network with the nodes `<stage>-<unit>`, units counted from 0, and `head`, which answers.
@@ -88,7 +95,9 @@ def unrolled(model: nn.Module, example: Any, *, preprocess: nn.Module | None = N
     if len(x) == 1:  # a dimension of 1 could be the batch or not
         x = torch.cat([x, x])
     pieces = _pieces(model, stages, x)
-    return _network(pieces, copy.deepcopy(stages), x, raw, preprocess)
+    network = _network(pieces, copy.deepcopy(stages), x, raw, preprocess)
+    network.whole = WholeModel(spec, UNROLLED)
+    return network
 
 
 def _pieces(model: nn.Module, stages: dict[str, Any], x: Tensor) -> list[nn.Module]:
@@ -205,7 +214,7 @@ class First(nn.Module):
         x = row if self.shape is None else closed(row, self.shape)
         state = _only(self.piece(x))  # [n, C, ...]
         out = torch.zeros_like(state)
-        total = state.new_zeros(len(state), 1)
+        total = state.new_zeros(state.shape[0], 1)  # len() would fix the batch in an export
         score = self.halt(state).flatten(1)  # [n, 1]
         return packed(state, out, total, score)
 

@@ -120,6 +120,10 @@ def calibrate(
     trace.reference(reference)  # raises UnknownName
     if max_exit is not None:
         trace.topology.exit_index(max_exit)
+    if trace.header.settings and (testing != "path" or search is not None or max_exit is not None):
+        raise InvalidArgument(
+            "settings of one dial are tested along the dial; leave out testing, search and max_exit"
+        )
     if budget is not None:
         share = require("budget", budget, above=0)
         # no promise: repeats do no harm
@@ -131,10 +135,6 @@ def calibrate(
         f"at_most (a level of {promised.name})", at_most, low=promised.low, below=promised.high
     )
     confidence = require_confidence(confidence)
-    if trace.header.settings and (testing != "path" or search is not None or max_exit is not None):
-        raise InvalidArgument(
-            "settings of one dial are tested along the dial; leave out testing, search and max_exit"
-        )
     if testing not in TESTING:
         raise InvalidArgument(f"testing must be one of {', '.join(TESTING)}, got {testing!r}")
     if search is not None:

@@ -38,6 +38,7 @@ from offramp.plans.draws import order_of
 from offramp.plans.plan import Plan
 from offramp.plans.pricing import called
 from offramp.plans.schedule import Schedule, compiled
+from offramp.plans.topology import LEAVE
 from offramp.plans.trace import Trace
 
 POINTS = 100  # candidates of Pareto testing
@@ -443,7 +444,10 @@ class Certifier:
         return going_N
 
     def _ends_early(self, trace: Trace) -> bool:
-        """Whether `max_exit` is before the last exit."""
+        """Whether never leaving ends elsewhere than at the end of the most expensive path."""
+        if not trace.topology.is_chain:
+            last = trace.topology.exits[-1]
+            return self._closed_path(trace) != trace.topology.reference_path(last)
         return self.max_exit not in (None, trace.topology.exits[-1])
 
     def _never_is_safe(self, trace: Trace) -> bool:
@@ -453,10 +457,27 @@ class Certifier:
         """
         if not self.risk.zero_at_reference or self.at_most < 0:
             return False
+        if trace.header.settings:
+            return True  # the reference is the first setting, which closes all gates
+        if not trace.topology.is_chain:
+            # The last ways of all forks need not lead to the reference: an arm may answer itself.
+            name = trace.reference(self.reference)
+            return self._closed_path(trace) == trace.topology.reference_path(name)
         last = self.max_exit
         if last is None:
             last = trace.topology.exits[-1]
         return trace.reference(self.reference) == last
+
+    def _closed_path(self, trace: Trace) -> tuple[str, ...]:
+        """The nodes that a row passes in a network with forks whose gates are all closed."""
+        schedule = compiled(trace.topology, {}, self.max_exit)
+        stage = schedule.stages[0]
+        path = [*schedule.skipped, stage.name]
+        while stage.edges[-1].to != LEAVE:
+            edge = stage.edges[-1]
+            path += [*edge.via, edge.to]
+            stage = schedule.stages[schedule.index[edge.to]]
+        return tuple(path)
 
     def _width(self, trace: Trace) -> int:
         """The number of exits up to the last one that the plan uses."""

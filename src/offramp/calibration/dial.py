@@ -111,9 +111,10 @@ def costs_of_settings(trace: Trace, unit: str, batch: int) -> Array:
         plan = plan_at(trace.topology, value)
         costs.append(trace.price(plan, unit, batch).mean)
     costs_S = np.array(costs)
-    rises = np.flatnonzero(np.diff(costs_S) > 1e-9 * costs_S[0])  # more than rounding
+    # With all gates closed they do not run, so the first setting may cost less than the second.
+    rises = np.flatnonzero(np.diff(costs_S[1:]) > 1e-9 * costs_S[0])  # more than rounding
     if len(rises):
-        first = int(rises[0])
+        first = int(rises[0]) + 1
         warnings.warn(
             f"the dial is not monotone in cost: at {settings[first + 1]:g} the network costs more "
             f"than at {settings[first]:g}; name the cheap ways of forks first",

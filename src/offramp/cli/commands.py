@@ -19,8 +19,10 @@ from offramp.cli.deploying import export
 from offramp.cli.home import demo, doctor
 from offramp.cli.networks import ladder
 from offramp.cli.pages import report
+from offramp.cli.paths import resolutions, route, unrolled
 from offramp.cli.plans import calibrate, check
 from offramp.cli.printing import note
+from offramp.cli.searching import search
 from offramp.cli.serving import bench, run
 from offramp.cli.traces import record
 from offramp.cli.training import FitCommand, fit
@@ -95,8 +97,8 @@ def offramp(
 ) -> None:
     """Make trained networks spend less on easy inputs, under a certified promise.
 
-    From left to right: ladder, or cut and fit; then record, calibrate, run. Each step is a file:
-    work can stop and go on elsewhere.
+    From left to right: ladder, or cut and fit (for forks route, resolutions or unrolled); then
+    record, calibrate, run. Each step is a file: work can stop and go on elsewhere.
     To see it all on data that needs no download: offramp demo
     """
 
@@ -131,8 +133,12 @@ for _command in (
     ladder,
     inspect,
     convert,
+    search,
     cut,
     adopt,
+    route,
+    resolutions,
+    unrolled,
     fit,
     record,
     calibrate,

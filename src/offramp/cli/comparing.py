@@ -17,10 +17,10 @@ File = Annotated[
 def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     r"""Train and measure several methods under one protocol.
 
-    FILE holds flags of cut, fit, record and calibrate, shared or in a [method.NAME] each, and
-    seeds, gates and budgets. Every network is made once and kept in the folder: what was stopped
-    goes on there, and a file with one more method costs only that method. index.html, results.csv,
-    curves.csv and clocks.csv tell it all.
+    FILE holds flags of convert, cut, fit, record and calibrate, shared or in a [method.NAME] each,
+    and seeds, gates and budgets. Every network is made once and kept in the folder: what was
+    stopped goes on there, and a file with one more method costs only that method. index.html,
+    results.csv, curves.csv, clocks.csv and costs.csv tell it all.
 
     Example:
       offramp compare methods.toml -o comparison/       # where methods.toml says:

@@ -149,7 +149,7 @@ def model_of(
         InvalidArgument: the folder has more than one model, or comes with a file of weights.
     """
     from offramp.building.factories import make_model, make_preprocess, preprocess_of
-    from offramp.building.saving import load
+    from offramp.building.saving import GiveAgain, load
 
     if not spec.startswith(NETWORK):
         module = make_model(spec, weights)
@@ -159,7 +159,12 @@ def model_of(
     folder = spec.removeprefix(NETWORK)
     if weights is not None:
         raise InvalidArgument(f"{spec} has its own weights; leave --weights out, or give - for it")
-    network: Network = load(folder)
+    try:
+        network: Network = load(folder)
+    except GiveAgain as problem:
+        raise InvalidArgument(
+            f"{problem.what}; name the model itself instead of {spec}"
+        ) from problem
     if len(network.members) > 1:
         raise InvalidArgument(
             f"{folder} must hold a network of one model, got {len(network.members)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,10 @@ from offramp.cli.options import (
 )
 from offramp.cli.placement import figures
 from offramp.cli.printing import answer, note, table
+from offramp.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from offramp.networks.network import Network
 
 Model = Annotated[
     str,
@@ -95,6 +99,15 @@ Length = Annotated[
     ),
 ]
 
+Skip = Annotated[
+    str | None,
+    typer.Option(
+        "--skip",
+        metavar="A,B",
+        help="Instead of --at: residual units that rows may skip, such as 'layer3.*'.",
+    ),
+]
+
 
 def cut(
     model: Model,
@@ -109,15 +122,18 @@ def cut(
     exit_of: ExitOf = None,
     gate: GateName = "margin",
     length: Length = None,
+    skip: Skip = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Hang exits on one trained model.
+    r"""Hang exits on one trained model, or make units of it that rows may skip.
 
     The model is cut after the modules in --at, or into --parts; its weights stay as they are. The
     exits are not trained yet: `offramp fit` does that, or any loop of yours over net(x) in Python.
     With --at auto a quick linear exit is tried at up to 24 places on the rows of --labelled and
     timed on this machine; those places are taken where the time that leaving saves is worth the
     exits. Such rows promise nothing later.
+    With --skip there are no exits: before each of these residual units rows go on or skip it. Train
+    that with the recipes gumbel or d2nn.
 
     Example:
       offramp cut offramp:resnet20 --weights r20.safetensors --at layer1,layer2 \
@@ -125,21 +141,37 @@ def cut(
       offramp cut hf:bert-sst2/ --at bert.encoder.layer.3 --exit linear_masked \
         --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' \
         -o network/
+      offramp cut offramp:resnet20 --weights r20.safetensors --skip 'layer3.*' \
+        --example 'cifar10:data[0:8]' -o network/
     """
+    from offramp.building.cutting import cut as skipping
     from offramp.building.cutting import cut_and_placement as made
     from offramp.building.saving import FOLDER, save
 
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
-    require_placement_flags(at, parts, labelled)
+    if skip is None:
+        require_placement_flags(at, parts, labelled)
+    else:
+        _require_skip_alone(at, parts, labelled, exit_of, length)
     module, before, spec = model_of(model, weights, preprocess)
+    batch = example_rows(example, before)
+    if skip is not None:
+        network = skipping(
+            module, batch, skip=words(skip) or (), gate=gate, preprocess=before, spec=spec
+        )
+        save(network, output)
+        answer(_described(network, output), as_json, f"{network}", f"written: {output}")
+        if network.topology.has_many_paths:
+            note("more than sixteen paths: record it with --settings")
+        return
     places: str | Sequence[str] | None = at
     if at != AUTO:
         places = words(at)
     network, placement = made(
         module,
-        example_rows(example, before),
+        batch,
         at=places,
         parts=parts,
         exits=exits_at(at, exit_, exit_of),
@@ -150,11 +182,7 @@ def cut(
         labelled=labelled,
     )
     save(network, output)
-    body: dict[str, Any] = {
-        "network": output,
-        **network.config(),
-        "fingerprint": network.fingerprint(),
-    }
+    body = _described(network, output)
     body["untrained"] = list(network.untrained())
     measured, drawn = figures(placement)
     body.update(measured)
@@ -167,6 +195,19 @@ def cut(
     )
     if network.untrained():
         note(f"not trained yet: {', '.join(network.untrained())}")
+
+
+def _described(network: Network, output: str) -> dict[str, Any]:
+    """A network as plain data, for --json."""
+    return {"network": output, **network.config(), "fingerprint": network.fingerprint()}
+
+
+def _require_skip_alone(*others: object) -> None:
+    """Raise InvalidArgument if options of exits are given besides --skip."""
+    names = ("--at", "--parts", "--labelled", "--exit-of", "--length")
+    for name, value in zip(names, others, strict=True):
+        if value is not None:
+            raise InvalidArgument(f"{name} must be left out with --skip, which makes no exits")
 
 
 def adopt(
@@ -203,11 +244,7 @@ def adopt(
         module, batch, exits=heads, gate=gate, preprocess=before, spec=model, length=free
     )
     save(network, output)
-    body: dict[str, Any] = {
-        "network": output,
-        **network.config(),
-        "fingerprint": network.fingerprint(),
-    }
+    body = _described(network, output)
     shown = (
         f"Network of one model with its own exits {', '.join(network.topology.exits)}, gate "
         f"{gate}: {output}"

@@ -34,8 +34,9 @@ DataSpec = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="Rows: digits, cifar10:DIR, mnist:DIR, imagefolder:DIR, parquet:PATH, npz:PATH, "
-        "tsv:PATH?tokenizer=FOLDER&length=64 or my.module:factory, each with [a:b] to select.",
+        help="Rows: digits, cifar10:DIR, mnist:DIR, imagefolder:DIR, images:DIR, parquet:PATH, "
+        "npz:PATH, tsv:PATH?tokenizer=FOLDER&length=64 or my.module:factory, each with "
+        "[a:b] to select.",
     ),
 ]
 Threshold = Annotated[
@@ -62,7 +63,8 @@ Given = Annotated[
     typer.Option(
         "--model",
         metavar="MEMBER=SPEC",
-        help="A member given again: my.module:factory or hf:NAME (weights are saved).",
+        help="A member given again: my.module:factory or hf:NAME (weights are saved). Of a network "
+        "of `offramp route` the factory alone.",
     ),
 ]
 GivenPreprocess = Annotated[
@@ -111,9 +113,8 @@ EngineName = Annotated[
     typer.Option(
         "--engine",
         metavar="ENGINE",
-        help="torch, torch:bf16,channels_last, torch:compile, torch:cuda_graphs, onnxruntime, "
-        "openvino; a plan keeps "
-        "to its own.",
+        help="torch, torch:bf16,channels_last, torch:threads=1, torch:compile, torch:cuda_graphs, "
+        "onnxruntime, openvino; a plan keeps to its own.",
     ),
 ]
 Repeats = Annotated[
@@ -141,7 +142,7 @@ def network_of(
 
     Args:
         folder: written by `offramp ladder`, `cut` or `fit`.
-        models: MEMBER=SPEC texts, of the user's own models.
+        models: MEMBER=SPEC texts, of the user's own models; or the factory of `offramp route`.
         fronts: MEMBER=SPEC texts, of the user's own preprocessing.
         gates: NODE=SPEC texts, of the user's own gates.
 
@@ -151,6 +152,9 @@ def network_of(
     from offramp.building.factories import make_gate, make_model, make_preprocess
     from offramp.building.saving import GiveAgain, load
 
+    factories = [text for text in models or () if "=" not in text.partition("?")[0]]
+    if factories:
+        return _routed_again(folder, factories, models, fronts, gates)
     # A member is a model, or a model with its preprocessing.
     members: dict[str, Any] = {}
     for member, spec in pairs(models, "--model").items():
@@ -166,27 +170,90 @@ def network_of(
         return load(folder, members, gates=own_gates)
     except GiveAgain as problem:
         # The flags as they were typed, and those that are missing: `--model MEMBER=...`.
-        flags = list[str]()
+        typed = list[str]()
         for option, texts in (
             ("--model", models),
             ("--preprocess-of", fronts),
             ("--gate-of", gates),
         ):
             for text in texts or ():
-                flags.append(f"{option} {text}")
-        known = {flag.split("=")[0] for flag in flags}
-        for flag in problem.flags:
-            if flag.split("=")[0] not in known:
-                flags.append(flag)
-        only_python = ""
+                typed.append(f"{option} {text}")
+        known = {flag.split("=")[0] for flag in typed}
+        missing = [flag for flag in problem.flags if flag.split("=")[0] not in known]
+        ending = ""
+        if len(missing) > 1:
+            ending = ". If `offramp route` wrote it, --model my.module:factory alone is enough"
         if problem.exits:
-            only_python = (
+            ending += (
                 f"; the exit {problem.exits[0]!r} can be given only in Python, load(..., exits=)"
             )
         raise InvalidArgument(
             f"{problem.what}; give again, with every command on this network: "
-            f"{' '.join(flags)}{only_python}"
+            f"{' '.join([*typed, *missing])}{ending}"
         ) from problem
+
+
+def routed_network(factory: str, example: Any) -> Network:
+    """The network of a factory's steps, or the network that it makes itself.
+
+    Args:
+        factory: my.module:factory.
+        example: a small batch of rows.
+
+    Raises:
+        InvalidArgument: the factory fails, or gives neither steps nor a network.
+    """
+    from offramp._support.find import imported
+    from offramp.building.routing import route
+    from offramp.networks.network import Network
+
+    if ":" not in factory:
+        raise InvalidArgument(f"FACTORY must be my.module:factory, got {factory}")
+    steps = imported(factory)
+    try:
+        if callable(steps):
+            steps = steps()
+    except Exception as problem:  # the user's code can raise anything
+        raise InvalidArgument(
+            f"{factory} failed with {type(problem).__name__}: {problem}"
+        ) from problem
+    if isinstance(steps, Network):
+        return steps
+    if not isinstance(steps, (list, tuple)):
+        raise InvalidArgument(
+            f"{factory} must give a list of steps or a network, got a {type(steps).__name__}"
+        )
+    return route(steps, example=example)
+
+
+def _routed_again(
+    folder: str,
+    factories: list[str],
+    models: list[str] | None,
+    fronts: list[str] | None,
+    gates: list[str] | None,
+) -> Network:
+    """The network in a folder that `offramp route` wrote, with all parts from its factory."""
+    from offramp.building.saving import example_in, load
+
+    if len(models or ()) > 1 or fronts or gates:
+        raise InvalidArgument(
+            f"--model {factories[0]} gives all parts of a network and must be given alone"
+        )
+    again = routed_network(factories[0], example_in(folder))
+    members: dict[str, Any] = {}
+    for member in again.members:
+        preprocess = again.preprocess_of(member)
+        members[member.name] = again.model_of(member)
+        if preprocess is not None:
+            members[member.name] = (again.model_of(member), preprocess)
+    topology = again.topology
+    return load(
+        folder,
+        members,
+        gates={name: again.gate_of(name) for name in topology.gates},
+        exits={name: again.exit_of(name) for name in topology.exits},
+    )
 
 
 def plan_of(path: str, thresholds: list[str] | None) -> Plan:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from offramp._support.arguments import words
 from offramp.cli.options import (
     AsJson,
     BatchSize,
@@ -19,6 +20,7 @@ from offramp.cli.options import (
     writable,
 )
 from offramp.cli.printing import answer, main_process, table
+from offramp.errors import InvalidArgument
 
 Output = Annotated[
     str, typer.Option("--output", "-o", metavar="FILE", help="The .npz file to write.")
@@ -34,6 +36,15 @@ KeepProbeRows = Annotated[
     typer.Option(
         "--keep-probe-rows",
         help="Put up to 16 of the rows into the file, to compare networks on them.",
+    ),
+]
+Settings = Annotated[
+    str | None,
+    typer.Option(
+        "--settings",
+        metavar="A,B",
+        help="Of a network with more than sixteen paths: thresholds that all of its gates share, "
+        "from the largest down, such as 1,0.5,0.",
     ),
 ]
 Timed = Annotated[
@@ -55,6 +66,7 @@ def record(
     timed: Timed = True,
     keep_probe_rows: KeepProbeRows = False,
     engine: EngineName = "torch",
+    settings: Settings = None,
     model: Given = None,
     preprocess_of: GivenPreprocess = None,
     gate_of: GivenGate = None,
@@ -64,6 +76,8 @@ def record(
 
     A trace holds scores, answers and costs: what `calibrate` works on. Milliseconds are measured on
     the way, so let nothing else run. Take rows that trained none of the models.
+    Of a network with forks every path is recorded, at most sixteen. One with more is recorded at
+    settings of one threshold, and a plan is then one of the settings.
 
     Example:
       offramp record network/ 'cifar10:data[1000:5000]' -o trace.npz
@@ -79,6 +93,8 @@ def record(
         "keep": keep,
         "keep_probe_rows": keep_probe_rows,
     }
+    if settings is not None:
+        options["settings"] = _numbers(settings)
     trace = recorded(net, data, timed=timed, engine=engine, **options)
     # Of several processes only one writes.
     if main_process():
@@ -94,6 +110,19 @@ def record(
     }
     drawn = table("exit", "accuracy", "MACs alone", "ms per row alone, batch 64", rows=_rows(exits))
     answer(body, as_json, f"{trace}: {output}", drawn)
+
+
+def _numbers(settings: str) -> list[float]:
+    """The settings of a dial as they were typed. Raises InvalidArgument."""
+    values = []
+    for word in words(settings) or ():
+        try:
+            values.append(float(word))
+        except ValueError as problem:
+            raise InvalidArgument(
+                f"--settings must be numbers, such as 1,0.5,0, got {settings}"
+            ) from problem
+    return values
 
 
 def _rows(exits: list[dict[str, Any]]) -> list[tuple[str, ...]]:

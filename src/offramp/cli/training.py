@@ -170,12 +170,13 @@ def fit(
     gate_of: GivenGate = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Train the exits of a network by a recipe.
+    r"""Train the exits, or the forks, of a network by a recipe.
 
     hinge and cross_entropy leave the model as it is and solve for its exits to a proven gap; joint
     trains model and exits together; sdn, ztw, distill, patience and objective are those of their
-    papers. The rows are remembered: a promise is never made on them. Ctrl-C leaves a checkpoint in
-    --folder, from which --resume goes on.
+    papers. Networks with forks take gumbel, d2nn, drnet and random_ways, and models with stages of
+    adaptive depth pondered. The rows are remembered: a promise is never made on them. Ctrl-C leaves
+    a checkpoint in --folder, from which --resume goes on.
 
     Example:
       offramp fit network/ 'cifar10/train:data' --recipe hinge \

@@ -8,10 +8,13 @@ step is done once and kept in a file.
     calibration.npz, test.npz      traces under the network's own gate
     figures-<gate>.json            see figures.py
     bench-<gate>.json              see bench
+    cost.json                      size, operations and times of the model, see costing.py
 """
 
 from __future__ import annotations
 
+import copy
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,19 +25,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from offramp._support.arguments import arguments_of
+from offramp._support.arguments import arguments_of, words
 from offramp._support.files import read_json, write_json
 from offramp.building.cutting import cut, ladder
 from offramp.building.factories import FROM_FILES, make_model, make_preprocess, preprocess_of
+from offramp.building.resolving import resolutions
 from offramp.building.saving import load, save
+from offramp.building.unrolling import unrolled
 from offramp.calibration.rows import unseen_rows
+from offramp.comparing.converted import converted, spec_of
+from offramp.comparing.costing import ModelCost, size_of, times_of
 from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain, plain_of
+from offramp.comparing.forked import figures_of_forks
 from offramp.comparing.gating import regated, rescored
 from offramp.comparing.placement import example_of, free_of, places_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
 from offramp.errors import BetterExit, InvalidArgument
 from offramp.fitting.training import fit, recipe_of
+from offramp.networks.inputs import as_inputs, count_of
 from offramp.networks.members import BACKBONE, ModelSpec
 from offramp.networks.network import Network, plain_network
 from offramp.networks.nodes import Exit, Gate
@@ -46,10 +55,12 @@ from offramp.runtime.recording import record
 
 KIND = "comparison"
 SCHEMA = 1
+RECOVER = "recover"  # the recipe that learns from the model before it was converted
 TIMED = 256  # rows
+SIZED = 8  # rows on which multiply-adds are counted
 BATCHES = (1, 64)  # sizes that are timed
-# What figures are computed for. Those below count only if they are set, so that files of earlier
-# editions stay valid.
+# The settings that figures depend on. Those of the second list count only if they are set, so that
+# files of earlier editions stay valid.
 FIGURES = ("calibration", "test", "budgets", "risk", "at_most", "confidence")
 FIGURES_IF_SET = ("repeated_rows", "drop_seen")
 
@@ -170,8 +181,22 @@ class Cell:
             network.trained_on = union([network.trained_on, self._start.trained_on])
         if self.method.trained:
             self._train(network)
+        if self.method.unrolled:
+            network = self._unrolled(network)
         save(network, path)
         return network
+
+    def _unrolled(self, network: Network) -> Network:
+        """A trained network of one model with adaptive depth, unit by unit."""
+        member = network.members[0]
+        x = example_of(self.method, self.settings)
+        before = network.preprocess_of(member)
+        taken_apart = unrolled(
+            network.model_of(member), x, preprocess=before, spec=self.method.model
+        )
+        taken_apart.trained_on = network.trained_on
+        taken_apart.class_names = network.class_names
+        return taken_apart
 
     def _stacked(self) -> Network:
         """The network of a ladder, from those of its members."""
@@ -185,13 +210,18 @@ class Cell:
     def _loaded(self, path: Path) -> Network:
         """The network from its folder.
 
-        The user's own code is not in the files. Its parts are built again, as the first time.
+        Parts that are not in its files, such as the user's own code, are built again, as the first
+        time.
         """
         method = self.method
+        from_files = (method.model or "").startswith(FROM_FILES)
+        if method.sizes and not from_files:
+            arms = self._untrained()
+            return load(path, {member.name: arms.model_of(member) for member in arms.members})
         specs = [method.preprocess, method.gate, *_exit_specs(method.exits)]
-        has_own_code = [spec for spec in specs if ":" in spec]
-        if not has_own_code:
-            if (method.model or "").startswith(FROM_FILES):
+        own_code = [spec for spec in specs if ":" in spec]
+        if not own_code:
+            if from_files and not self._is_converted:
                 return load(path, None)
             return load(path, self._model())
         built = self._untrained()
@@ -218,27 +248,61 @@ class Cell:
         return None
 
     def _model(self) -> nn.Module:
-        """The model before it is cut."""
+        """The model before it is trained, with its cheaper layers."""
+        model = self._before()
+        if not self.method.layer:
+            return model
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.seed)  # layers such as ghosts draw weights
+            return converted(model, self.method, self.settings, self._preprocess())
+
+    def _before(self) -> nn.Module:
+        """The model before anything is replaced: that of `start`, or of `model`."""
+        if self._start is not None:
+            return copy.deepcopy(self._start.model_of(self._start.members[0]))
         assert self.method.model is not None
-        # The seed draws the weights of a model without a file.
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            model = make_model(self.method.model, self.method.weights)
-        if self._start is not None:
-            model.load_state_dict(self._start.model_of(self._start.members[0]).state_dict())
-        return model
+            return make_model(self.method.model, self.method.weights)
+
+    def _original(self) -> nn.Module:
+        """The model before it was converted: by this method, or by the one that it starts with."""
+        if not self.method.layer and self.method.start is not None:
+            return self._cell_of(self.method.start)._original()
+        return self._before()
+
+    def _preprocess(self) -> nn.Module | None:
+        """The preprocessing of its model."""
+        assert self.method.model is not None
+        if self.method.preprocess == "auto":
+            return preprocess_of(self.method.model)
+        return make_preprocess(self.method.preprocess)
+
+    @property
+    def _is_converted(self) -> bool:
+        """Whether its model has cheaper layers, of its own or from its start."""
+        if self.method.layer:
+            return True
+        return self.method.start is not None and self._cell_of(self.method.start)._is_converted
+
+    def _spec(self, model: nn.Module) -> str | None:
+        """The name of its model, if it has one."""
+        assert self.method.model is not None
+        if not self._is_converted:
+            return self.method.model
+        return spec_of(model, self.method.model)
 
     def _untrained(self) -> Network:
         """The network before it is trained. Random numbers depend only on the seed."""
         method = self.method
         model = self._model()
-        assert method.model is not None
-        if method.preprocess == "auto":
-            preprocess = preprocess_of(method.model)
-        else:
-            preprocess = make_preprocess(method.preprocess)
-        if method.static:
-            return plain_network(model, ModelSpec(BACKBONE, method.model), preprocess)
+        preprocess = self._preprocess()
+        spec = self._spec(model)
+        if method.static or method.unrolled:
+            return plain_network(model, ModelSpec(BACKBONE, spec), preprocess).eval()
+        x = example_of(method, self.settings)
+        if method.forks:
+            return self._forked(model, spec, preprocess, x)
         # All seeds have the places of the first one.
         first = replace(self, seed=method.seeds[0])
         begun = first.asked().get("of")
@@ -252,27 +316,48 @@ class Cell:
             torch.manual_seed(self.seed)
             network = cut(
                 model,
-                example_of(method, self.settings),
+                x,
                 at=names,
                 parts=parts,
                 length=free_of(method, self.settings),
                 exits=method.exits,
                 gate=method.gate,
                 preprocess=preprocess,
-                spec=method.model,
+                spec=spec,
             )
         network.trained_on = union([network.trained_on, seen])
         return network
+
+    def _forked(
+        self, model: nn.Module, spec: str | None, preprocess: nn.Module | None, x: Any
+    ) -> Network:
+        """The network before it is trained, with units that rows skip or sizes that they choose."""
+        method = self.method
+        # The default gate is for exits. Forks have defaults of their own.
+        gate: str | None = method.gate
+        if gate == Method("").gate:
+            gate = None
+        options: dict[str, Any] = {"preprocess": preprocess, "spec": spec}
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.seed)
+            if method.sizes is not None:
+                sizes = list(map(int, words(method.sizes) or ()))
+                return resolutions(model, x, sizes, gate=gate or "predictor", **options)
+            units = words(method.skip) or ()
+            return cut(model, x, skip=units, gate=gate or "controller", **options)
 
     def _train(self, network: Network) -> None:
         """Train the network in place, and write trained.json."""
         method = self.method
         run = self.home / "run"
         assert method.recipe is not None
+        arguments = arguments_of(method.arguments)
+        if method.recipe.partition("?")[0] == RECOVER:
+            arguments["original"] = self._original()
         history = fit(
             network,
             method.train,
-            recipe=recipe_of(method.recipe, **arguments_of(method.arguments)),
+            recipe=recipe_of(method.recipe, **arguments),
             development=method.development,
             batch_size=method.batch_size,
             seed=self.seed,
@@ -302,16 +387,14 @@ class Cell:
             has_same_rows = name in (data, data.strip()) or name == rows(data).name
             if has_same_rows and saved.header.origin.engine == engine_of(engine)[1]:
                 return saved
+        options: dict[str, Any] = {"engine": engine, "progress": self.progress}
+        if self.method.settings:
+            options["settings"] = list(self.method.settings)
         with warnings.catch_warnings():
             # `Comparison.doubts` reports it once for all seeds.
             warnings.simplefilter("ignore", BetterExit)
             trace = record(
-                self.network,
-                data,
-                batch_size=self.method.batch_size,
-                timed=False,
-                engine=engine,
-                progress=self.progress,
+                self.network, data, batch_size=self.method.batch_size, timed=False, **options
             )
         trace.save(file)
         return trace
@@ -373,6 +456,9 @@ class Cell:
                 self.trace("test"), drop_seen=self.settings.drop_seen, what="test"
             )
             figures = figures_of_plain(test)
+        elif self.method.forks:
+            traces = self.traces(gate)
+            figures = figures_of_forks(*traces, self.settings, unit, splits=asked["splits"])
         else:
             figures = figures_of(*self.traces(gate), self.settings, unit, splits=asked["splits"])
         write_json(
@@ -436,6 +522,55 @@ class Cell:
         )
         write_json(file, KIND, SCHEMA, {"asked": asked, "lines": report.to_json()})
         return self.timed(unit)  # as the file has it
+
+    def cost(self, reference: Cell) -> ModelCost | None:
+        """The cost of its model, counted once.
+
+        With wall-clock it is also timed, in turn with the model of `reference`.
+
+        Returns:
+            The cost. None for ladders and later seeds, and if no method is static or converted,
+            because all methods then have the same model.
+        """
+        settings = self.settings
+        other_models = [method for method in settings.methods if method.static or method.layer]
+        if self.method.members or not self.first or not other_models:
+            return None
+        file = self.home / "cost.json"
+        asked = [settings.test, settings.wall_clock, settings.repeats, reference.asked()]
+        asked.append(engine_of(settings.engine)[1])
+        if file.exists():
+            body = read_json(file, KIND, SCHEMA)[1]
+            if body["asked"] == asked:
+                return ModelCost.from_json(body["cost"])
+        x = next(iter(rows(settings.test).batches(max(BATCHES)))).x
+        network = self.network
+        cost = size_of(network, _first_rows(x, SIZED))
+        if settings.wall_clock:
+            unit = network
+            if reference.name != self.name:
+                unit = reference.network
+            count = count_of(as_inputs(x))
+            batches = tuple([size for size in BATCHES if size <= count])
+            times = times_of(
+                network,
+                unit,
+                x,
+                batches=batches,
+                repeats=settings.repeats,
+                engine=settings.engine,
+                clock=time.perf_counter,
+            )
+            cost = replace(cost, times=times)
+        write_json(file, KIND, SCHEMA, {"asked": asked, "cost": cost.to_json()})
+        return cost
+
+
+def _first_rows(x: Any, count: int) -> Any:
+    """The first rows of a batch, as one array or as named ones."""
+    if isinstance(x, Mapping):
+        return {name: value[:count] for name, value in x.items()}
+    return x[:count]
 
 
 def _exit_specs(exits: str | Mapping[str, str]) -> list[str]:

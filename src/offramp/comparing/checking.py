@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from offramp._support.arguments import arguments_of, pairs, require, require_confidence
 from offramp._support.find import files, find
+from offramp.building.converting import split_spec
 from offramp.building.factories import (
     exit_factory,
+    made_for_features,
     make_gate,
     make_model,
     make_preprocess,
     model_factory,
+    preprocess_of,
 )
+from offramp.comparing.converted import converted
 from offramp.comparing.placement import free_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
-from offramp.errors import InvalidArgument
+from offramp.errors import InvalidArgument, OfframpError
 from offramp.fitting.loader import index_of
 from offramp.fitting.training import recipe_of
 from offramp.guarantees.risks import find_risk
@@ -55,14 +60,14 @@ def require_known(settings: Settings) -> None:
 def _require_names(method: Method) -> None:
     """Resolve the names of one method."""
     for gate in (method.gate, *method.gates):
-        if gate != OWN:
+        if gate != OWN and not made_for_features(gate):
             make_gate(gate, ())
     if method.members:
         return
     _require_model(method.model or "")
     if method.preprocess != "auto":
         make_preprocess(method.preprocess)
-    if not method.static:
+    if not (method.static or method.forks):
         for name in (method.exit, *pairs(method.exit_of, "--exit-of").values()):
             exit_factory(name)
     if method.recipe is not None:
@@ -73,21 +78,23 @@ def _require_names(method: Method) -> None:
 
 def _require_model(spec: str) -> None:
     """Find a model's factory. A hub's model is looked up by `require_models`, which builds it."""
-    if spec.partition(":")[0] not in files("hubs"):
-        model_factory(spec)
+    base, _ = split_spec(spec)  # without conversions
+    if base.partition(":")[0] not in files("hubs"):
+        model_factory(base)
 
 
-def require_models(methods: Sequence[Method]) -> None:
-    """Build the models that are still to be cut, and look for their cuts.
+def require_models(settings: Settings, methods: Sequence[Method]) -> None:
+    """Build the models that are still to be cut, convert them, and look for their cuts.
 
     Args:
+        settings: of the comparison.
         methods: whose networks are not made yet.
 
     Raises:
-        InvalidArgument: a model does not have a module that `at` names.
+        InvalidArgument: a model does not have a module that `at` names, or cannot be converted.
         BadFile: a file of weights cannot be read.
     """
-    # Each model is built once, for all methods that cut it.
+    # Each model is built once, for all methods that use it.
     by_model: dict[tuple[str | None, str | None], list[Method]] = {}
     for method in methods:
         if not method.members:
@@ -96,16 +103,47 @@ def require_models(methods: Sequence[Method]) -> None:
         assert spec is not None
         with torch.random.fork_rng([]):
             model = make_model(spec, weights)
-        modules = dict(model.named_modules(remove_duplicate=False))
         for method in sharing:
-            if method.static:
+            changed = model
+            if method.layer:
+                changed = _converted(settings, method, model)
+            if method.static or _begins_converted(settings, method):
                 continue
+            modules = dict(changed.named_modules(remove_duplicate=False))
             for name in method.cuts:
                 if name not in modules:
                     raise InvalidArgument(
                         f"[method.{method.name}]: at must name modules that `offramp inspect` "
                         f"lists, got {name!r}, which {spec} does not have"
                     )
+
+
+def _converted(settings: Settings, method: Method, model: nn.Module) -> nn.Module:
+    """The model of a method with its cheaper layers. Raises InvalidArgument if that fails.
+
+    If the method starts with another method's model, `model` is used in its place. Both have the
+    same modules, unless the other one was converted too.
+    """
+    if _begins_converted(settings, method):
+        return model
+    if method.preprocess == "auto":
+        preprocess = preprocess_of(method.model or "")
+    else:
+        preprocess = make_preprocess(method.preprocess)
+    try:
+        with torch.random.fork_rng([]):
+            return converted(model, method, settings, preprocess)
+    except OfframpError as problem:
+        raise InvalidArgument(f"[method.{method.name}]: {problem}") from problem
+
+
+def _begins_converted(settings: Settings, method: Method) -> bool:
+    """Whether a method starts with a converted model, whose modules are known once it is made."""
+    while method.start is not None:
+        method = settings.method(method.start)
+        if method.layer:
+            return True
+    return False
 
 
 def require_lengths(settings: Settings, methods: Sequence[Method]) -> None:

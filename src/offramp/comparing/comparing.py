@@ -13,6 +13,7 @@ from typing import Any
 from offramp._support.files import require_writable
 from offramp.comparing.cells import Cell
 from offramp.comparing.checking import require_apart, require_known, require_lengths, require_models
+from offramp.comparing.costing import ModelCost
 from offramp.comparing.figures import Figures
 from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import OWN, Method, Settings
@@ -32,6 +33,7 @@ class Result:
         figures: costs and accuracies on the test rows.
         seconds: of training; None if nothing was trained.
         timed: the report of `bench`; None if it was not asked for.
+        cost: of its model; None for ladders, later seeds and other gates than the first.
     """
 
     method: str
@@ -41,6 +43,7 @@ class Result:
     figures: Figures
     seconds: float | None = None
     timed: Mapping[str, Any] | None = None
+    cost: ModelCost | None = None
 
     @property
     def label(self) -> str:
@@ -199,7 +202,7 @@ def measure(
     unit = _unit(cells, say)
     results: list[Result] = []
     for index, cell in enumerate(cells):
-        results += _results(cell, unit, _prefixed(say, index, cells))
+        results += _results(cell, unit, _first_cut(cells), _prefixed(say, index, cells))
     return Comparison(settings, unit, tuple(results))
 
 
@@ -229,7 +232,7 @@ def _require_all(cells: list[Cell], settings: Settings, *, progress: bool) -> No
     """Check everything that can be checked before the first network is made."""
     undone = [cell.method for cell in cells if not cell.done]
     methods = list(dict.fromkeys(undone))  # one entry per method, not per seed
-    require_models(methods)
+    require_models(settings, methods)
     require_lengths(settings, methods)
     if methods:
         require_apart(settings, _involved(settings, methods), progress=progress)
@@ -263,13 +266,18 @@ def _unit(cells: list[Cell], say: Callable[[str], None]) -> float:
 
     Its network is made here if the folder does not hold it yet.
     """
-    cut = [cell for cell in cells if not cell.method.static and not cell.method.members]
-    first = cut[0]  # reading.py has checked that there is one
+    first = _first_cut(cells)
     if not first.done:
         _prefixed(say, cells.index(first), cells)(_step(first))
     cell = replace(first)  # a copy, so that the network is freed with it
     cell.make()
     return cell.plain()
+
+
+def _first_cut(cells: list[Cell]) -> Cell:
+    """The first network that is cut: its plain network is the unit of cost."""
+    cut = [cell for cell in cells if not cell.method.static and not cell.method.members]
+    return cut[0]  # reading.py has checked that there is one
 
 
 def _step(cell: Cell) -> str:
@@ -279,8 +287,10 @@ def _step(cell: Cell) -> str:
     return "recording"
 
 
-def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result]:
-    """Make a network and measure it under all its gates."""
+def _results(cell: Cell, unit: float, reference: Cell, say: Callable[[str], None]) -> list[Result]:
+    """Make a network and measure it under all its gates. The model of `reference` is the unit of
+    its times.
+    """
     cell = replace(cell)  # a copy, so that the network is freed with it
     if not cell.done:
         say(_step(cell))
@@ -296,9 +306,11 @@ def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result
         figures = cell.figures(gate, unit)
         # clocks are read once per network, under its first gate
         timed = None
-        if gate == method.gates[0]:
+        cost = None
+        if gate == method.scores[0]:
             timed = cell.timed(unit)
+            cost = cell.cost(replace(reference))
         results.append(
-            Result(method.name, cell.seed, gate, method.static, figures, cell.seconds, timed)
+            Result(method.name, cell.seed, gate, method.static, figures, cell.seconds, timed, cost)
         )
     return results

@@ -77,7 +77,7 @@ def leaving_chart(comparison: Comparison) -> Figure:
     The chart has one choice per method, of its first seed and first gate.
     """
     choices = []
-    for label in comparison.leading():
+    for label in with_first_exit(comparison):
         thresholds = []
         shares = []
         accuracies = []
@@ -96,6 +96,11 @@ def leaving_chart(comparison: Comparison) -> Figure:
         }
         choices.append({"data": lines, "layout": layout})
     return figure("leaving", *choices)
+
+
+def with_first_exit(comparison: Comparison) -> list[str]:
+    """The leading labels of networks whose rows may leave at a first exit: those without forks."""
+    return [label for label in comparison.leading() if comparison.of(label)[0].figures.leaving]
 
 
 def averaged(results: Sequence[Result], kind: str, unit: float) -> Curve:
@@ -161,6 +166,8 @@ def _plane(comparison: Comparison, kind: str) -> list[dict[str, Any]]:
     traces = []
     for label, style in _styles(comparison).items():
         results = comparison.of(label)
+        if not KINDS[kind](results[0].figures):  # a network with forks has no plans by p^k
+            continue
         curve = averaged(results, kind, comparison.unit)
         traces.append(_curve(label, curve, style, len(results), kind == FEW))
         if len(results) > 1:

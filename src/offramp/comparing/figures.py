@@ -7,7 +7,7 @@ page divides them by the MACs of the plain network that is its unit. Nothing her
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from offramp.calibration.search import frontier, powers
 from offramp.comparing.settings import Settings
 from offramp.errors import InvalidArgument, NoSafePlan, OutOfBudget, OverlappingRows
 from offramp.guarantees.risks import find_risk
+from offramp.plans.columns import Array
 from offramp.plans.plan import FLOAT32_MAX, Plan
-from offramp.plans.trace import Array, Trace
+from offramp.plans.trace import Trace
 
 POINTS = 60  # plans on a frontier
 STEPS = 40  # of the curve of shares that leave at the first exit
@@ -130,25 +131,25 @@ def figures_of(
     plain = plain_of(test)
     # budgets are shares of the common unit; plans want shares of the network's own plain cost
     shares = [budget * unit / plain for budget in settings.budgets]
-    over_splits = _over_splits(calibration, test, shares, splits)
+    spreads = over_splits(calibration, test, shares, splits, _along)
     labels = _labels(test)
     alone = []  # the accuracy of each exit
     for name in test.topology.exits:
         alone.append(float((test.columns[f"answer/{name}"] == labels).mean()))
     budgets = []
-    for budget, share, quantiles in zip(settings.budgets, shares, over_splits, strict=True):
-        budgets.append(Budget(budget, _within(calibration, test, share), quantiles))
+    for budget, share, quantiles in zip(settings.budgets, shares, spreads, strict=True):
+        budgets.append(Budget(budget, within(calibration, test, share), quantiles))
     problem = problem_of(calibration, find_risk("error"))
-    certified, words = _certified(calibration, settings)
+    certified, words = certified_on(calibration, settings)
     certified_point = None
     if certified is not None:
-        certified_point = _point_of(test, certified)
+        certified_point = point_of(test, certified)
     return Figures(
         exits=test.topology.exits,
         rows=len(test),
         plain=plain,
         alone=tuple(alone),
-        anytime=tuple([_point_of(test, plan) for plan in _anytime(test)]),
+        anytime=tuple([point_of(test, plan) for plan in _anytime(test)]),
         powers=_points(test, powers(problem)),
         frontier=_points(test, frontier(problem, points=POINTS).thresholds_PG),
         budgets=tuple(budgets),
@@ -160,7 +161,7 @@ def figures_of(
 
 def figures_of_plain(test: Trace) -> Figures:
     """The figures of a network without exits, which is a single point of cost and accuracy."""
-    point = _point_of(test, Plan.never_leave(test.topology))
+    point = point_of(test, Plan.never_leave(test.topology))
     return Figures(
         exits=test.topology.exits,
         rows=len(test),
@@ -197,12 +198,12 @@ def best_within(calibration: Trace, share: float) -> Plan | None:
         return None
 
 
-def _within(calibration: Trace, test: Trace, share: float) -> Point | None:
+def within(calibration: Trace, test: Trace, share: float) -> Point | None:
     """The best plan within a share of the plain cost, measured on test rows."""
     plan = best_within(calibration, share)
     if plan is None:
         return None
-    return _point_of(test, plan)
+    return point_of(test, plan)
 
 
 def _labels(trace: Trace) -> Array:
@@ -214,7 +215,7 @@ def _labels(trace: Trace) -> Array:
     return trace.labels
 
 
-def _point_of(test: Trace, plan: Plan) -> Point:
+def point_of(test: Trace, plan: Plan) -> Point:
     """A plan measured on test rows."""
     replay = test.replay(plan)
     price = test.price(plan)
@@ -228,7 +229,7 @@ def _points(test: Trace, thresholds_PG: Array) -> tuple[Point, ...]:
     points = []
     # p^k gives the same plan for neighbouring p, so repeats are dropped
     for thresholds_G in np.unique(thresholds_PG, axis=0):
-        points.append(_point_of(test, _by_hand(test, thresholds_G)))
+        points.append(point_of(test, _by_hand(test, thresholds_G)))
     return tuple(sorted(points, key=lambda point: point.cost))
 
 
@@ -269,7 +270,7 @@ def _leaving(test: Trace) -> tuple[tuple[float, float, float], ...]:
     return tuple(steps)
 
 
-def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str]:
+def certified_on(calibration: Trace, settings: Settings) -> tuple[Plan | None, str]:
     """The plan with the requested promise, and its words; None and the reason if there is none."""
     if settings.at_most is None:
         return None, ""
@@ -289,13 +290,24 @@ def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str
     return plan, str(plan)
 
 
-def _over_splits(
-    calibration: Trace, test: Trace, shares: Sequence[float], count: int
+def over_splits(
+    calibration: Trace,
+    test: Trace,
+    shares: Sequence[float],
+    count: int,
+    along: Callable[[Trace, Trace, Sequence[float]], list[float]],
 ) -> list[tuple[float, ...]]:
     """Accuracy within each budget over random splits: 5 %, median, 95 %.
 
     All rows are split again into calibration and test rows of the same sizes. A budget within which
     some split has no plan gets an empty tuple.
+
+    Args:
+        calibration: outputs on the rows from which thresholds come.
+        test: outputs of the same network on test rows.
+        shares: the budgets, as shares of the network's own plain cost.
+        count: number of splits; 0 for none.
+        along: accuracies on other rows of the best plan on some rows within each budget.
     """
     if not count:
         return [()] * len(shares)
@@ -306,7 +318,7 @@ def _over_splits(
         order = rng.permutation(len(rows))
         calibration_part = rows[order[: len(calibration)]]
         test_part = rows[order[len(calibration) :]]
-        by_split.append(_along(calibration_part, test_part, shares))
+        by_split.append(along(calibration_part, test_part, shares))
     quantiles: list[tuple[float, ...]] = []
     # [splits, budgets] -> one column of accuracies per budget
     for column in np.array(by_split).T:

@@ -13,8 +13,9 @@ from offramp.building.factories import make_gate
 from offramp.data.rows import Rows
 from offramp.networks.network import Network
 from offramp.networks.nodes import Gate, Seen, grade
+from offramp.plans.columns import Array
 from offramp.plans.plan import BAND
-from offramp.plans.trace import Array, Trace
+from offramp.plans.trace import Trace
 from offramp.runtime.recording import record
 
 # The rows of a short recording. It measures the cost of other gates, and shows whether their scores

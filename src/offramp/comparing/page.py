@@ -8,7 +8,7 @@ from pathlib import Path
 from offramp._support.arguments import percentage
 from offramp._support.files import replacing
 from offramp.comparing.comparing import Comparison
-from offramp.comparing.curves import KINDS, leaving_chart, trade_off_chart
+from offramp.comparing.curves import KINDS, leaving_chart, trade_off_chart, with_first_exit
 from offramp.comparing.settings import Method
 from offramp.comparing.tables import (
     budgets_table,
@@ -16,11 +16,13 @@ from offramp.comparing.tables import (
     clocks_table,
     exit_clocks_table,
     exits_tables,
+    models_table,
     shares_table,
     splits_table,
     statics_table,
     training_table,
 )
+from offramp.reporting.charts import Figure
 from offramp.reporting.frame import MARK, frame, plotly_library, version_text
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.words import percent
@@ -42,24 +44,31 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
     """
     settings = comparison.settings
     lead = (
-        f"{len(comparison.labels())} ways to leave early under one protocol: thresholds are "
+        f"{len(comparison.labels())} ways to spend less under one protocol: thresholds are "
         f"chosen on {settings.calibration}, and every figure is of {settings.test}, which nothing "
         "has seen before. A cost of 100% is that of the plain network. Means are over seeds, with "
         "the range between them in brackets."
     )
-    write_section = (_budgets, _curves, _exits, _leaving, _certified, _clocks, _training)
+    write_section = (_budgets, _models, _curves, _exits, _leaving, _certified, _clocks, _training)
     sections = [write(comparison) for write in write_section]
     page = frame(
         title=settings.title,
         lead=lead,
         sections=join(sections),
         footer=_footer(comparison),
-        figures=[trade_off_chart(comparison), leaving_chart(comparison)],
+        figures=_charts(comparison),
         library=plotly_library(),
     )
     with replacing(path, mark=MARK, what="page") as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
     return Path(path)
+
+
+def _charts(comparison: Comparison) -> list[Figure]:
+    """The charts of the sections; without first exits there is one less."""
+    if not with_first_exit(comparison):
+        return [trade_off_chart(comparison)]
+    return [trade_off_chart(comparison), leaving_chart(comparison)]
 
 
 def _budgets(comparison: Comparison) -> Html:
@@ -77,17 +86,35 @@ def _budgets(comparison: Comparison) -> Html:
     return section("budgets", "Accuracy at equal cost", *parts, statics_table(comparison))
 
 
-def _curves(comparison: Comparison) -> Html:
-    """The chart of accuracy against cost."""
+def _models(comparison: Comparison) -> Html:
+    """Size, operations and times of every model; empty if all methods have one model."""
+    shown = models_table(comparison)
+    if not shown:
+        return Html()
+    settings = comparison.settings
     lead = (
-        "The exact frontier is our search over all thresholds. p^k gives exit k a share of rows "
-        "that is a power of one number, as MSDNet does for a batch with a budget. Anytime answers "
-        "every row at exit 1, 2, and so on. Thresholds are from calibration rows, points from test "
-        "rows. A band is the range between seeds; marks with a name are static networks. A click "
-        "on a name hides or shows its curve."
+        "One network of each method, first seed. A method with exits is measured under its plan "
+        f"within {percent(settings.budgets[settings.shown], 0)} of the cost; its multiply-adds and "
+        "times are means over the rows. Bytes and parameters are those of the network with its "
+        f"exits. Times are on {settings.engine}, as a share of the plain network of the first "
+        "method that is cut, measured in turn with it, with a 90% interval. For a plan the share "
+        "is that of its plain network times the plan's share of it."
+    )
+    return section("models", "Every model at its cost", tag("p", lead), shown)
+
+
+def _curves(comparison: Comparison) -> Html:
+    lead = (
+        "The exact frontier is our search over all thresholds; p^k gives exit k a share of rows "
+        "that is a power of one "
+        "number, as MSDNet does for a batch with a budget; anytime answers every row at exit 1, "
+        "2, and so on. "
+        "Thresholds are from calibration rows, places from test rows. A band is the range between "
+        "seeds; marks with a "
+        "name are static networks. A click on a name hides or shows its curve."
     )
     figure = chart(
-        "trade-off", "accuracy against mean cost; the tables have the figures", tall=True
+        "trade-off", "accuracy against mean cost; the figures stand in the tables", tall=True
     )
     return section(
         "curves",
@@ -105,13 +132,15 @@ def _exits(comparison: Comparison) -> Html:
 
 
 def _leaving(comparison: Comparison) -> Html:
-    """The chart of the first exit."""
+    """The chart of the first exit; empty if only networks with forks are compared."""
+    if not with_first_exit(comparison):
+        return Html()
     lead = (
         "How many rows leave at the first exit, and how many of these are right, by the threshold "
         "of its gate (first seed and gate)."
     )
     figure = chart("leaving", "share leaving at the first exit against its threshold")
-    chosen = switch("leaving", "Method", comparison.leading())
+    chosen = switch("leaving", "Method", with_first_exit(comparison))
     return section("first-exit", "The first exit and its threshold", tag("p", lead), chosen, figure)
 
 

@@ -34,6 +34,8 @@ ASKED = (
     "model",
     "weights",
     "start",
+    "layer",
+    "data",
     "preprocess",
     "example",
     "parts",
@@ -87,6 +89,8 @@ def places_of(
     asked = {key: flags[key] for key in (*ASKED, "seed")}
     if begun is not None:
         asked["of"] = begun
+    if not method.layer:  # files of methods that convert nothing keep their names
+        del asked["layer"], asked["data"]
     file = folder / f"{checksum(asked)}.json"
     if not file.exists():
         example = as_inputs(example_of(method, settings))

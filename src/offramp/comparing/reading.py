@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from offramp._support.arguments import words
 from offramp._support.files import read_text
 from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO, exits_at, require_placement_flags
@@ -23,6 +24,7 @@ MOST_BYTES = 1 << 20  # of a settings file
 MOST_NUMBER = 1e300  # a float beyond it is not meant
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
+FORKS = ("skip", "sizes", "unrolled")  # keys of networks with forks
 
 
 def read_settings(path: str | Path) -> Settings:
@@ -126,6 +128,9 @@ def _method(name: str, shared: Mapping[str, Any], table: Mapping[str, Any], wher
         replaced |= {"at", "parts", "exit-of"}
         if table.get("at") != AUTO:
             replaced |= {"labelled"}
+    has_forks = bool(table.keys() & set(FORKS))
+    if has_forks and "at" not in table and "parts" not in table:
+        replaced |= {"at", "parts", "exit-of", "labelled", "gate"}
     flags = dict[str, Any]()
     for key, value in shared.items():
         if key not in replaced:
@@ -266,11 +271,37 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
         return
     if method.model is None:
         raise InvalidArgument(f"{here} must have a model, such as model = 'offramp:resnet20'")
-    if not method.static:
+    if method.forks:
+        _require_forks(method, here)
+    elif method.settings:
+        raise InvalidArgument(f"{here}: settings belong to skip, sizes or unrolled")
+    elif not method.static:
         try:
             require_placement_flags(method.at, method.parts, method.labelled)
             exits_at(method.at, method.exit, method.exit_of)
         except InvalidArgument as problem:
             raise InvalidArgument(f"{here}: {problem}") from problem
+    if method.data is not None and not method.layer:
+        raise InvalidArgument(
+            f"{here} has data, the rows for layers that use gradients, and must have layer = ..."
+        )
     if method.recipe is not None and method.train is None:
         raise InvalidArgument(f"{here} has a recipe, so it must have rows that train (train = ...)")
+
+
+def _require_forks(method: Method, here: str) -> None:
+    """Raise InvalidArgument for a method with forks that has other flags of cuts too."""
+    forks = [name for name in FORKS if getattr(method, name)]
+    if len(forks) > 1:
+        raise InvalidArgument(f"{here} must have one of {', '.join(FORKS)}, got {forks}")
+    for name in ("at", "parts", "static", "labelled"):
+        if getattr(method, name):
+            raise InvalidArgument(f"{here} must have {forks[0]} or {name}, got both")
+    if method.gates != ("own",):
+        raise InvalidArgument(
+            f"the gates of {here} must be 'own', because gates that choose among ways are trained "
+            f"with them, got {list(method.gates)}"
+        )
+    for size in words(method.sizes) or ():
+        if not size.isdecimal():
+            raise InvalidArgument(f"sizes of {here} must be pixels, such as '16,24,32'")

@@ -35,6 +35,7 @@ CUTTING = ("example", "at", "parts", "labelled", "exit", "exit_of", "gate", "len
 TRAINING = ("arguments", "train", "development", "batch_size", "augment", "views", "precision")
 # All flags with an effect on a ladder.
 STACKING = ("members", "gate")
+CONVERTING = ("layer", "data")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Method:
     Attributes:
         name: of the method, from the head of its table.
         start: the name of an earlier method, whose trained model this one begins with.
+        layer: PATTERN=METHOD texts, as in `convert`: layers that are replaced in the model (or in
+            that of `start`) before it is cut. The recipe recover learns from the model before that.
+        data: labelled rows for methods that use gradients. They count as rows that trained.
         model: the spec of the model.
         weights: the file of the model's weights.
         preprocess: the spec of the preprocessing; "auto" is the model's own.
@@ -70,10 +74,17 @@ class Method:
         static: True for a network that is not cut. Only its last output counts.
         members: names of other methods whose networks are stacked, cheapest first. Nothing is
             trained then.
+        skip: units that rows may skip, as in `cut --skip`. This and the next two make networks with
+            forks, instead of `at` and `parts`.
+        sizes: the sizes that rows choose, as in `resolutions --sizes`.
+        unrolled: True runs the model's stages of adaptive depth unit by unit, after training.
+        settings: of networks with more than sixteen paths, as in `record --settings`.
     """
 
     name: str
     start: str | None = None
+    layer: tuple[str, ...] = ()
+    data: str | None = None
     model: str | None = None
     weights: str | None = None
     preprocess: str = "auto"
@@ -97,6 +108,15 @@ class Method:
     gates: tuple[str, ...] = ("own",)
     static: bool = False
     members: tuple[str, ...] = ()
+    skip: str | None = None
+    sizes: str | None = None
+    unrolled: bool = False
+    settings: tuple[float, ...] = ()
+
+    @property
+    def forks(self) -> bool:
+        """Whether its networks have forks instead of exits."""
+        return self.skip is not None or self.sizes is not None or self.unrolled
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -121,17 +141,19 @@ class Method:
             used += [self.train, self.development]
         if self.auto:
             used.append(self.labelled)
+        if self.layer and not self.members:
+            used.append(self.data)
         return tuple(data for data in used if data is not None)
 
     @property
     def auto(self) -> bool:
         """Whether it is cut where exits pay on its labelled rows."""
-        return self.at == AUTO and not self.static and not self.members
+        return self.at == AUTO and not (self.static or self.members or self.forks)
 
     @property
     def cuts(self) -> tuple[str, ...]:
         """The modules that `at` names."""
-        if self.at == AUTO:
+        if self.at == AUTO or self.forks:
             return ()
         return tuple(words(self.at) or ())
 
@@ -149,11 +171,15 @@ class Method:
         # A ladder only stacks networks, whose own flags are in their own folders.
         if self.members:
             return {key: flags[key] for key in STACKING}
-        without_effect = list[str]()
+        without_effect = set[str]()
         if self.static:
-            without_effect += CUTTING
+            without_effect.update(CUTTING)
         if not self.trained:
-            without_effect += TRAINING
+            without_effect.update(TRAINING)
+        if not self.layer:
+            without_effect.update(CONVERTING)
+        elif self.static:  # layers are converted on rows of the example
+            without_effect.remove("example")
         for key in without_effect:
             del flags[key]
         return flags

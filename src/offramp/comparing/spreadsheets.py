@@ -23,6 +23,13 @@ clocks.csv    a line per batch, of the first seed and gate of a method
                             run
     ratio, low, high        run / plain, and the ends of its 90 % interval
     same                    plain / plain, which shows the noise
+costs.csv     a line per method and batch (none where nothing was timed), if a method is static or
+              converted; of the first seed
+    parameters, bytes       of the network with its exits, in a file
+    macs, bit_operations    of a row in its model without exits
+    batch, ms, unit_ms      milliseconds per batch of that model, and of the plain network of the
+                            first method that is cut, in the same run
+    ratio, low, high, same  ms / unit_ms, the ends of its 90 % interval, and unit_ms / unit_ms
 """
 
 from __future__ import annotations
@@ -54,11 +61,20 @@ RESULTS = (
 CURVES = (*START, "curve", "accuracy", "cost", "worst")
 CLOCKS = (*START, "batch", "exit", "run_ms", "plain_ms", "ratio", "low", "high", "same")
 
+COSTS = (
+    *START,
+    "parameters",
+    "bytes",
+    "macs",
+    "bit_operations",
+    *("batch", "ms", "unit_ms", "ratio", "low", "high", "same"),
+)
+
 Row = Sequence[object]
 
 
 def write_spreadsheets(comparison: Comparison, folder: str | Path) -> tuple[Path, ...]:
-    """Write results.csv, curves.csv and, if something was timed, clocks.csv.
+    """Write results.csv, curves.csv and, if they have lines, clocks.csv and costs.csv.
 
     Args:
         comparison: with all results.
@@ -80,6 +96,7 @@ def write_spreadsheets(comparison: Comparison, folder: str | Path) -> tuple[Path
         ("results.csv", RESULTS, results),
         ("curves.csv", CURVES, curves),
         ("clocks.csv", CLOCKS, list(_clocks(comparison))),
+        ("costs.csv", COSTS, list(_costs(comparison))),
     ]
     written = []
     for name, head, rows in files:
@@ -91,7 +108,7 @@ def write_spreadsheets(comparison: Comparison, folder: str | Path) -> tuple[Path
 
 def require_own_tables(folder: Path) -> None:
     """Raise BadFile, before the work, if a file of the same name is not such a table."""
-    for name in ("results.csv", "curves.csv", "clocks.csv"):
+    for name in ("results.csv", "curves.csv", "clocks.csv", "costs.csv"):
         require_own_file(folder / name, ",".join(START).encode(), "table of a comparison")
 
 
@@ -146,3 +163,17 @@ def _clocks(comparison: Comparison) -> Iterator[Row]:
                 exit_ = "mean"
             times = (clock.run_ms, clock.plain_ms, *clock.ratio, clock.same)
             yield (*_start(result), clock.batch, exit_, *times)
+
+
+def _costs(comparison: Comparison) -> Iterator[Row]:
+    for result in comparison.results:
+        cost = result.cost
+        if cost is None:
+            continue
+        size = (cost.parameters, cost.stored_bytes, cost.macs, cost.bit_operations)
+        if not cost.times:
+            yield (*_start(result), *size, *(None,) * 7)
+        for line in cost.times:
+            ratio = line.over_unit
+            times = (line.batch, line.ms, line.unit_ms, ratio.value, ratio.low, ratio.high)
+            yield (*_start(result), *size, *times, line.same.value)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from offramp.comparing.clocks import Clock, each_exit, in_use
-from offramp.comparing.comparing import Comparison
+from offramp.comparing.comparing import Comparison, Result
+from offramp.comparing.costing import ModelTime
 from offramp.comparing.figures import Budget
 from offramp.reporting.markup import Html, join, table, tag
 from offramp.reporting.words import percent, signed
@@ -170,6 +171,59 @@ def exit_clocks_table(comparison: Comparison) -> Html:
     return table(
         "milliseconds of one row, by the exit that it leaves at", ["", "exit", *CLOCK_HEADS], rows
     )
+
+
+def models_table(comparison: Comparison) -> Html:
+    """Every model at its cost, alone and with exits on top; empty if all have one model.
+
+    With exits it is the plan within the shown budget: its mean cost, and the time of the plain
+    model times the share of it that the plan takes.
+    """
+    rows: list[Row] = []
+    sized = [result for result in comparison.results if result.cost is not None]
+    for result in sized:
+        cost = result.cost
+        assert cost is not None
+        figures = result.figures
+        accuracy = figures.alone[-1]
+        macs = figures.plain
+        bits = f"{cost.bit_operations / 1e9:.3g}"
+        plan_over_plain: dict[int, float] = {}
+        point = None
+        if figures.budgets:
+            point = figures.budgets[comparison.settings.shown].point
+        if not result.static:
+            if point is None:  # no plan within the budget
+                continue
+            accuracy = point.accuracy
+            macs = point.cost
+            bits = DASH
+            if result.timed is not None:
+                for clock in in_use(dict(result.timed), point.shares):
+                    plan_over_plain[clock.batch] = clock.ratio[0]
+        row = [_named(result.method), percent(accuracy, 2), f"{macs / 1e6:.3g}", bits]
+        row += [f"{cost.parameters:,}", f"{cost.stored_bytes / 1e3:,.0f}"]
+        times = {line.batch: line for line in cost.times}
+        for batch in (64, 1):
+            row.append(_model_time(times.get(batch), result, plan_over_plain.get(batch)))
+        rows.append(tuple(row))
+    if not rows or len({result.method for result in sized}) < 2:
+        return Html()
+    heads = ["", "accuracy", "M MACs", "G bit operations", "parameters", "kB in a file"]
+    heads += ["time at batch 64", "time at batch 1"]
+    return table("every model at its cost, alone and with exits", heads, rows)
+
+
+def _model_time(line: ModelTime | None, result: Result, plan_over_plain: float | None) -> str:
+    """The time of a model over that of the unit, with its range; with exits that of the plan."""
+    if line is None:
+        return DASH
+    if not result.static:
+        if plan_over_plain is None:
+            return DASH
+        return f"{line.over_unit.value * plan_over_plain:.2f}"
+    ratio = line.over_unit
+    return _with_range(f"{ratio.value:.2f}", f"{ratio.low:.2f}", f"{ratio.high:.2f}")
 
 
 CLOCK_HEADS = ("plan", "plain", "plan / plain", "plain / plain")

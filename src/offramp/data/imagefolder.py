@@ -7,34 +7,29 @@ imagefolder/test:photos?resize=256&crop=224
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import final
 
 import numpy as np
 
-from offramp._support.files import Array
 from offramp._support.notices import say
-from offramp.data._check import Ints, X, reading
+from offramp.data._check import reading
 from offramp.data._classes import given_names, is_split, names_of, same, say_absent
-from offramp.data._images import (
-    ENDINGS,
-    OtherSize,
-    Resizing,
-    Size,
-    decode,
-    resizing,
-    shape_of,
-    told,
+from offramp.data._image_files import (
+    KINDS,
+    NOT_DATA,
+    NOT_FOLDERS,
+    Images,
+    files_below,
+    is_image,
+    kinds_of,
+    loose_files,
+    walk,
 )
+from offramp.data._images import Size, resizing
 from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
-
-KINDS = "PNG, JPEG, BMP, WebP, TIFF, PPM or GIF images"
-NOT_DATA = ("thumbs.db", "desktop.ini")  # written by operating systems; hidden files do not count
-NO_CLASSES = ("__MACOSX", "__pycache__")
 
 
 def load(
@@ -79,7 +74,7 @@ def load(
         chosen, splits = _splits(Path(location), split)
         root = splits[chosen]
         folders = _class_folders(root)
-        listed = {folder: _files(folder) for folder in folders}
+        listed = {folder: files_below(folder) for folder in folders}
         # The classes of all splits, so that each of them has the same numbers.
         names_by_split = dict[str, list[str]]()
         for split_name, split_root in splits.items():
@@ -90,7 +85,7 @@ def load(
     class_of_file = list[str]()
     for folder in folders:
         for path in listed[folder]:
-            if _is_image(path):
+            if is_image(path):
                 files.append(path)
                 class_of_file.append(same(folder.name))
     if not files:
@@ -145,8 +140,8 @@ def _splits(path: Path, split: str) -> tuple[str, dict[str, Path]]:
 def _is_root(folder: Path) -> bool:
     """Whether a folder holds class folders with images."""
     for class_folder in _class_folders(folder):
-        for path in _walk(class_folder):
-            if _is_image(path):
+        for path in walk(class_folder):
+            if is_image(path):
                 return True
     return False
 
@@ -157,32 +152,9 @@ def _class_folders(root: Path) -> list[Path]:
         return []
     folders = list[Path]()
     for path in root.iterdir():
-        if path.is_dir() and not path.name.startswith(".") and path.name not in NO_CLASSES:
+        if path.is_dir() and not path.name.startswith(".") and path.name not in NOT_FOLDERS:
             folders.append(path)
     return sorted(folders)
-
-
-def _files(folder: Path) -> list[Path]:
-    """Every file below a folder, sorted by folder and then by name, as torchvision sorts them."""
-    return sorted(_walk(folder), key=lambda path: (str(path.parent), path.name))
-
-
-def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Every file below a folder, without hidden ones. Links are followed."""
-    real = os.path.realpath(folder)
-    if real in above:  # a link leads back to a folder above it
-        return
-    for path in folder.iterdir():
-        if path.name.startswith(".") or path.name in NO_CLASSES:
-            continue
-        if path.is_dir():
-            yield from _walk(path, (*above, real))
-        elif path.is_file():
-            yield path
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS
 
 
 def _nothing_there(root: Path) -> str:
@@ -193,48 +165,39 @@ def _nothing_there(root: Path) -> str:
         return (
             f"{root} does not exist; {expected} (the folders there are: {there}): check the split"
         )
-    loose = _loose_files(root)
-    images = list(filter(_is_image, loose))
+    loose = loose_files(root)
+    images = list(filter(is_image, loose))
     if images:
         return (
             f"{root} holds {len(images)} images and no class folders with images; {expected}: "
-            "sort them by class"
+            f"sort them by class, or read them without labels, images:{root}"
         )
     others = list(loose)
     for folder in _class_folders(root):
-        others.extend(_files(folder))
+        others.extend(files_below(folder))
     if others:
-        there = f"holds {_kinds(others)}"
+        there = f"holds {kinds_of(others)}"
     else:
         there = "holds no files"
     return f"{root} {there}; {expected}: check the place"
 
 
-def _loose_files(root: Path) -> list[Path]:
-    """The files next to the class folders, without hidden ones."""
-    files = list[Path]()
-    for path in root.iterdir():
-        if path.is_file() and not path.name.startswith("."):
-            files.append(path)
-    return files
-
-
 def _say_left_out(root: Path, folders: list[Path], listed: Mapping[Path, list[Path]]) -> None:
     """Give a notice of files that were not read, and of classes that are made of deeper folders."""
-    loose_images = list(filter(_is_image, _loose_files(root)))
+    loose_images = list(filter(is_image, loose_files(root)))
     others = list[Path]()  # in class folders, but not images
     all_deeper = True
     for files in listed.values():
         for path in files:
-            if _is_image(path):
+            if is_image(path):
                 all_deeper = all_deeper and path.parent not in listed
             elif path.name.lower() not in NOT_DATA:
                 others.append(path)
     if loose_images:
-        counts = _kinds(loose_images)
+        counts = kinds_of(loose_images)
         say(f"{root}: left out {counts} beside the class folders, which have no class")
     if others:
-        say(f"{root}: left out {_kinds(others)} in class folders, expected {KINDS}")
+        say(f"{root}: left out {kinds_of(others)} in class folders, expected {KINDS}")
     if all_deeper:
         names = [folder.name for folder in folders[:4]]
         if len(folders) > 4:
@@ -243,12 +206,6 @@ def _say_left_out(root: Path, folders: list[Path], listed: Mapping[Path, list[Pa
             f"{root}: all images are in deeper folders; the {len(folders)} classes are the "
             f"folders {', '.join(names)}"
         )
-
-
-def _kinds(files: list[Path]) -> str:
-    """How many files have which ending: `3 .heic, 1 .txt`."""
-    counts = Counter(path.suffix.lower() or "without ending" for path in files)
-    return ", ".join(f"{count} {ending}" for ending, count in counts.most_common(4))
 
 
 def _require_one_spelling(folders: list[Path]) -> None:
@@ -263,44 +220,3 @@ def _require_one_spelling(folders: list[Path]) -> None:
                 f"{folders[0].parent} has {count} folders called {name!r}, written with other "
                 f"bytes (composed and decomposed letters). Move their files into one folder."
             )
-
-
-@final
-class Images:
-    """Image files, decoded when they are taken."""
-
-    def __init__(self, files: list[Path], labels: Ints, as_asked: Resizing, spec: str) -> None:
-        self.files = files
-        self.as_asked = as_asked
-        self.spec = spec
-        self.length = len(files)
-        self.labels: Ints | None = labels
-        # The size of all images: as asked, or as the first image has it.
-        if as_asked.fixes is not None:
-            self._shape = as_asked.fixes
-        else:
-            first = str(files[0])
-            _, shape = shape_of(_read(files[0]), first)
-            self._shape = as_asked.shape(shape, first)
-
-    def take(self, index: Ints) -> tuple[X, Ints | None]:
-        """See Indexed."""
-        assert self.labels is not None
-        images = [self._image(int(row)) for row in index]  # each [3, H, W]
-        return np.stack(images), self.labels[index]
-
-    def _image(self, row: int) -> Array:
-        path = self.files[row]
-        image = decode(_read(path), f"{path} (row {row})", "RGB", self.as_asked)
-        if image.shape[1:] != self._shape:
-            found = (
-                f"{path} (row {row}) is {told(image.shape[1:])} (height x width), the first "
-                f"image {told(self._shape)}"
-            )
-            raise OtherSize(found, self.spec)
-        return image
-
-
-def _read(path: Path) -> bytes:
-    with reading(path, "an image file"):
-        return path.read_bytes()

@@ -6,6 +6,7 @@ The form is `name[/split][@HxW][:place][?option=value&...][[a:b:step]]`.
     cifar10:DIR
     cifar10/train:DIR[0:1000]
     imagefolder@224x224:DIR
+    images:DIR
     npz:PATH[::10]
     my.module:factory
     tsv:PATH?tokenizer=FOLDER&length=64[0:1000]    imagefolder/test:DIR?resize=256&crop=224
@@ -170,8 +171,8 @@ def load(spec: Spec) -> object:
         return source(path, spec.split, **spec.options)
     if "size" not in takes:
         raise BadData(
-            f"{spec.whole} asks for a size, which {spec.name} cannot take; only imagefolder and "
-            f"parquet resize"
+            f"{spec.whole} asks for a size, which {spec.name} cannot take; only imagefolder, "
+            f"images and parquet resize"
         )
     return source(path, spec.split, size=spec.size, **spec.options)
 

@@ -24,17 +24,18 @@ from offramp._support.files import digest_file, write_json
 from offramp._support.ownership import FolderKind
 from offramp._support.replacement import replacing_folder
 from offramp.deploy.one_file import WrittenStage, one_model
+from offramp.deploy.one_file_forks import one_model_of_forks
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import LOGITS, EngineStage, Network, as_network, described
 from offramp.networks.walking import with_defaults
 from offramp.plans.plan import BAND, Plan
+from offramp.plans.replay import WHY
 from offramp.plans.schedule import Stage
 from offramp.plans.signature import INPUT, Input
 from offramp.plans.signature import example as rows_like
 from offramp.plans.topology import LEAVE, Default
-from offramp.plans.trace import WHY
 from offramp.runtime.engine import engine_of, kind_of
 from offramp.runtime.graphs import graphs_of
 from offramp.runtime.session import check_origin
@@ -124,15 +125,15 @@ def export(
         check_origin(network, plan, plan.origin.engine)
     exported_plan, note = _plan_for_engine(plan, identity)
     stages, tensors = _written_stages(network, plan, state)
-    if one_file:
-        network.topology.require_chain("an export as one file")
     manifest = _manifest(network, exported_plan, state, stages, tensors)
     manifest["one_file"] = "network.onnx" if one_file else None
 
     # Write everything next to the folder; it replaces the folder once it is complete.
     with replacing_folder(folder, FOLDER.require_own) as path:
         if one_file:
-            (path / "network.onnx").write_bytes(_one_graph(stages, exported_plan, manifest))
+            (path / "network.onnx").write_bytes(
+                _one_graph(network, stages, exported_plan, manifest, tensors)
+            )
         else:
             for stage, entry in zip(stages, manifest["stages"], strict=True):
                 (path / entry["file"]).write_bytes(stage.graph.model.SerializeToString())
@@ -321,8 +322,22 @@ def _input(name: str, value: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def _one_graph(stages: Sequence[WrittenStage], plan: Plan, manifest: Mapping[str, Any]) -> bytes:
-    """The whole plan as one ONNX file."""
+def _one_graph(
+    network: Network,
+    stages: Sequence[WrittenStage],
+    plan: Plan,
+    manifest: Mapping[str, Any],
+    tensors: State,
+) -> bytes:
+    """The whole plan as one ONNX file.
+
+    Args:
+        network: the network.
+        stages: of the plan, as graphs.
+        plan: the plan as it is exported.
+        manifest: the content of manifest.json.
+        tensors: all named tensors of the network on some rows.
+    """
     import numpy as np
     from onnx import helper
 
@@ -331,7 +346,17 @@ def _one_graph(stages: Sequence[WrittenStage], plan: Plan, manifest: Mapping[str
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(entry["dtype"]))
         shape = ["batch", *entry["shape"]]
         inputs.append(helper.make_tensor_value_info(entry["name"], dtype, shape))
+    classes = manifest["classes"]
+    if not network.topology.is_chain:
+        limits = dict[str, list[float]]()
+        for stage in manifest["stages"]:
+            if stage["gate"]:
+                values = plan.thresholds[stage["name"]]
+                limits[stage["name"]] = [values[route] for route in stage["routes"]]
+        defaults = {entry["name"]: entry["value"] for entry in manifest["defaults"]}
+        forked = one_model_of_forks(stages, inputs, limits, classes, tensors, defaults)
+        return bytes(forked.SerializeToString())
     # In a chain a gate has one threshold.
     thresholds = {gate: plan.thresholds[gate][0] for gate in manifest["gates"]}
-    model: bytes = one_model(stages, inputs, thresholds, manifest["classes"]).SerializeToString()
+    model: bytes = one_model(stages, inputs, thresholds, classes).SerializeToString()
     return model

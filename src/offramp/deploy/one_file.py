@@ -10,7 +10,7 @@ Shapes: N rows at this stage, n of them stay, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ import numpy as np
 
 from offramp.errors import BadNetwork
 from offramp.networks.network import LOGITS, SCORE
+from offramp.plans.replay import WHY
 from offramp.plans.schedule import Stage
-from offramp.plans.trace import WHY
 from offramp.runtime.one_graph import MOST_BYTES, Body
 from offramp.runtime.onnx_graphs import Graph
 
@@ -65,6 +65,44 @@ def one_model(
     """
     from onnx import TensorProto, helper
 
+    main = Body()
+    # A weight with the name of an input is that input's default value.
+    limits = []
+    for gate, threshold in thresholds.items():
+        name = f"threshold/{gate}"
+        limits.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+        main.constant(name, np.float32(threshold))
+
+    def write(body: Body, types: Sequence[int]) -> Sequence[str]:
+        return _rest(body, stages, {}, types)
+
+    return model_of(main, stages, inputs, limits, classes, write)
+
+
+def model_of(
+    main: Body,
+    stages: Sequence[WrittenStage],
+    inputs: Sequence[Any],
+    limits: Sequence[Any],
+    classes: int,
+    write: Callable[[Body, Sequence[int]], Sequence[str]],
+) -> Any:
+    """A model with everything around the stages: inputs, outputs, and batches without rows.
+
+    Args:
+        main: the graph, with the default values of the thresholds.
+        stages: that are joined.
+        inputs: the value infos of the network's inputs.
+        limits: those of the thresholds.
+        classes: the number of classes C.
+        write: writes the network for a batch with rows into a branch, given the types of the
+            outputs. It returns the names of the outputs there.
+
+    Raises:
+        BadNetwork: the graphs take more than 2 GB together.
+    """
+    from onnx import TensorProto, helper
+
     first = stages[0].graph.model
     size = sum(stage.graph.model.ByteSize() for stage in stages)
     if size > MOST_BYTES:
@@ -74,24 +112,16 @@ def one_model(
         )
     logits_type = _type_of_logits(stages[-1].graph.model)
     types = (logits_type, TensorProto.INT64, TensorProto.INT64, TensorProto.BOOL)
-    main = Body()
-
-    # A weight with the name of an input is that input's default value.
-    limits = []
-    for gate, threshold in thresholds.items():
-        name = f"threshold/{gate}"
-        limits.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
-        main.constant(name, np.float32(threshold))
 
     # With rows: the whole network. Without rows: empty outputs, because not every graph takes 0
     # rows.
     network = Body()
-    answers = _rest(network, stages, {}, types)
+    answers = write(network, types)
     empty = Body()
     empty_answers = _empty_outputs(empty, classes, types)
     size_name = main.add("Size", [inputs[0].name], ":size")
     any_row = main.add("Greater", [size_name, main.constant(":0", np.int64(0))], ":some")
-    _either(main, any_row, (network, answers), (empty, empty_answers), OUTPUTS, types)
+    either(main, any_row, (network, answers), (empty, empty_answers), OUTPUTS, types)
 
     graph = main.graph("offramp", OUTPUTS, types)
     graph.input.extend([*inputs, *limits])
@@ -154,7 +184,7 @@ def _rest(
     exit_ = _repeated(body, name, "exit", written.exit_index, count)
     why = _repeated(body, name, "why", WHY.index(stage.why), count)
     if stage.last:
-        return logits, exit_, why, _not_finite(body, name, logits)
+        return logits, exit_, why, not_finite(body, name, logits)
     flagged = body.add("IsNaN", [name + SCORE], f"{name}::flagged")
     answers = (logits, exit_, why, flagged)
 
@@ -180,7 +210,7 @@ def _rest(
     done = Body()
     own = tuple(done.add("Identity", [answer], f"{answer} of all") for answer in answers)
     outputs = tuple(f"{name}::all {output}" for output in OUTPUTS)
-    _either(body, any_stays, (on, joined), (done, own), outputs, types)
+    either(body, any_stays, (on, joined), (done, own), outputs, types)
     return outputs
 
 
@@ -198,7 +228,7 @@ def _repeated(body: Body, name: str, output: str, value: int, count: str) -> str
     return body.add("Expand", [constant, count], f"{name}::{output}")
 
 
-def _not_finite(body: Body, name: str, logits: str) -> str:
+def not_finite(body: Body, name: str, logits: str) -> str:
     """Whether a row [N] has a logit that is NaN or infinite.
 
     x - x is 0 for finite x and NaN otherwise, so the sum over a row [N, C] -> [N] is NaN exactly
@@ -262,7 +292,7 @@ def _as_numbers(body: Body, flags: str) -> str:
     return body.add("Cast", [flags], f"{flags} as number", to=TensorProto.INT64)
 
 
-def _either(
+def either(
     body: Body,
     condition: str,
     yes: tuple[Body, Sequence[str]],

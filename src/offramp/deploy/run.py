@@ -50,8 +50,11 @@ def run(x: Any, *, threads: int | None = None) -> dict[str, Any]:
     if manifest["one_file"] is None:
         return run_stages(manifest, thresholds, tensors, threads)
     # One graph holds the whole plan; its thresholds are inputs.
-    for gate in manifest["gates"]:
-        tensors[f"threshold/{gate}"] = np.array(thresholds[gate][0], np.float32)
+    for stage in manifest["stages"]:
+        if stage["gate"]:
+            limits = [thresholds[stage["name"]][route] for route in stage["routes"]]
+            value = limits if len(limits) > 1 else limits[0]
+            tensors[f"threshold/{stage['name']}"] = np.array(value, np.float32)
     results = session(manifest["one_file"], threads).run(OUTPUTS, tensors)
     return dict(zip(OUTPUTS, results, strict=True))
 

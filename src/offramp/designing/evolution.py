@@ -152,11 +152,11 @@ def cost_table(
     # one run of the dense network records the inputs of all places and the values at all taps
     with supernet.along(supernet.dense, first) as model, torch.no_grad():
         watched = {name: model.get_submodule(name) for name in supernet.places}
-        inputs = _inputs_of(model, watched, x)
+        inputs = _inputs_of(model, watched, supernet.prepared(x))
         taps = dict[str, Tensor]()
         tapped = {name: model.get_submodule(name) for name in supernet.taps}
         with listening(tapped, lambda name, value: taps.update({name: value})):  # type: ignore[dict-item]
-            model(x)
+            model(supernet.prepared(x))
     # a call for every part that is timed or counted
     calls: dict[tuple[str, ...], Callable[[], object]] = {}
     for place, choices in zip(supernet.places, supernet.options, strict=True):
@@ -204,7 +204,10 @@ def evolve(
     parents: int = 10,
     mutation: float = 0.1,
     batch_size: int = 200,
+    exits: bool = True,
     seed: int = 0,
+    memory: dict[Subnet, Judged | None] | None = None,
+    after: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> Search:
     """Search the most accurate network of a task within a budget.
@@ -221,7 +224,11 @@ def evolve(
         parents: how many of all judged so far have children.
         mutation: how likely each option, and each exit, is drawn anew in a mutant.
         batch_size: of rows that are looked at together.
+        exits: whether networks may have exits.
         seed: of all draws.
+        memory: networks that were judged before on the same rows within the same budget; None for
+            those outside of it. They are not judged again, and new ones are added.
+        after: called after every generation, also after one that was interrupted.
         progress: whether to show how far it is.
 
     Raises:
@@ -235,24 +242,44 @@ def evolve(
         )
     supernet.require(supernet.dense, task)
     rng = np.random.default_rng(seed)
+    if memory is None:
+        memory = {}
+    # `known` begins empty also if there is a memory: the same draws then lead to the same networks.
     known = dict[Subnet, Judged | None]()
     for generation in track(
         range(generations), what="generations", total=generations, show=progress
     ):
         best = _ranked(known)[:parents]
-        for subnet in _generation(
-            supernet, task, costs, budget, best, known, population, mutation, rng, generation
-        ):
-            known[subnet] = judge(
-                supernet,
-                subnet,
-                task,
-                judging,
-                norm_rows,
-                costs=costs,
-                budget=budget,
-                batch_size=batch_size,
-            )
+        children = _generation(
+            supernet,
+            task,
+            costs,
+            budget,
+            best,
+            known,
+            population,
+            mutation,
+            rng,
+            generation,
+            exits=exits,
+        )
+        try:
+            for subnet in children:
+                if subnet not in memory:
+                    memory[subnet] = judge(
+                        supernet,
+                        subnet,
+                        task,
+                        judging,
+                        norm_rows,
+                        costs=costs,
+                        budget=budget,
+                        batch_size=batch_size,
+                    )
+                known[subnet] = memory[subnet]
+        finally:
+            if after is not None:
+                after()
     ranked = _ranked(known)
     if not ranked:
         if known:
@@ -297,7 +324,7 @@ def judge(
     if leaving.min() > budget:
         return None
     model = supernet.extract(subnet, task)
-    reestimate(model, torch.split(norm_rows, batch_size))
+    reestimate(model, map(supernet.prepared, torch.split(norm_rows, batch_size)))
     x, y = judging
     logits = _logits(supernet, model, subnet, task, x, batch_size)
     sure = logits.softmax(-1).amax(-1).numpy().astype(np.float64)  # [E, N]
@@ -352,10 +379,18 @@ def _generation(
     mutation: float,
     rng: np.random.Generator,
     number: int,
+    *,
+    exits: bool,
 ) -> list[Subnet]:
-    """New and different networks, each with at least one exit that is within the budget."""
+    """New and different networks, each with at least one exit that is within the budget. The first
+    generation begins with the networks of one option everywhere.
+    """
     subnets: dict[Subnet, None] = {}  # a dict keeps the order
-    for turn in range(population):
+    if number == 0:
+        for subnet in uniform(supernet):
+            if costs.leaving(subnet, task).min() <= budget and len(subnets) < population:
+                subnets[subnet] = None
+    for turn in range(len(subnets), population):
         # Many draws are known already or too expensive. After TRIES of them the generation stays
         # one network smaller.
         for _ in range(TRIES):
@@ -365,11 +400,29 @@ def _generation(
                 subnet = mutated(supernet, _one_of(best, rng), mutation, rng)
             else:
                 subnet = crossed(supernet, _one_of(best, rng), _one_of(best, rng), rng)
+            if not exits:
+                subnet = Subnet(subnet.options)
             if subnet in known or subnet in subnets:
                 continue
             if costs.leaving(subnet, task).min() <= budget:
                 subnets[subnet] = None
                 break
+    return list(subnets)
+
+
+def uniform(supernet: Supernet) -> list[Subnet]:
+    """The networks with one option everywhere and no exits; where a place does not have this
+    option, its first one stands there.
+    """
+    every: dict[str, None] = {}  # a dict keeps the order
+    for names in supernet.names:
+        every |= dict.fromkeys(names)
+    subnets: dict[Subnet, None] = {}
+    for option in every:
+        numbers = []
+        for names in supernet.names:
+            numbers.append(names.index(option) if option in names else 0)
+        subnets[Subnet(tuple(numbers))] = None
     return list(subnets)
 
 
@@ -439,7 +492,7 @@ def _logits(
     for part in torch.split(x, batch_size):
         heard = dict[str, Tensor]()
         with listening(taps, lambda name, value, heard=heard: heard.update({name: value})):  # type: ignore[misc]
-            last = logits_in(model(part))
+            last = logits_in(model(supernet.prepared(part)))
         exits = [supernet.exit_of(name, task)(Seen(heard[name], {})) for name in subnet.exits]
         batches.append(torch.stack([*exits, last]))  # [E, batch, C]
     return torch.cat(batches, 1).cpu()
@@ -455,11 +508,11 @@ def _along(supernet: Supernet, x: Tensor, task: str, tap: str | None) -> Callabl
     def call() -> None:
         with supernet.along(supernet.dense, task) as model, torch.no_grad():
             if tap is None:
-                model(x)
+                model(supernet.prepared(x))
                 return
             with listening({tap: model.get_submodule(tap)}, _stop):
                 try:
-                    model(x)
+                    model(supernet.prepared(x))
                 except _Reached:
                     return
 

@@ -63,6 +63,7 @@ class Supernet(nn.Module):
         heads: by task, the number of its classes, or None for the head that the model has.
         exits: names of modules after which an exit may stand.
         exit: what stands there, as `cut` takes it.
+        preprocess: makes the model's input of the rows; None where they are ready.
 
     Raises:
         UnknownName: a name of no module, or of no method.
@@ -80,11 +81,13 @@ class Supernet(nn.Module):
         heads: Mapping[str, int | None],
         exits: Sequence[str] = (),
         exit: str = "linear",
+        preprocess: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if not choices or not heads:
             raise InvalidArgument("a supernet needs at least one place and one task")
         self.model = copy.deepcopy(model).eval()
+        self.preprocess = copy.deepcopy(preprocess).eval() if preprocess is not None else None
         known = dict(self.model.named_modules())
         for name in (*choices, *exits, head):
             if name not in known:
@@ -121,7 +124,7 @@ class Supernet(nn.Module):
                     f"the place {index!r} must have at least one option, got none"
                 )
             self.options.append(
-                nn.ModuleList([_option_of(known[index], index, option) for option in options])
+                nn.ModuleList([option_of(known[index], index, option) for option in options])
             )
         for name in (*self.places, head):
             _put(self.model, name, nn.Identity())  # each weight belongs to one list alone
@@ -173,11 +176,18 @@ class Supernet(nn.Module):
         with self.along(subnet, task) as model:
             taps = {name: model.get_submodule(name) for name in subnet.exits}
             with listening(taps, lambda name, value: heard.update({name: _tensor(value)})):
-                last = logits_in(model(x))
+                last = logits_in(model(self.prepared(x)))
         found = []
         for name in subnet.exits:
             found.append(self.exit_of(name, task)(Seen(heard[name], {})))
         return (*found, last)
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """The model's input of some rows: x [B, ...] behind the preprocessing."""
+        if self.preprocess is None:
+            return x
+        prepared: Tensor = self.preprocess(x)
+        return prepared
 
     def exit_of(self, tap: str, task: str) -> Exit:
         """The exit of a task after a module."""
@@ -191,7 +201,13 @@ class Supernet(nn.Module):
             return copy.deepcopy(model).eval()
 
     def network(
-        self, subnet: Subnet, task: str, *, model: nn.Module | None = None, gate: str = "margin"
+        self,
+        subnet: Subnet,
+        task: str,
+        *,
+        model: nn.Module | None = None,
+        gate: str = "margin",
+        spec: str | None = None,
     ) -> Network:
         """A network with its exits, to be trained on, recorded and calibrated like any that was
         cut.
@@ -201,12 +217,21 @@ class Supernet(nn.Module):
             task: whose head and exits.
             model: what `extract` gave, such as one trained since; None: a new copy.
             gate: as `cut` takes it.
+            spec: how to build the model again, as `cut` takes it.
         """
         if not subnet.exits:
             raise InvalidArgument("the subnet has no exits, and a network needs one; use extract")
         body = self.extract(subnet, task) if model is None else model
         exits = {name: copy.deepcopy(self.exit_of(name, task)).eval() for name in subnet.exits}
-        return cut(body, self.example, at=list(subnet.exits), exits=exits, gate=gate)
+        return cut(
+            body,
+            self.example,
+            at=list(subnet.exits),
+            exits=exits,
+            gate=gate,
+            preprocess=self.preprocess,
+            spec=spec,
+        )
 
     def told(self, subnet: Subnet) -> str:
         """A network in words: its options by place, and its exits."""
@@ -248,7 +273,7 @@ class Supernet(nn.Module):
                     }
                     try:
                         with torch.no_grad(), _hearing(watched, heard):
-                            model(self.example)
+                            model(self.prepared(self.example))
                     except Exception as problem:  # whatever the user's code raises
                         why = str(problem).strip().partition("\n")[0]
                         raise BadNetwork(
@@ -277,7 +302,7 @@ class Supernet(nn.Module):
         with self.along(self.dense, next(iter(self.heads))) as model:
             watched = {name: model.get_submodule(name) for name in self.taps}
             with torch.no_grad(), _hearing(watched, heard):
-                model(self.example)
+                model(self.prepared(self.example))
         like = next(self.heads.parameters())
         for tap, shape in heard:
             for task, classes in self.classes.items():
@@ -314,7 +339,7 @@ def _head_of(task: str, count: int | None, last: nn.Linear) -> nn.Linear:
     return nn.Linear(last.in_features, count).to(last.weight)
 
 
-def _option_of(dense: nn.Module, path: str, option: Option) -> nn.Module:
+def option_of(dense: nn.Module, path: str, option: Option) -> nn.Module:
     """What an option stands for at a place."""
     if isinstance(option, nn.Module):
         return option.eval()
@@ -323,7 +348,8 @@ def _option_of(dense: nn.Module, path: str, option: Option) -> nn.Module:
         if name == DENSE:
             return copy.deepcopy(dense)
         if name == SKIP:
-            return nn.Identity()
+            skipped: nn.Module = find("layers", "Skip").from_layer(dense)
+            return skipped
         if name == NARROW:
             block: nn.Module = find("layers", NARROW)(dense, **arguments)
             return block

@@ -11,11 +11,15 @@ These are the rows of a plan's probe, while the network is opened. It needs a C+
 a minute for each stage.
 cuda_graphs: the kernels of each stage are recorded on a GPU at batches of 1, 2, 4 to 64, and
 replayed. Other batches are padded to the next size; larger ones run without a graph.
+threads=N: stages run on N threads of a CPU. Without it, a Runner measures its batches, and chooses
+for each stage and size of batch between one thread and as many as torch has in the thread that
+calls. Other threads of the process keep their number. `compile` fixes the number when it compiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -33,6 +37,7 @@ from offramp.plans.signature import is_input
 from offramp.plans.topology import Node
 from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import lazy_parts, linked
+from offramp.runtime.threads import can_set, on_threads
 
 __all__ = ["Eager"]
 
@@ -51,8 +56,11 @@ class Eager(Engine):
         channels_last: bool = False,
         compile: bool = False,
         cuda_graphs: bool = False,
+        threads: str | None = None,
     ) -> None:
-        """Keep the options. Raises InvalidArgument for compile with another option."""
+        """Keep the options. Raises InvalidArgument for compile with another option, and for threads
+        that are not a number of at least 1.
+        """
         flags = {
             "bf16": bf16,
             "channels_last": channels_last,
@@ -60,7 +68,10 @@ class Eager(Engine):
             "cuda_graphs": cuda_graphs,
         }
         options = [name for name, is_set in flags.items() if is_set]
-        super().__init__(**dict.fromkeys(options, True))
+        given = dict[str, str | bool](dict.fromkeys(options, True))
+        if threads is not None:
+            given["threads"] = threads
+        super().__init__(**given)
         for name in self.options:
             if compile and name != "compile":
                 raise InvalidArgument(
@@ -70,6 +81,7 @@ class Eager(Engine):
         self.channels_last = channels_last
         self.compile = compile
         self.cuda_graphs = cuda_graphs
+        self.threads = None if threads is None else _number_of(threads)
 
     def open(
         self, network: Network, schedule: Schedule, device: torch.device
@@ -84,6 +96,8 @@ class Eager(Engine):
         segments = segments_of(network)
         if self.bf16:
             _require_bf16(device)
+        if self.threads is not None:
+            _require_cpu(device)
         if self.cuda_graphs:
             _require_fixed(network, device)
         plain_stages = list[EngineStage]()
@@ -97,6 +111,8 @@ class Eager(Engine):
                 engine_stage = _wrapped(engine_stage, _in_channels_last)
             if self.cuda_graphs:
                 engine_stage = replace(engine_stage, functions={"segment": Replayed(engine_stage)})
+            if self.threads is not None:
+                engine_stage = _wrapped(engine_stage, partial(_on_threads, self.threads))
             engine_stages.append(engine_stage)
         return tuple(engine_stages)
 
@@ -121,9 +137,11 @@ class Eager(Engine):
             args, kwargs = arguments(rows)
             bf16 = self.bf16
             channels_last = self.channels_last
+            threads = self.threads
 
             def call() -> object:
                 with (
+                    nullcontext() if threads is None else on_threads(threads),
                     torch.inference_mode(),
                     torch.autocast(device.type, torch.bfloat16, enabled=bf16),
                 ):
@@ -138,10 +156,19 @@ class Eager(Engine):
 
         return bind
 
+    def marks(self) -> list[str]:
+        """The options that change what is computed. The number of threads is not one of them."""
+        return [name for name in super().marks() if not name.startswith("threads=")]
+
     @property
     def compiles(self) -> bool:
         """True with compile and with cuda_graphs."""
         return self.compile or self.cuda_graphs
+
+    @property
+    def measures_threads(self) -> bool:
+        """True unless the number is given, or is fixed in compiled code."""
+        return self.threads is None and not self.compiles
 
 
 def _in_inference_mode(function: Callable[[State], State], rows: State) -> State:
@@ -160,6 +187,33 @@ def _wrapped(engine_stage: EngineStage, wrap: Callable[[Function], Function]) ->
     """A stage with a wrapper around each of its functions."""
     functions = {kind: wrap(function) for kind, function in engine_stage.functions.items()}
     return replace(engine_stage, functions=functions)
+
+
+def _number_of(threads: str) -> int:
+    """The number in an option's text. Raises InvalidArgument."""
+    if not threads.isascii() or not threads.isdigit() or int(threads) < 1:
+        raise InvalidArgument(f"threads must be a whole number of at least 1, got {threads!r}")
+    return int(threads)
+
+
+def _require_cpu(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise InvalidArgument(f"threads needs a network on the cpu, got one on {device}")
+    if not can_set():
+        raise InvalidArgument(
+            "threads needs a build of torch with OpenMP, and this one has none. Use "
+            "torch.set_num_threads"
+        )
+
+
+def _on_threads(threads: int, function: Function) -> Function:
+    """A function that computes on so many threads."""
+
+    def call(state: State) -> State:
+        with on_threads(threads):
+            return function(state)
+
+    return call
 
 
 def _require_bf16(device: torch.device) -> None:

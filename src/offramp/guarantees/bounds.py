@@ -25,6 +25,8 @@ LossArray = npt.NDArray[Any]  # bool, integer or float
 
 CAP = 0.75  # the largest share of its wealth that a bet may lose on one row
 CELLS = 200_000  # losses per pass: about the size of a core's cache
+LARGEST_INT = 2**31  # of C
+SMALLEST_LEVEL = 1e-300  # for the number of rows, which a float must hold
 MOST_BETS = 32_768  # with more rows than this, one bet is on the mean of several
 
 
@@ -409,9 +411,9 @@ def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> in
     down like a saw, because the next loss is a whole one.
 
     Args:
-        level: above 0 and below 1.
+        level: above 0 and below 1. One below 1e-300 counts as 1e-300.
         confidence: above 0 and below 1.
-        observed: the mean loss, at least 0 and below the level.
+        observed: the mean loss, at least 0 and below the level. One below 1e-300 counts as 0.
 
     Returns:
         The number of rows.
@@ -426,6 +428,9 @@ def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> in
     level = require("level", level, above=0, below=1)
     confidence = require("confidence", confidence, above=0, below=1)
     observed = require("observed", observed, low=0, below=level)
+    level = max(level, SMALLEST_LEVEL)
+    if observed < SMALLEST_LEVEL:
+        observed = 0.0
 
     # N rows count ceil(N observed) losses. For each number of losses there is a first N that counts
     # so many. If the fewest rows that pass with this number are at most that N, no N with this
@@ -444,7 +449,10 @@ def _fewest_rows(count: int, level: float, confidence: float) -> int:
     from scipy import special
 
     def passes(rows: int) -> bool:
-        return bool(special.bdtr(count, rows, level) <= 1.0 - confidence)
+        if rows < LARGEST_INT:
+            return bool(special.bdtr(count, rows, level) <= 1.0 - confidence)
+        # The same probability. bdtr gives NaN here, because it takes rows as a C int.
+        return bool(special.betaincc(count + 1.0, float(rows - count), level) <= 1.0 - confidence)
 
     return _last_that_fails(passes, count, count + 1) + 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -85,18 +84,26 @@ def copied(value: Tensor | None) -> nn.Parameter | None:
 
 
 def rank_of(
-    values: Tensor, options: Mapping[str, float], largest: int, method: str, saves: int
+    values: Tensor,
+    rank: int | None,
+    energy: float,
+    *,
+    largest: int,
+    method: str,
+    saves: int,
+    name: str,
 ) -> int:
     """A rank as it was asked for: given, or the smallest that keeps a share of the energy.
 
     Args:
         values: singular values, falling.
-        options: `rank` (0 if it is not given) and `energy`, the share of the squared singular
-            values to keep.
+        rank: the rank; None lets the energy decide.
+        energy: the share of the squared singular values to keep.
         largest: the full rank.
         method: its name, for the sentence.
         saves: the largest rank with which the substitute is smaller than the dense layer; where
             the energy asks for more, the method saves nothing here.
+        name: of the option, for the sentence.
 
     Raises:
         InvalidArgument: a rank that is not from 1 to `largest`, or an energy that is no share.
@@ -104,12 +111,10 @@ def rank_of(
     """
     from offramp.networks.layer import SavesNothing
 
-    rank = options["rank"]
-    energy = options["energy"]
-    if rank:
-        whole = require_whole("rank", rank, 1)
+    if rank is not None:
+        whole = require_whole(name, rank, 1)
         if whole > largest:
-            raise InvalidArgument(f"rank must be at most {largest} for this layer, got {whole}")
+            raise InvalidArgument(f"{name} must be at most {largest} for this layer, got {whole}")
         return whole
     if not isinstance(energy, (int, float)) or not 0 < energy <= 1:
         raise InvalidArgument(f"energy must be a share above 0 and at most 1, got {energy!r}")

@@ -139,10 +139,12 @@ class AdaptiveDepth(Layer):
             raise InvalidArgument(
                 f"break_even must be from 0 to 1 and tile at least 1, got {break_even} and {tile}"
             )
+        self.width = width
         self.units = nn.ModuleList(units)
         self.dims = _dims_of(self.units) if dims is None else dims
         self.halts = nn.ModuleList(HALTS[per](width, self.dims, bias) for _ in self.units[1:])
         self.ponder = nn.Identity()
+        self.width = width
         self.eps = eps
         self.per = per
         self.break_even = break_even
@@ -202,8 +204,14 @@ class AdaptiveDepth(Layer):
         return stage
 
     def options(self) -> dict[str, Any]:
-        """The channels and the margin."""
-        return {"width": self.width, "eps": self.eps}
+        """Channels, margin, what halts, and how it is computed. The scores' bias is a weight."""
+        return {
+            "width": self.width,
+            "eps": self.eps,
+            "per": self.per,
+            "break_even": self.break_even,
+            "tile": self.tile,
+        }
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
         """All units on all positions, and the halting scores: the most that a row can cost. `spent`

@@ -34,12 +34,14 @@ class LowRank(Layer):
         self.second = second
 
     @classmethod
-    def from_layer(cls, dense: nn.Module, *, rank: int = 0, energy: float = 0.9) -> LowRank:
+    def from_layer(
+        cls, dense: nn.Module, *, rank: int | None = None, energy: float = 0.9
+    ) -> LowRank:
         """The best approximation of a layer's weights of some rank.
 
         Args:
             dense: a Conv2d without groups, or a Linear layer.
-            rank: the inner width; 0 lets `energy` decide.
+            rank: the inner width; None lets `energy` decide.
             energy: the share of the sum of squared singular values to keep.
 
         Raises:
@@ -53,8 +55,9 @@ class LowRank(Layer):
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         outputs, inputs = matrix.shape
         saves = (outputs * inputs - 1) // (outputs + inputs)
-        options = {"rank": rank, "energy": energy}
-        inner = rank_of(values, options, len(values), "low_rank", saves)
+        inner = rank_of(
+            values, rank, energy, largest=len(values), method="low_rank", saves=saves, name="rank"
+        )
         root = values[:inner].sqrt()
         first_weight = (root[:, None] * right[:inner]).to(weight.dtype)  # [R, C k k]
         second_weight = (left[:, :inner] * root).to(weight.dtype)  # [O, R]

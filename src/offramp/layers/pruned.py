@@ -68,6 +68,9 @@ def pruned(
         raise BadNetwork("pruned takes channels out of Conv2d and Linear layers; none was matched")
     _require_channels(targets, ratio, round_to)
     first = _first(example)
+    tied = _tied(model)
+    with torch.no_grad():
+        logits = _logits_shape(model, first)
     others = [m for m in model.modules() if type(m) in KINDS and m not in targets.values()]
     scores = _importance(tp, importance, model, data)
     # Gradients are needed for the graph, whatever the model's own wishes are.
@@ -85,16 +88,19 @@ def pruned(
         if importance == "taylor":
             _backward(model, data)
         pruner.step()
+    except BadNetwork:
+        raise
     except (RuntimeError, ValueError, IndexError, KeyError, AssertionError) as problem:
         why = str(problem).strip().splitlines()[:1]
         raise BadNetwork(
             f"Torch-Pruning cannot take channels out of these layers ({''.join(why)}). Name "
             "layers whose outputs are not added to others"
         ) from problem
+    _require_tied(model, tied)
     model.zero_grad(set_to_none=True)
     for name, value in model.named_parameters():
         value.requires_grad_(wishes[name])
-    _require_sound(model, first)
+    _require_sound(model, first, logits, list(targets))
     return model
 
 
@@ -166,6 +172,11 @@ def _backward(model: nn.Module, data: Any) -> None:
     x = data[0]
     y = torch.as_tensor(data[1])
     logits = logits_in(call_model(model, None, as_inputs(x)))
+    if logits.dim() != 2 or y.shape != logits.shape[:1] or int(y.max()) >= logits.shape[1]:
+        raise BadNetwork(
+            f"importance='taylor' needs a classifier that gives logits [B, C] and a label for each "
+            f"row, got {tuple(logits.shape)} and labels {tuple(y.shape)} up to {int(y.max())}"
+        )
     nn.functional.cross_entropy(logits, y).backward()  # type: ignore[no-untyped-call]
 
 
@@ -258,11 +269,54 @@ def _turns(added: Tensor) -> Tensor:
     return turns
 
 
-def _require_sound(model: nn.Module, x: Tensor) -> None:
-    """Raise BadNetwork where the model fails after channels were taken out."""
+def _logits_shape(model: nn.Module, x: Tensor) -> torch.Size | None:
+    """The shape of what a model gives; None if it gives several things."""
+    output = model(x)
+    return output.shape if isinstance(output, Tensor) else None
+
+
+def _tied(model: nn.Module) -> list[tuple[str, str]]:
+    """Pairs of names of the same parameter."""
+    first_names: dict[int, str] = {}
+    pairs = list[tuple[str, str]]()
+    for name, value in model.named_parameters(remove_duplicate=False):
+        first = first_names.setdefault(id(value), name)
+        if first != name:
+            pairs.append((first, name))
+    return pairs
+
+
+def _require_tied(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
+    """Raise BadNetwork if weights that were the same are no longer the same."""
+    after = dict(model.named_parameters(remove_duplicate=False))
+    for first, second in pairs:
+        if after.get(first) is not after.get(second):
+            raise BadNetwork(
+                f"{first!r} and {second!r} are the same weights; taking channels out of these "
+                f"layers would untie them. Untie them first, or name other layers"
+            )
+
+
+def _require_sound(
+    model: nn.Module, x: Tensor, logits: torch.Size | None, targets: Sequence[str]
+) -> None:
+    """Raise BadNetwork where the model fails after channels were taken out, or lost classes.
+
+    Args:
+        model: after channels were taken out.
+        x: an example.
+        logits: the shape that the model gave before.
+        targets: the layers that were named.
+    """
     try:
         with torch.no_grad():
-            model(x)
+            shape = _logits_shape(model, x)
+        if shape != logits and shape is not None and logits is not None:
+            raise BadNetwork(
+                f"the model would give {tuple(shape)} instead of {tuple(logits)}: one of "
+                f"{', '.join(list(targets)[-3:])} gives its answers. Leave that layer out of the "
+                f"patterns"
+            )
     except RuntimeError as problem:
         why = str(problem).strip().splitlines()[0]
         raise BadNetwork(

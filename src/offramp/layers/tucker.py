@@ -36,14 +36,19 @@ class Tucker(Layer):
 
     @classmethod
     def from_layer(
-        cls, dense: nn.Module, *, rank_in: int = 0, rank_out: int = 0, energy: float = 0.9
+        cls,
+        dense: nn.Module,
+        *,
+        rank_in: int | None = None,
+        rank_out: int | None = None,
+        energy: float = 0.9,
     ) -> Tucker:
         """The approximation of a convolution with fewer inner channels.
 
         Args:
             dense: a Conv2d without groups.
-            rank_in: channels between the first and the core; 0 lets `energy` decide.
-            rank_out: channels between the core and the last; 0 lets `energy` decide.
+            rank_in: channels between the first and the core; None lets `energy` decide.
+            rank_out: channels between the core and the last; None lets `energy` decide.
             energy: the share of the squared singular values of each unfolding to keep.
 
         Raises:
@@ -64,15 +69,29 @@ class Tucker(Layer):
         outputs, inputs = weight.shape[:2]
         left, left_values = _leading(weight, 0)
         right, right_values = _leading(weight, 1)
-        wide = {"rank": rank_out, "energy": energy}
-        deep = {"rank": rank_in, "energy": energy}
         most_out = len(left_values)
         most_in = len(right_values)
-        outer = rank_of(left_values, wide, most_out, "tucker", most_out)
-        inner = rank_of(right_values, deep, most_in, "tucker", most_in)
+        outer = rank_of(
+            left_values,
+            rank_out,
+            energy,
+            largest=most_out,
+            method="tucker",
+            saves=most_out,
+            name="rank_out",
+        )
+        inner = rank_of(
+            right_values,
+            rank_in,
+            energy,
+            largest=most_in,
+            method="tucker",
+            saves=most_in,
+            name="rank_in",
+        )
         positions = weight[0, 0].numel()
         size = inputs * inner + inner * outer * positions + outer * outputs
-        chosen = not (rank_in and rank_out)
+        chosen = rank_in is None or rank_out is None
         if chosen and size >= weight.numel():
             raise SavesNothing(
                 f"tucker at ranks {inner} and {outer} has {size:,} weights, and the dense layer "

@@ -144,6 +144,8 @@ def _outputs(network: Network, inputs: State) -> list[Tensor]:
     """The logits of all exits and the scores of all gates."""
     outputs = []
     if not network.topology.is_chain:
+        # Of too many paths only one would be walked, and an input may be read on another one.
+        _ = network.topology.paths  # raises BadNetwork, and then nothing is known
         for _, node, seen in every_path(network, inputs):
             if seen.own is not None:
                 outputs.append(seen.own)

@@ -22,6 +22,9 @@ from offramp.plans.signature import INPUT, Input
 BACKBONE = "backbone"  # the only member of a network that was cut, and the name of its last node
 RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and words that `reference` may name
 
+SKIP = "skip"  # ways in which a model is taken apart: see `WholeModel`
+UNROLLED = "unrolled"
+
 Modules = Mapping[str, nn.Module] | nn.ModuleDict
 
 
@@ -48,6 +51,21 @@ def require_name(name: object) -> None:
             f"a member is called {name!r}, which is a method of every torch module; name it "
             f"otherwise"
         )
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """The one model of which all segments of a network are pieces.
+
+    Attributes:
+        spec: how to build it again, such as `offramp:resnet20`; None where only the user can.
+        way: "skip" for `cut(..., skip=)`, "unrolled" for `unrolled`.
+        units: the names or patterns of the units that rows may skip.
+    """
+
+    spec: str | None
+    way: str
+    units: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,15 @@ from offramp.errors import BadData, BadNetwork, InvalidArgument
 from offramp.networks import ambient
 from offramp.networks.compiled import compiled_of
 from offramp.networks.inputs import State, as_inputs
-from offramp.networks.members import BACKBONE, ModelSpec, Modules, digest, held, values_of
+from offramp.networks.members import (
+    BACKBONE,
+    ModelSpec,
+    Modules,
+    WholeModel,
+    digest,
+    held,
+    values_of,
+)
 from offramp.networks.nodes import Exit, Gate, Seen, answers, grade
 from offramp.networks.printing import chain_table
 from offramp.networks.trained import rows_behind
@@ -116,6 +124,7 @@ class Network(nn.Module):
     Attributes:
         trained_on: digests of the rows that trained it: see `training_rows`.
         class_names: of these rows, if they have any. Other rows are numbered by them, or refused.
+        whole: the model of which all segments are pieces; None where there is none.
         auxiliary: modules that a recipe needs while it trains, such as adapters. They are not part
             of the network, are never saved, and are dropped when `fit` ends.
 
@@ -144,6 +153,7 @@ class Network(nn.Module):
         self.made = dict(made or {})
         self.trained_on: SeenRows | None = None
         self.class_names: tuple[str, ...] | None = None
+        self.whole: WholeModel | None = None
         # A plain dict, so that they are not among its modules, parameters and state.
         self.auxiliary: dict[str, nn.Module] = {}
         self._require_names()
@@ -316,6 +326,7 @@ class Network(nn.Module):
         )
         network.trained_on = self.trained_on
         network.class_names = self.class_names
+        network.whole = self.whole
         return network
 
     def __str__(self) -> str:
@@ -356,9 +367,13 @@ class Network(nn.Module):
         Returns:
             Logits [B, C] by exit, shallow to deep. With forks an exit comes once for every path
             that leads to it, in the order of the topology's `exit_labels`.
+
+        Raises:
+            BadNetwork: the network has more than sixteen paths.
         """
         if self.topology.is_chain:
             return tuple(logits for _, logits, _ in self.walk(x))
+        _ = self.topology.paths  # raises BadNetwork
         by_label = {label: seen.own for label, seen in self.look(x)}
         outputs = list[Tensor]()
         for label in self.topology.exit_labels:
@@ -391,7 +406,7 @@ class Network(nn.Module):
         Models run eagerly, with temporary hooks at their cuts. So train mode, dropout, DDP and the
         user's own code work as usual, and gradients reach exits and models. The nodes of a member
         come after all of it has run. With forks every exit comes once for each path that leads to
-        it.
+        it; of more than sixteen paths, along the most expensive one alone.
 
         Args:
             x: a batch: a tensor, a tuple of them, or a mapping of named ones.

@@ -1,8 +1,8 @@
 """Makes the segments of a network: one for a member without cuts, several for a member with cuts.
 
 `partition` takes a cut model apart once. Its pieces are kept until a module or tensor of the
-network is replaced or moved. They share the parameters and buffers of the network, so training in
-place does not make them stale.
+network is replaced or moved, or its code, a setting of a layer or a hook changes. They share the
+parameters and buffers of the network, so training in place does not make them stale.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from offramp.errors import BadData, BadNetwork
-from offramp.networks.compiled import compiled_of
+from offramp.networks.code_marks import cache_of
 from offramp.networks.inputs import State, arguments, call_model
 from offramp.networks.members import ModelSpec
 from offramp.networks.network import Network, Segment, trial_rows
@@ -53,7 +53,7 @@ def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Se
             shapes that the network was made with.
 
     Returns:
-        Segments by node. They are kept with the network and made again when it changes.
+        Segments by node. They are kept with the network and made again when it or its code changes.
 
     Raises:
         BadNetwork: a cut cannot be run.
@@ -67,9 +67,7 @@ def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Se
             segments.update(_segments(network, member, tried))
         return before, segments
 
-    _, segments = compiled_of(network).once(
-        "segments", make, lambda cached: _same(cached[0], marks())
-    )
+    _, segments = cache_of(network).once("segments", make, lambda cached: _same(cached[0], marks()))
     return segments
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offramp._support.arguments import percentage
-from offramp.plans.plan import Price, compared
+from offramp.plans.plan import Plan, Price, compared
 
 if TYPE_CHECKING:
     from offramp.plans.trace import Trace
@@ -70,8 +70,13 @@ def exits_alone(trace: Trace) -> list[ExitAlone]:
         trace: recorded outputs.
 
     Returns:
-        A list from shallow to deep.
+        A list from shallow to deep. With forks it has an entry for each path to an exit, such as
+        "head via small"; of a trace at settings of one dial, an entry for each setting.
     """
+    if trace.header.settings:
+        return _settings_alone(trace)
+    if not trace.topology.is_chain:
+        return _paths_alone(trace)
     labels = trace.labels
     prices = trace.prices
     figures = list[ExitAlone]()
@@ -85,6 +90,51 @@ def exits_alone(trace: Trace) -> list[ExitAlone]:
             macs = prices.plain(name, unit="macs", batch=1)
         if prices.timed:
             ms_64 = prices.plain(name, unit="ms", batch=64)
+        figures.append(ExitAlone(name, accuracy, macs, ms_64))
+    return figures
+
+
+def _paths_alone(trace: Trace) -> list[ExitAlone]:
+    """The figures of every path to an exit, in the order of the topology's `exit_labels`."""
+    topology = trace.topology
+    prices = trace.prices
+    figures = list[ExitAlone]()
+    for name in topology.exits:
+        for path in topology.paths[name]:
+            accuracy = None
+            if trace.labels is not None:
+                answers = trace.columns[f"answer/{topology.label(path)}"]
+                accuracy = float((answers == trace.labels).mean())
+            macs = None if prices.uncounted else prices.along(path, unit="macs", batch=1)
+            ms_64 = prices.along(path, unit="ms", batch=64) if prices.timed else None
+            figures.append(ExitAlone(_path_name(trace, path), accuracy, macs, ms_64))
+    return figures
+
+
+def _path_name(trace: Trace, path: tuple[str, ...]) -> str:
+    """The exit of a path, and the nodes that tell it from other paths there."""
+    topology = trace.topology
+    name = path[-1]
+    if len(topology.paths[name]) == 1:
+        return name
+    always = topology._always_before[name]
+    chosen = [node for node in path[:-1] if node not in always]
+    return f"{name} via {' '.join(chosen)}" if chosen else f"{name} directly"
+
+
+def _settings_alone(trace: Trace) -> list[ExitAlone]:
+    """The figures of every setting of a dial."""
+    figures = list[ExitAlone]()
+    gates = trace.topology.gates
+    for number, value in enumerate(trace.header.settings):
+        thresholds = {gate: (value,) * trace.topology.routes(gate) for gate in gates}
+        plan = Plan(thresholds=thresholds)
+        accuracy = None
+        if trace.labels is not None:
+            accuracy = float((trace.answers[:, number] == trace.labels).mean())
+        macs = None if trace.prices.uncounted else trace.price(plan, "macs", 1).mean
+        ms_64 = trace.price(plan, "ms", 64).mean if trace.prices.timed else None
+        name = "all gates closed" if value == np.inf else f"setting {value:g}"
         figures.append(ExitAlone(name, accuracy, macs, ms_64))
     return figures
 

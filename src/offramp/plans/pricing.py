@@ -66,7 +66,10 @@ class Prices:
             totals[node.name] = macs + max(before, default=0.0)
             # a node that only routes is not a model
             is_end = node.name not in continued and node.has_exit
-            if is_end and not totals[node.name] > 0:  # NaN too
+            # an arm may be nothing but an exit
+            exit_ = self.parts.get(f"exit/{node.name}")
+            exit_macs = 0.0 if exit_ is None else float(np.mean(exit_[..., 0]))
+            if is_end and not totals[node.name] + exit_macs > 0:  # NaN too
                 unknown.append(node.name)
         return tuple(unknown)
 

@@ -31,6 +31,8 @@ MADE_WITH = "made with"
 MARKS = ", marks 2"
 # Keys of marks that begin so are about numbers and texts of layers.
 SETTINGS = "the settings of "
+# The mark of code that changed while it was recorded. It is not compared.
+CHANGING = "changing"
 OLDER_MARKS = (
     "the marks of code in this plan are of an older kind, which covers less, and were not "
     "compared. "
@@ -280,8 +282,10 @@ class Origin:
             if made_with is not None and len(before) > 1 and f"{made_with}{MARKS}" == here:
                 warnings.warn(OLDER_MARKS, Notice, stacklevel=3)
             return
-        for what, mark in before.items():
-            if now.get(what) == mark:
+        # also code where there was none: a hook, or a forward that is set on a torch layer
+        for what in before | now:
+            marks = (before.get(what), now.get(what))
+            if marks[0] == marks[1] or CHANGING in marks:
                 continue
             if what.startswith(SETTINGS):
                 difference = f"{what} are not those that the plan was made with"

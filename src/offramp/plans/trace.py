@@ -1,164 +1,41 @@
 """The recorded outputs of a network (a *trace*): scores, answers and costs of every sample at every
 exit, as named columns. Does not import torch.
 
-A trace holds one NumPy array per column:
-
-    logits/<exit>   [N, C] float32      left out with keep="answers"
-    answer/<exit>   [N]    int64        the arg max of the logits; the first one wins a tie
-    ..../backbone           logits and answer of the plain last model, where the last exit gives
-                            something different (a mean)
-    score/<gate>    [N]    float32      with K > 2 successors: score/<gate>@<route>, K-1 columns
-    label, row      [N]    int64        label may be missing; row is the number in the data's source
-    digest          [N]    uint64       of a row's content, so that overlap is noticed
-    learned         [N]    bool         whether `fit` trained the network with this row; absent
-                                        where nothing was fitted
-    cost/<part>     [3] or [N, 3]       MACs per row, milliseconds per call a, milliseconds per row
-                                        b (a call on n rows takes a + b n)
-
-In a network with forks the answer for a row depends on its path, so every path is recorded, up to
-sixteen per node. If several paths lead to an exit or a gate, its columns are called <name>#0,
-<name>#1, in the order of `Topology.paths`. A network with more paths is recorded at settings of one
-dial, a threshold that all gates share. Setting 0 closes every gate:
-
-    setting/exit#<s>, setting/answer#<s>, setting/why#<s>  [N] int64, setting/near#<s> [N] bool,
-    setting/<node>#<s> [N] bool (whether the node ran)
-
-A part is segment/<node>, exit/<node> or gate/<node>. Where milliseconds were measured there are
-also runner, runner/<gate> and plain (see `pricing`). Milliseconds are NaN where they were not
-measured. The MACs of a segment are NaN where they are not known.
+`columns` lists the columns, `header` says what they are about, and `replay` follows rows through a
+plan.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from offramp._support.arguments import require_confidence, require_count, require_flag, require_kind
+from offramp._support.arguments import require_confidence, require_count, require_kind
 from offramp._support.files import from_document, read_arrays, to_document, write_arrays
-from offramp._support.find import find
 from offramp.errors import BadData, BadFile, InvalidArgument, Mismatch, NoisyTimings
 from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import Risk, find_risk, losses_of
-from offramp.plans.digests import digests_of
+from offramp.plans.columns import BACKBONE, Array, digest_of_columns, require_column
 from offramp.plans.draws import canonical, distinct, one_of_each, repeated, require_repeats
 from offramp.plans.evaluation import Evaluation, Measured, worst_class
-from offramp.plans.plan import Plan, Price, choose
+from offramp.plans.from_arrays import columns_of_arrays
+from offramp.plans.header import Header, header_from, require_header
+from offramp.plans.plan import Plan, Price
 from offramp.plans.pricing import Prices
-from offramp.plans.provenance import FORM, Origin, RecordedRows, SeenRows, form_of, largest_of
-from offramp.plans.schedule import Schedule, Stage
-from offramp.plans.scores import ScoreRange
-from offramp.plans.signature import is_label
-from offramp.plans.topology import LEAVE, Node, Topology
-from offramp.plans.topology import Path as Passed
+from offramp.plans.provenance import RecordedRows, SeenRows
+from offramp.plans.replay import WHY, Replay, Visit, visits_of
+from offramp.plans.schedule import Schedule
+from offramp.plans.topology import LEAVE, Topology
 
 SCHEMA = 1
-BACKBONE = "backbone"
-WHY = ("gate", "end", "deepest", "deadline", "unavailable")
 # If repeated timings of one call differ by more than this share, every use of them warns.
 LARGE_NOISE = 0.25
-# The kinds of NumPy types that a column may have, by the first word of its name.
-COLUMNS = {
-    "logits": "f",
-    "score": "f",
-    "cost": "f",
-    "answer": "iu",
-    "label": "iu",
-    "row": "iu",
-    "digest": "u",
-    "learned": "b",
-}
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the columns of a trace are about.
-
-    Attributes:
-        topology: the nodes of the network, and which follow each other.
-        reference: the exit or model that the network is compared with.
-        classes: C, the number of classes.
-        data: what the rows are called, such as "digits[800:1500]".
-        data_fingerprint: a digest of the rows.
-        origin: the network, engine and precision that computed the columns.
-        class_names: names of the classes, or None.
-        trained: False while an exit was never trained.
-        digest_form: how the digests of the rows were computed, see `SeenRows`.
-        scores: what each gate declares about its scores; nothing is known of a gate that is absent.
-        noise: by how much the milliseconds of one call varied while they were measured (0.1 is 10
-            %). None where nothing was measured, and in traces from before this was recorded.
-        settings: the thresholds of the dial, the first +inf; empty where every path was recorded.
-    """
-
-    topology: Topology
-    reference: str
-    classes: int
-    data: str
-    data_fingerprint: str
-    origin: Origin
-    class_names: tuple[str, ...] | None = None
-    trained: bool = True
-    digest_form: int = FORM
-    scores: Mapping[str, ScoreRange] = field(default_factory=dict)
-    noise: float | None = None
-    settings: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What a plan does to the rows of a trace.
-
-    Attributes:
-        exit: the exit that answers [N], an index into the topology's `exits`.
-        answer: the predicted class [N].
-        why: why the row left there [N], an index into `WHY`.
-        ran: bool [N, stages], which stages of the schedule ran for each row.
-        output: the recorded answer [N], an index into the topology's `exit_labels`. In a chain it
-            is the same as `exit`.
-        schedule: the stages that the plan runs.
-    """
-
-    exit: Array
-    answer: Array
-    why: Array
-    ran: Array
-    output: Array
-    schedule: Schedule
-
-    def __repr__(self) -> str:
-        """Short: for notebooks and messages."""
-        return f"<Replay of {len(self.exit):,} rows through {self.ran.shape[1]} stages>"
-
-
-@dataclass(frozen=True)
-class Visit:
-    """Rows that arrive at a stage on the same path.
-
-    Attributes:
-        number: of the stage.
-        stage: the stage.
-        label: the name of the stage among the columns of this path.
-        rows: row numbers [n].
-        scores: float32 [n, K - 1] of a stage that decides; None otherwise.
-        chosen: the index [n] of the edge that each row takes.
-    """
-
-    number: int
-    stage: Stage
-    label: str
-    rows: Array
-    scores: Array | None
-    chosen: Array
 
 
 @dataclass(frozen=True)
@@ -170,7 +47,7 @@ class Trace:
     twice, and `calibrate` refuses repeated rows.
 
     Args:
-        columns: arrays by name, as the documentation of this module lists them.
+        columns: arrays by name, as `offramp.plans.columns` lists them.
         header: what the columns are about.
 
     Raises:
@@ -443,42 +320,8 @@ class Trace:
         )
 
     def visits(self, schedule: Schedule) -> Iterator[Visit]:
-        """Follow the rows of the trace through a schedule.
-
-        Args:
-            schedule: the stages of a plan for this network.
-
-        Yields:
-            The rows that arrive at a stage, each stage in turn, once for every path to it.
-        """
-        topology = self.topology
-        # For each stage that has not run yet: the rows that wait for it, with the path they came
-        # on.
-        waiting: dict[str, list[tuple[Passed, Array]]] = {stage.name: [] for stage in schedule}
-        first = schedule.stages[0].name
-        waiting[first].append(((*schedule.skipped, first), np.arange(len(self))))
-        for number, stage in enumerate(schedule):
-            thresholds = np.asarray(stage.thresholds, np.float32)
-            for path, rows in waiting.pop(stage.name):
-                if topology.is_chain:
-                    label = stage.name
-                else:
-                    label = topology.label(path)
-                scores: Array | None = None
-                chosen: Array = np.zeros(len(rows), np.int64)
-                if stage.gate:
-                    scores = self._scores_at(stage, label, rows)
-                    chosen = choose(scores, thresholds)
-                yield Visit(number, stage, label, rows, scores, chosen)
-                # Hand the rows on to the stages that their edges lead to.
-                for index, edge in enumerate(stage.edges):
-                    if edge.to == LEAVE:
-                        continue
-                    followers = rows
-                    if stage.gate:
-                        followers = rows[chosen == index]
-                    if len(followers):
-                        waiting[edge.to].append(((*path, *edge.via, edge.to), followers))
+        """Follow the rows of the trace through a schedule, see `visits_of`."""
+        return visits_of(self.topology, self.columns, len(self), schedule)
 
     @property
     def prices(self) -> Prices:
@@ -775,12 +618,6 @@ class Trace:
             ),
         }
 
-    def _scores_at(self, stage: Stage, label: str, rows: Array) -> Array:
-        """Scores [n, routes] of some rows at a stage that decides."""
-        names = self.topology.score_columns(label)
-        scores = [self.columns[names[route]][rows] for route in stage.routes]
-        return np.column_stack(scores)
-
     @staticmethod
     def from_arrays(
         logits: Mapping[str, Any],
@@ -848,77 +685,21 @@ class Trace:
             >>> trace.evaluate(Plan.by_hand({"small": 2.0})).shares
             (0.5, 0.5)
         """
-        probabilities = require_flag("probabilities", probabilities)
-        shared = require_flag("shared", shared)
-        names = tuple(logits)
-        values = {}
-        for name, array in logits.items():
-            values[name] = _float32_of(name, array, probabilities)
-        count, classes = _one_shape(values)
-        if len(names) < 2:
-            raise BadData(f"logits must hold at least two exits, got {list(names)}")
-        not_finite = np.flatnonzero(~np.isfinite(values[names[-1]]).all(1)).size
-        if not_finite:
-            raise BadData(
-                f"the logits of the last exit must be finite, got {not_finite} rows of "
-                f"{names[-1]!r} that are not"
-            )
-        if set(costs) != set(names):
-            raise InvalidArgument(
-                f"costs must hold one for each of {list(names)}, got {list(costs)}"
-            )
-        inputs, labels = _apart_from_label(inputs, labels)
-        if rows is None:
-            rows = np.arange(count)
-        columns: dict[str, Array] = {
-            "row": _column("rows", rows, count, np.int64),
-            "digest": _digests(values, inputs, digests, count),
-        }
-        if labels is not None:
-            columns["label"] = _column("labels", labels, count, np.int64)
-            low = int(columns["label"].min())
-            high = int(columns["label"].max())
-            if low < 0 or high >= classes:
-                raise BadData(f"labels must be between 0 and {classes - 1}, got {low} to {high}")
-        for name in names:
-            columns[f"logits/{name}"] = values[name]
-            columns[f"answer/{name}"] = values[name].argmax(1)
-            columns[f"cost/segment/{name}"] = _cost_of(name, costs[name], unit)
-        score_source = "scores"
-        if scores is None:
-            score_source = gate
-            scores = _scored(values, gate)
-        if set(scores) != set(names[:-1]):
-            raise InvalidArgument(
-                f"scores must hold one for each of {list(names[:-1])}, got {list(scores)}"
-            )
-        for name in names[:-1]:
-            score = _column("scores", scores[name], count, np.float32)
-            # a row with logits that are not finite never leaves: NaN is not above any threshold
-            is_finite = np.isfinite(values[name]).all(1)
-            columns[f"score/{name}"] = np.where(is_finite, score, np.float32(np.nan))
-
-        # Models of their own start from the input; exits of one network continue the one before.
-        earlier: dict[str, tuple[str, ...]] = {}
-        if shared:
-            earlier = {name: (before,) for before, name in pairwise(names)}
-        topology = Topology.chain([Node(name, after=earlier.get(name, ())) for name in names])
-        identity = json.dumps([network, names, shared, score_source])
-        origin = Origin(
-            hashlib.sha256(identity.encode()).hexdigest()[:16],
-            "elsewhere",
-            "float32",
-            largest_logit=max(largest_of(values[name]) for name in names[:-1]),
-        )
-        digest_bytes = columns["digest"].astype("<u8").tobytes()
-        header = Header(
-            topology=topology,
-            reference=names[-1],
-            classes=classes,
+        columns, header = columns_of_arrays(
+            logits,
+            costs,
+            labels=labels,
+            probabilities=probabilities,
+            unit=unit,
+            gate=gate,
+            scores=scores,
+            inputs=inputs,
+            digests=digests,
+            rows=rows,
+            network=network,
+            shared=shared,
             data=data,
-            data_fingerprint=hashlib.sha256(digest_bytes).hexdigest()[:16],
-            origin=origin,
-            class_names=None if class_names is None else tuple(map(str, class_names)),
+            class_names=class_names,
         )
         return Trace(columns, header)
 
@@ -937,7 +718,7 @@ class Trace:
         body["settings"] = list(
             self.header.settings[1:]
         )  # the first is +inf, which JSON cannot hold
-        body["columns"] = _digest(self.columns)
+        body["columns"] = digest_of_columns(self.columns)
         write_arrays(path, to_document("trace", SCHEMA, body), self.columns)
 
     @staticmethod
@@ -957,237 +738,15 @@ class Trace:
         text, columns = read_arrays(path)
         _, body = from_document(text, "trace", SCHEMA, str(path))
         try:
-            if body.pop("columns") != _digest(columns):
+            if body.pop("columns") != digest_of_columns(columns):
                 raise BadFile(f"{path} was edited or damaged after it was written; record again")
-            trace = Trace(columns, _header_from(body, str(path)))
-            _require_header(trace.header)
+            trace = Trace(columns, header_from(body, str(path)))
+            require_header(trace.header)
             for name, column in columns.items():
-                _require_column(name, column, len(trace), trace.header.classes)
+                require_column(name, column, len(trace), trace.header.classes)
             return trace
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
             raise BadFile(f"{path} is no complete trace ({problem!r}); record again") from problem
-
-
-def _header_from(body: dict[str, Any], path: str) -> Header:
-    """The header of a trace, from the fields of its file."""
-    names = body["class_names"]
-    scores = {}
-    for gate, declared in body.get("scores", {}).items():  # absent in traces of the first edition
-        scores[gate] = ScoreRange.from_json(declared)
-    topology = Topology.from_json(body.pop("chain"))
-    trained = body.pop("taught", True)
-    fields = {
-        **body,
-        "topology": topology,
-        "trained": trained,
-        "origin": Origin.from_json(body["origin"]),
-        "class_names": None if names is None else tuple(names),
-        "digest_form": form_of(body.get("digest_form", 1), path),
-        "settings": _settings_from(body.get("settings", ())),  # absent in older traces
-        "scores": scores,
-    }
-    return Header(**fields)
-
-
-def _settings_from(values: Sequence[float]) -> tuple[float, ...]:
-    """The settings of a dial from a file, which leaves out the first: it closes every gate."""
-    if not values:
-        return ()
-    return (np.inf, *map(float, values))
-
-
-def _require_header(header: Header) -> None:
-    """Raise TypeError for a header from a file in which a field has another type."""
-    for text in (header.reference, header.data, header.data_fingerprint):
-        if not isinstance(text, str):
-            raise TypeError("a field of the header is of another type")
-    for name in header.class_names or ():
-        if not isinstance(name, str):
-            raise TypeError("a field of the header is of another type")
-    if not isinstance(header.trained, bool):
-        raise TypeError("a field of the header is of another type")
-    classes = header.classes
-    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
-        raise TypeError(f"classes is {classes!r}")
-
-
-def _require_column(name: str, column: Array, n: int, classes: int) -> None:
-    """Raise ValueError for a column from a file that differs from the list at the top of this
-    module.
-
-    Columns with names that are not in the list may have any form.
-
-    Args:
-        name: of the column.
-        column: the array.
-        n: the number of rows.
-        classes: C, of the network.
-    """
-    group = name.partition("/")[0]
-    if group not in COLUMNS:
-        return
-    kinds = COLUMNS[group]
-    shapes: dict[str, list[tuple[int, ...]]] = {"logits": [(n, classes)], "cost": [(3,), (n, 3)]}
-    expected = shapes.get(group, [(n,)])
-    if column.dtype.kind not in kinds or column.shape not in expected:
-        raise ValueError(
-            f"column {name!r} is {column.dtype} {list(column.shape)}, expected {list(expected[-1])}"
-        )
-    if not column.size:
-        return
-    if group == "answer" and not 0 <= column.min() <= column.max() < classes:
-        raise ValueError(f"column {name!r} has answers outside of 0 to {classes - 1}")
-    if group == "label" and column.min() < 0:
-        raise ValueError(f"column {name!r} has negative labels")
-    # a cost may be NaN: it was not measured
-    if group == "cost" and (np.isinf(column).any() or (column < 0).any()):
-        raise ValueError(f"column {name!r} has costs that are negative or infinite")
-
-
-def _float32_of(name: str, array: Any, probabilities: bool) -> Array:
-    """Logits [N, C] float32 of one exit."""
-    values = _array(f"the logits of {name!r}", array)
-    if values.ndim != 2 or not len(values) or values.shape[1] < 2 or values.dtype.kind not in "fiu":
-        raise BadData(
-            f"the logits of {name!r} must be numbers [N, C] of at least one row and two classes, "
-            f"got {values.dtype.name} {list(values.shape)}"
-        )
-    values = values.astype(np.float32)
-    if not probabilities:
-        return values
-    # softmax in half precision is exact to about 0.01
-    sums = values.sum(1, keepdims=True)  # [N, C] -> [N, 1]
-    is_wrong = (values < -0.01) | (values > 1.01) | (np.abs(sums - 1) > 0.01)  # [N, C]
-    if is_wrong.any():
-        row = int(is_wrong.any(1).argmax())
-        raise BadData(
-            f"the probabilities of {name!r} must be between 0 and 1 and sum to 1, got "
-            f"{values[row]} (row {row})"
-        )
-    logarithm: Array = np.log(np.clip(values, 1e-7, 1))
-    return logarithm
-
-
-def _one_shape(values: Mapping[str, Array]) -> tuple[int, int]:
-    """N and C of all exits' logits."""
-    shapes = {name: array.shape for name, array in values.items()}
-    if len(set(shapes.values())) != 1:
-        raise BadData(f"logits must have one and the same shape [N, C] in every exit, got {shapes}")
-    rows, classes = next(iter(shapes.values()))
-    return int(rows), int(classes)
-
-
-def _array(what: str, value: Any) -> Array:
-    """Numbers as an array. Takes tensors of any device and type, also with a gradient."""
-    if callable(getattr(value, "detach", None)):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy does not have this type
-            value = value.float()
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as problem:
-        kind = type(value).__name__
-        raise BadData(
-            f"{what} must be one array or tensor of numbers, got a {kind} that is not ({problem})"
-        ) from None
-
-
-def _apart_from_label(inputs: Any, labels: Any) -> tuple[Any, Any]:
-    """Separate the label from the inputs. Raises BadData where two labels differ."""
-    if not isinstance(inputs, Mapping) or not any(map(is_label, inputs)):
-        return inputs, labels
-    others = {}
-    for name, value in inputs.items():
-        if not is_label(name):
-            others[name] = value
-            continue
-        if labels is not None and not np.array_equal(
-            _array("labels", labels), _array(f"inputs[{name!r}]", value)
-        ):
-            raise BadData(
-                f"inputs[{name!r}] is taken as the label of a row, and differs from labels; leave "
-                f"one of them out"
-            )
-        labels = value
-    return others, labels
-
-
-def _column(what: str, value: Any, count: int, kind: Any) -> Array:
-    """Values [N] of a column. Raises BadData for other shapes and types."""
-    values = _array(what, value)
-    if np.dtype(kind).kind in "iu":  # fractions are refused, not rounded
-        kinds = "whole numbers"
-        allowed = "iu"
-    else:
-        kinds = "numbers"
-        allowed = "iuf"
-    if values.shape != (count,) or values.dtype.kind not in allowed:
-        raise BadData(
-            f"{what} must be {kinds} [{count}], got {values.dtype.name} {list(values.shape)}"
-        )
-    return values.astype(kind)
-
-
-def _digests(values: Mapping[str, Array], inputs: Any, digests: Any, count: int) -> Array:
-    """The digests of the rows, uint64 [N]: as given, of the inputs, or of all logits of a row."""
-    if digests is not None:
-        return _column("digests", digests, count, np.uint64)
-    if inputs is None:
-        logits = np.concatenate(list(values.values()), axis=1)  # E arrays [N, C] -> [N, E C]
-        return digests_of(logits + np.float32(0))  # + 0 makes 0.0 of -0.0
-    is_named = isinstance(inputs, Mapping)
-    arrays = dict[str, Array]()
-    for name, value in (inputs if is_named else {"": inputs}).items():
-        what = f"inputs[{name!r}]" if is_named else "inputs"
-        array = _array(what, value)
-        if array.dtype.kind not in "biufc":
-            raise BadData(
-                f"{what} must be numbers [N, ...], got {array.dtype.name}. For texts give the "
-                f"token ids, or pass a hash of each text as uint64 in digests=."
-            )
-        arrays[str(name)] = array
-    if not arrays:
-        raise BadData("inputs must hold at least one array [N, ...] besides the label, got none")
-    lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if lengths != {count}:
-        raise BadData(f"inputs must have {count} rows, as the logits, got {sorted(lengths)}")
-    return digests_of(arrays if is_named else arrays[""])
-
-
-def _cost_of(name: str, cost: float | tuple[float, float], unit: str) -> Array:
-    """A price [3] of a part: MACs, milliseconds per call and per row; NaN where it is not known."""
-    pair = np.asarray(cost, float).ravel()
-    if unit not in ("ms", "macs"):
-        raise InvalidArgument(f"unit must be 'ms' or 'macs', got {unit!r}")
-    if len(pair) not in (1, 2) or (unit == "macs" and len(pair) == 2):
-        raise InvalidArgument(
-            f"the cost of {name!r} must be a number, or in milliseconds a pair, got {cost!r}"
-        )
-    if not (np.isfinite(pair).all() and (pair >= 0).all() and pair.sum() > 0):
-        raise InvalidArgument(f"the cost of {name!r} must be above 0 and finite, got {cost!r}")
-    if unit == "macs":
-        return np.array([pair[0], np.nan, np.nan])
-    # one number is per row, and the call itself is free
-    call = pair[0] if len(pair) == 2 else 0.0
-    return np.array([np.nan, call, pair[-1]])
-
-
-def _scored(values: Mapping[str, Array], gate: str) -> dict[str, Array]:
-    """A gate's scores [N] of every exit but the last. Raises InvalidArgument for a gate that reads
-    more than logits.
-    """
-    import torch
-
-    function = find("gates", gate)
-    if not inspect.isfunction(function) or "reads" in inspect.signature(function).parameters:
-        raise InvalidArgument(
-            f"gate must be a function of one exit's logits, got {gate!r}; give scores= for others"
-        )
-    scores = {}
-    for name in list(values)[:-1]:
-        logits = torch.from_numpy(values[name])
-        scores[name] = function(logits).float().numpy()  # [N, C] -> [N]
-    return scores
 
 
 def _text(rows: slice) -> str:
@@ -1197,14 +756,3 @@ def _text(rows: slice) -> str:
         edges.append(rows.step)
     texts = ["" if edge is None else str(edge) for edge in edges]
     return f"[{':'.join(texts)}]"
-
-
-def _digest(columns: Mapping[str, Array]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all columns."""
-    mark = hashlib.sha256()
-    for name in sorted(columns):
-        column = np.ascontiguousarray(columns[name])
-        mark.update(json.dumps([name, column.dtype.str, column.shape]).encode())
-        # the bytes themselves: a copy would double a big trace
-        mark.update(column.reshape(-1).view(np.uint8).data)
-    return mark.hexdigest()

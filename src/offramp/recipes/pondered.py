@@ -23,6 +23,7 @@ from offramp.layers.adaptive_depth import AdaptiveDepth, stages_of
 from offramp.networks.network import Network
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.recipes.distill import Distill
+from offramp.recipes.joint import Joint
 
 __all__ = ["Pondered"]
 
@@ -36,7 +37,7 @@ class Pondered(Recipe):
 
     Args:
         inner: a recipe that trains the models. The default is `Distill(hints=0.0)`, the scheme of
-            SCAI with its deepest exit as the teacher.
+            SCAI with its deepest exit as the teacher, or `Joint()` for a model without exits.
         tau: the price of a unit.
         epochs: of the default recipe, if `inner` is left out.
         rate: of the default recipe, if `inner` is left out.
@@ -59,10 +60,17 @@ class Pondered(Recipe):
         self.ramp = ramp
         # The share of the current batch in this process. A list, since the hooks look it up later.
         self._share = [1.0]
+        self._has_exits = True
 
     def _inner(self) -> Recipe:
         """The recipe whose loss is minimised."""
-        return self.inner or Distill(hints=0.0, epochs=self.epochs, rate=self.rate)
+        if self.inner is not None:
+            return self.inner
+        if self._has_exits:
+            return Distill(hints=0.0, epochs=self.epochs, rate=self.rate)
+        if self.epochs is None:
+            return Joint(rate=self.rate)
+        return Joint(epochs=self.epochs, rate=self.rate)
 
     def prepare(self, network: Network) -> None:
         """Check the arguments and the model, and prepare the inner recipe.
@@ -86,6 +94,7 @@ class Pondered(Recipe):
                 "No stage of this network has adaptive depth and parameters for it. Use the inner "
                 "recipe alone."
             )
+        self._has_exits = any(True for _ in network.exits.parameters())
         self._inner().prepare(network)
 
     def phases(self, network: Network) -> list[Phase]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from offramp.data.rows import Rows, digests_of, rows
 from offramp.errors import BadData, MissingExtra
 from offramp.plans.evaluation import Array
+from offramp.plans.topology import LEAVE
 from offramp.reporting.maps import SHOWN, Maps, map_groups
 from offramp.reporting.markup import Html, tag
 from offramp.reporting.view import View
@@ -41,6 +43,8 @@ def gallery(view: View, data: object, maps: Maps | None = None) -> list[Html]:
             "p", "No gate is open under this plan, so every input goes to the end.", class_="note"
         )
         return [note, *_mapped(view, rows(data), np.arange(min(PICTURES, len(view.trace))), maps)]
+    if not view.trace.topology.is_chain:
+        return _by_way(view, rows(data), maps)
     first, ended = _sides(view)
     wanted = np.concatenate([first, ended])
     source = rows(data)
@@ -62,6 +66,63 @@ def _mapped(view: View, source: Rows, wanted: Array, maps: Maps | None) -> list[
         return []
     numbers = view.trace.columns["row"][wanted].tolist()
     return map_groups(_images(view, source, wanted), numbers, maps, data_uri)
+
+
+def _by_way(view: View, source: Rows, maps: Maps | None) -> list[Html]:
+    """A group of pictures for each way of the first open gate in a network with forks."""
+    ways = _setting_ways(view) if view.trace.header.settings else _score_ways(view)
+    parts = list[Html]()
+    mapped = list[Array]()
+    for title, positions, captions in ways:
+        images = _images(view, source, positions) if len(positions) else positions
+        parts.append(tag("h3", title))
+        parts.append(_group(view, positions, images, "No row went this way.", captions))
+        mapped.append(positions[: SHOWN // len(ways)])
+    return [*parts, *_mapped(view, source, np.concatenate(mapped), maps)]
+
+
+Way = tuple[str, Array, list[str]]  # a title, positions in the trace, a caption for each
+
+
+def _score_ways(view: View) -> list[Way]:
+    """The rows that took each way of the first open gate, those with the clearest scores first.
+
+    A row takes the first way whose score reaches its threshold. So rows on the last way are sorted
+    by their largest score, from the lowest on.
+    """
+    visits = view.trace.visits(view.replay.schedule)
+    visit = next(visit for visit in visits if visit.scores is not None)
+    assert visit.scores is not None  # [n, K - 1]
+    scores = np.nan_to_num(visit.scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    ways = list[Way]()
+    for number, edge in enumerate(visit.stage.edges):
+        here = np.flatnonzero(visit.chosen == number)
+        if number < scores.shape[1]:
+            deciding = scores[here, number]
+            order = np.argsort(-deciding, kind="stable")[:PICTURES]
+            how = "with the highest scores"
+        else:
+            deciding = scores[here].max(1)
+            order = np.argsort(deciding, kind="stable")[:PICTURES]
+            how = "with the lowest scores"
+        captions = [f"{score:.3g}" for score in deciding[order]]
+        word = "left" if edge.to == LEAVE else f"took {edge.successor}"
+        title = f"At {visit.stage.name} {word}, {how} (below each picture)"
+        ways.append((title, visit.rows[here[order]], captions))
+    return ways
+
+
+def _setting_ways(view: View) -> list[Way]:
+    """The rows for which the fewest and the most stages ran, where no path was recorded."""
+    stages = view.replay.ran.sum(1)  # [N, stages] -> [N]
+    order = np.argsort(stages, kind="stable")
+    fewest = order[:PICTURES]
+    most = order[::-1][:PICTURES]
+    title = "The {} stages ran for these (their number below each picture)"
+    return [
+        (title.format("fewest"), fewest, [str(count) for count in stages[fewest]]),
+        (title.format("most"), most, [str(count) for count in stages[most]]),
+    ]
 
 
 def _sides(view: View) -> tuple[Array, Array]:
@@ -140,40 +201,51 @@ def _taken(source: Rows, numbers: Array) -> Any:
     return np.stack(images)
 
 
-def _group(view: View, positions: Array, images: Array, nothing: str) -> Html:
-    """A list of pictures, or the words `nothing` if there are none."""
-    if not len(positions):
+def _group(
+    view: View,
+    places: Array,
+    images: Array,
+    nothing: str,
+    captions: Sequence[str] | None = None,
+) -> Html:
+    """Pictures with a caption below each; by default its score at the first open gate."""
+    if not len(places):
         return tag("p", nothing, class_="note")
-    pictures = []
-    for position, image in zip(positions, images, strict=True):
-        pictures.append(_picture(view, int(position), image))
+    if captions is None:
+        scores = view.trace.columns[f"score/{view.open_gates[0]}"]
+        captions = [f"{scores[position]:.3g}" for position in places]
+    pictures = list[Html]()
+    for position, image, caption in zip(places, images, captions, strict=True):
+        pictures.append(_picture(view, int(position), image, caption))
     return tag("ul", *pictures, class_="gallery")
 
 
-def _picture(view: View, position: int, image: Array) -> Html:
-    """One input with its label and, if that differs, the answer."""
+def _picture(view: View, position: int, image: Array, caption: str) -> Html:
+    """One input with its label and, if that differs, the answer; below them a caption."""
     answer = int(view.replay.answer[position])
     truth = answer
     if view.trace.labels is not None:
         truth = int(view.trace.labels[position])
-    score = float(view.trace.columns[f"score/{view.open_gates[0]}"][position])
     answer_name = _class_name(view, answer)
     words = answer_name
-    caption = [tag("span", answer_name)]
+    classes = [tag("span", answer_name)]
     kind = None
     if truth != answer:
         truth_name = _class_name(view, truth)
         words = f"{truth_name}, answered {answer_name}"
-        caption = [tag("span", f"{truth_name} → "), tag("b", answer_name)]
+        classes = [tag("span", f"{truth_name} → "), tag("b", answer_name)]
         kind = "wrong"
+    measure = "score"
+    if view.trace.header.settings:
+        measure = "stages"
     picture = tag(
         "img",
         src=data_uri(image),
-        alt=f"row {view.trace.columns['row'][position]}: {words}, score {score:.3g}",
+        alt=f"row {view.trace.columns['row'][position]}: {words}, {measure} {caption}",
         loading="lazy",
     )
-    below = tag("span", f"{score:.3g}", class_="note")
-    return tag("li", picture, tag("div", *caption), below, class_=kind)
+    below = tag("span", caption, class_="note")
+    return tag("li", picture, tag("div", *classes), below, class_=kind)
 
 
 def _class_name(view: View, number: int) -> str:

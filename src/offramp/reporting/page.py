@@ -91,10 +91,10 @@ class _Page:
             self._classes(),
         ]
         if pictures:
-            lead = (
-                "The surest inputs that left first, and the least sure that went to the end. "
-                "Wrong answers are bold."
-            )
+            lead = "The surest inputs that left first, and the least sure that went to the end."
+            if not self.view.trace.topology.is_chain:
+                lead = "Inputs that took each way."
+            lead += " Wrong answers are bold."
             parts.append((section("gallery", "Real inputs", tag("p", lead), *pictures), []))
         exits = self.view.trace.topology.exits
         if len(exits) >= 6:  # too many for a heading
@@ -121,18 +121,22 @@ class _Page:
 
     def _lead(self) -> str:
         """The subject of the page in one sentence."""
+        rows = f"{len(self.view.trace):,} rows of {self.view.trace.header.data}"
+        if not self.view.trace.topology.is_chain:
+            return (
+                f"A network with forks, in which every input takes its own path: {rows} under one "
+                "plan, compared with the most expensive path, which could answer them all."
+            )
         exits = self.view.trace.topology.exits
         count = "one exit"
         if len(exits) > 1:
             count = f"{len(exits)} exits"
         return (
             f"A network with {count}, from which inputs leave early if it is sure about them: "
-            f"{len(self.view.trace):,} rows of {self.view.trace.header.data} under one plan, "
-            "compared with the plain network, which always runs completely."
+            f"{rows} under one plan, compared with the plain network, which always runs completely."
         )
 
     def _warning(self) -> Html:
-        """A warning about untrained exits; empty if all are trained."""
         if self.view.trace.header.trained:
             return Html()
         return tag(

@@ -17,9 +17,11 @@ from offramp.calibration.search import frontier
 from offramp.errors import BadData, InvalidArgument
 from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import find_risk
+from offramp.plans.columns import BACKBONE
 from offramp.plans.evaluation import Array, Evaluation
 from offramp.plans.plan import Plan, choose
-from offramp.plans.trace import BACKBONE, Replay, Trace
+from offramp.plans.replay import Replay
+from offramp.plans.trace import Trace
 
 BATCHES = (1, 64)
 POINTS = 60  # plans on a frontier

@@ -150,6 +150,13 @@ class Engine(abc.ABC):
         return False
 
     @property
+    def measures_threads(self) -> bool:
+        """Whether a Runner chooses, for each stage, between one and all of torch's threads, by
+        measuring its batches.
+        """
+        return False
+
+    @property
     def trained_on(self) -> NDArray[np.uint64] | None:
         """The digests [n] of rows that set some of its options; None without such rows. These rows
         count as training rows.

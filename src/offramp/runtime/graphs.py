@@ -33,13 +33,13 @@ from torch import nn
 from offramp._support import cache as disk
 from offramp._support.cache import edition
 from offramp.errors import BadData, BadNetwork, InvalidArgument, StaleRunner
+from offramp.networks.code_marks import cache_of, code_marks
 from offramp.networks.compiled import Compiled, compiled_of
 from offramp.networks.inputs import State
 from offramp.networks.members import outside_torch
 from offramp.networks.network import EngineStage, Network, trial_rows
 from offramp.plans.schedule import Edge, Schedule, Stage, full_schedule
 from offramp.plans.signature import INPUT
-from offramp.runtime.code_marks import code_marks
 from offramp.runtime.engine import kind_of
 from offramp.runtime.lean import CompiledPiece, OnArrays, Wanted, inputs_of
 from offramp.runtime.onnx_graphs import Graph, require_onnx, written
@@ -88,7 +88,7 @@ def parts_of(
             f"Call net.to('cpu')"
         )
     # The stages hold `kept` and not the network, so that the network can be freed before them.
-    kept = compiled_of(network)
+    kept = cache_of(network)
     marks = network_marks(network)
     network_ref = ref(network)
     stages_key = f"parts {marks()} {schedule!r} {joined}"
@@ -250,7 +250,7 @@ def lazy_parts(
         BadNetwork: a member computes outside of torch.
     """
     _require_torch(network)
-    kept = compiled_of(network)
+    kept = cache_of(network)
     compiled = list[EngineStage]()
     for engine_stage in _eager(network, schedule, device):
         function = _CompiledStage(engine_stage, engine, partial(made, engine_stage), kept)
@@ -272,7 +272,7 @@ def graphs_of(network: Network, schedule: Schedule, state: State) -> Iterator[Gr
         BadData: the network fails on these tensors.
     """
     _require_torch(network)
-    kept = compiled_of(network)
+    kept = cache_of(network)
     for engine_stage, pairs in _passing(network, schedule, network.device(), joined=True):
         yield _through(pairs, engine_stage.writes, state, kept)
 

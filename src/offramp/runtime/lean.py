@@ -22,10 +22,10 @@ from torch import Tensor
 
 from offramp.networks.inputs import State
 from offramp.networks.network import LOGITS, SCORE, EngineStage
+from offramp.plans.replay import WHY
 from offramp.plans.schedule import Stage
 from offramp.plans.signature import INPUT, is_input
 from offramp.plans.topology import LEAVE, Topology
-from offramp.plans.trace import WHY
 from offramp.runtime.outputs import GATE, Outputs, RowNumbers, Unpacked
 
 Array = NDArray[Any]

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -171,10 +172,11 @@ def costs_of(
 
     Args:
         engine_stages: whose functions are timed. A function that an engine fused into another one
-            has its milliseconds there.
+            has its milliseconds there. If an engine joined several nodes in a stage, they share its
+            milliseconds in proportion to their multiply-adds.
         x: inputs by name, [B, ...] each.
         timed: whether to measure milliseconds.
-        counted: the same stages in torch, where multiply-adds can be counted.
+        counted: one stage for each node in torch, where multiply-adds can be counted.
 
     Returns:
         Columns of a trace, [3] each, as `cost` returns them.
@@ -185,17 +187,54 @@ def costs_of(
     def rows_of(count: int) -> State:
         return tiled_state(state, count)
 
-    for engine_stage, plain in zip(engine_stages, counted or engine_stages, strict=True):
-        for kind, function in plain.functions.items():
-            call = engine_stage.functions.get(kind)
-            price = cost(call, rows_of, timed=timed, counted=function)
-            if kind == "segment" and outside_torch(plain.modules):
-                price[0] = np.nan  # its operations cannot be counted
-            costs[f"cost/{kind}/{engine_stage.name}"] = price
-            # Later parts read what this one writes.
-            with torch.inference_mode():
-                state.update(function(state))
+    plain_of_node = {plain.name: plain for plain in counted or engine_stages}
+    for engine_stage in engine_stages:
+        alone = len(engine_stage.stage.nodes) == 1
+        prices: dict[str, Array] = {}
+        before = dict(state)  # what the stage reads, for `rows_of_stage`
+        for node in engine_stage.stage.nodes:
+            plain = plain_of_node[node]
+            for kind, function in plain.functions.items():
+                call = engine_stage.functions.get(kind) if alone else None
+                price = cost(call, rows_of, timed=timed and alone, counted=function)
+                if kind == "segment" and outside_torch(plain.modules):
+                    price[0] = np.nan  # its operations cannot be counted
+                prices[f"cost/{kind}/{node}"] = price
+                # Later parts read what this one writes.
+                with torch.inference_mode():
+                    state.update(function(state))
+        if timed and not alone:
+            whole = cost(
+                _as_one(engine_stage), partial(tiled_state, before), timed=True, counted=_nothing
+            )
+            _share(whole, prices)
+        costs |= prices
     return costs
+
+
+def _as_one(engine_stage: EngineStage) -> Callable[[State], object]:
+    """All functions of a stage as one, which leaves the state as it is."""
+    return lambda state: engine_stage.call(dict(state))
+
+
+def _nothing(_state: State) -> object:
+    """Stands for a part whose multiply-adds are counted elsewhere."""
+    return None
+
+
+def _share(whole: Array, prices: Mapping[str, Array]) -> None:
+    """Divide the milliseconds of a joined stage among its parts, in proportion to their MACs.
+
+    Args:
+        whole: the price [3] of the stage; its milliseconds count.
+        prices: of the parts, [3] each, whose milliseconds are filled in.
+    """
+    macs_of_parts = np.nan_to_num([price[0] for price in prices.values()])
+    total = macs_of_parts.sum()
+    # Parts that compute nothing share equally.
+    shares = macs_of_parts / total if total else np.full(len(prices), 1 / len(prices))
+    for price, share in zip(prices.values(), shares, strict=True):
+        price[1:] = whole[1:] * share
 
 
 @dataclass(frozen=True)

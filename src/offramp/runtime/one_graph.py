@@ -27,13 +27,13 @@ from torch import Tensor
 from offramp.errors import BadNetwork
 from offramp.networks.inputs import State, count_of, given
 from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
+from offramp.plans.replay import WHY
 from offramp.plans.schedule import Schedule
 from offramp.plans.signature import INPUT
-from offramp.plans.trace import WHY
 from offramp.runtime.graphs import graphs_of, kept_graph, network_marks
 from offramp.runtime.lean import Array, LeanChain, Run, expected
 from offramp.runtime.onnx_graphs import Graph
-from offramp.runtime.outputs import GATE, Outputs, Tensors
+from offramp.runtime.outputs import GATE, FromArrays, Outputs, Tensors
 
 MOST_BYTES = 2**31 - 1  # of one protobuf message
 NAN_CODE = 2**32
@@ -350,8 +350,8 @@ class OneGraph:
         return Coded(logits, codes, self._exit_indices, self._why, self._lean.exits)
 
 
-class Coded(Outputs):
-    """Outputs of one graph. Tensors are made when somebody asks for one of them.
+class Coded(FromArrays):
+    """Outputs of one graph.
 
     Args:
         logits: [B, C].
@@ -364,12 +364,13 @@ class Coded(Outputs):
     def __init__(
         self, logits: Array, codes: Array, exit_indices: Array, why: Array, exits: tuple[str, ...]
     ) -> None:
-        self._exits = exits
-        self._coded = (logits, codes, exit_indices, why)
+        super().__init__(logits, exits)
+        self._coded = (codes, exit_indices, why)
 
     @cached_property
     def _tensors(self) -> Tensors:  # type: ignore[override]
-        logits, codes, exit_indices, why = self._coded
+        logits = self._array
+        codes, exit_indices, why = self._coded
         passed = codes % NAN_CODE  # [B], number of gates
         reasons = why[passed]
         flags = codes >= NAN_CODE
@@ -377,7 +378,7 @@ class Coded(Outputs):
         ended = np.flatnonzero(reasons != GATE)
         flags[ended] |= ~np.isfinite(logits[ended].astype(np.float32, copy=False)).all(-1)
         return (
-            torch.from_numpy(logits),
+            self._logits,
             torch.from_numpy(exit_indices[passed]),
             torch.from_numpy(reasons),
             torch.from_numpy(flags),

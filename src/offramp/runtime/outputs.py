@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import BadNetwork
-from offramp.plans.trace import WHY
+from offramp.plans.replay import WHY
 
 GATE, END, DEEPEST, DEADLINE, UNAVAILABLE = range(len(WHY))
 
@@ -100,10 +100,33 @@ class Outputs:
         )
 
 
-class Unpacked(Outputs):
-    """The Outputs of the lean loop. Tensors are made when somebody asks for one of them.
+class FromArrays(Outputs):
+    """Outputs that an engine gave as arrays. Tensors are made when somebody asks for one of them.
 
-    At batch 1, making four tensors takes as long as a small network.
+    At batch 1, making four tensors takes as long as a small network. So the logits, which everybody
+    asks for, do not wait for the others.
+
+    Args:
+        logits: [B, C].
+        exits: the names of the exits.
+    """
+
+    def __init__(self, logits: Array, exits: tuple[str, ...]) -> None:
+        self._exits = exits
+        self._array = logits
+
+    @cached_property
+    def _logits(self) -> Tensor:
+        return torch.from_numpy(self._array)
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits [B, C]."""
+        return self._logits
+
+
+class Unpacked(FromArrays):
+    """The Outputs of the lean loop.
 
     Args:
         logits: [B, C], of all rows.
@@ -117,12 +140,13 @@ class Unpacked(Outputs):
     def __init__(
         self, logits: Array, passed: Passed, why: int, bad: Bad, exits: tuple[str, ...]
     ) -> None:
-        self._exits = exits
-        self._left = (logits, passed, why, bad)
+        super().__init__(logits, exits)
+        self._left = (passed, why, bad)
 
     @cached_property
     def _tensors(self) -> Tensors:  # type: ignore[override]
-        logits, passed, why, bad = self._left
+        logits = self._array
+        passed, why, bad = self._left
         count = len(logits)
         exit_indices = np.empty(count, np.int64)
         reasons = np.full(count, GATE, np.int64)
@@ -136,7 +160,7 @@ class Unpacked(Outputs):
             reasons[last] = why
             flags[last] |= ~np.isfinite(logits[last].astype(np.float32, copy=False)).all(-1)
         return (
-            torch.from_numpy(logits),
+            self._logits,
             torch.from_numpy(exit_indices),
             torch.from_numpy(reasons),
             torch.from_numpy(flags),
@@ -182,6 +206,7 @@ class OutputBuffer:
         self.logits: Tensor | None = None
         self.codes = np.zeros((2, count), np.int64)  # exit and why
         self.flags = np.zeros(count, bool)
+        self.late: np.ndarray[Any, np.dtype[np.bool_]] | None = None  # [B], where time was short
 
     def put(self, rows: RowNumbers, logits: Tensor, index: int, why: int) -> None:
         """Write the answers of some rows.
@@ -220,8 +245,16 @@ class OutputBuffer:
         """Mark rows whose score was NaN: `bad` [n] says which of `rows` [n]."""
         self.flags[_where(rows)] |= bad
 
+    def mark_late(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        """Mark rows that took another way than the plan's, because time was short."""
+        if self.late is None:
+            self.late = np.zeros(self.count, bool)
+        self.late[rows] = True
+
     def answers(self) -> Outputs:
         """The Outputs of all rows. They are empty for an empty batch."""
+        if self.late is not None:
+            self.codes[1, self.late] = DEADLINE
         if self.logits is None:
             logits = torch.zeros(0, self.classes, device=self.device)
         else:

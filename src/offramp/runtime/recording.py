@@ -26,15 +26,17 @@ from offramp.errors import (
     UntrainedExitWarning,
 )
 from offramp.networks.ambient import without_autocast
+from offramp.networks.code_marks import code_marks, refuse_hidden
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, needed_by, require_inputs
 from offramp.networks.network import LOGITS, SCORE, EngineStage, Network, as_network
+from offramp.plans.columns import BACKBONE
 from offramp.plans.evaluation import better_exit
-from offramp.plans.provenance import FORM, ORDINARY, Origin, largest_of
+from offramp.plans.header import Header
+from offramp.plans.provenance import CHANGING, FORM, ORDINARY, Origin, largest_of
 from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import Input
-from offramp.plans.trace import BACKBONE, LARGE_NOISE, Header, Trace
-from offramp.runtime.code_marks import code_marks, refuse_hidden
+from offramp.plans.trace import LARGE_NOISE, Trace
 from offramp.runtime.dialling import Dial, settings_of
 from offramp.runtime.engine import Engine, engine_of, kind_of
 from offramp.runtime.measuring import costs_of
@@ -321,14 +323,16 @@ def _measured(
 
 
 def _with_steady_marks(origin: Origin, network: Network) -> Origin:
-    """An origin with the marks of code that recording did not change. A Notice names the others."""
+    """An origin whose marks of code that recording changed say so. A Notice names them."""
+    before = dict(origin.code)
     after = dict(code_marks(network))
     steady = list[tuple[str, str]]()
     changed = list[str]()
-    for what, mark in origin.code:
-        if after.get(what) == mark:
-            steady.append((what, mark))
+    for what in before | after:
+        if after.get(what) == before.get(what):
+            steady.append((what, before[what]))
         else:
+            steady.append((what, CHANGING))
             changed.append(what)
     if not changed:
         return origin

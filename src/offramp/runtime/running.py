@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from numbers import Real
 from typing import Any
 from weakref import ref
@@ -21,18 +22,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadData, InvalidArgument, MemberUnavailable, StaleRunner
+from offramp.errors import (
+    BadData,
+    BadNetwork,
+    InvalidArgument,
+    MemberUnavailable,
+    StaleRunner,
+)
 from offramp.networks import ambient
+from offramp.networks.code_marks import code_marks, code_reads
 from offramp.networks.dependence import extra_inputs, known_inputs, unread_text
 from offramp.networks.inputs import State, as_inputs, count_of, needed_by, require_inputs
 from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
 from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan, choose
+from offramp.plans.replay import WHY
 from offramp.plans.schedule import Edge, Stage
 from offramp.plans.signature import INPUT, is_input
 from offramp.plans.topology import LEAVE
-from offramp.plans.trace import WHY
-from offramp.runtime.code_marks import code_marks, code_reads
 from offramp.runtime.lean import CompiledPiece, LeanChain, Wanted, inputs_of, lean_chain
 from offramp.runtime.measuring import Percentile
 from offramp.runtime.merging import Group, Index, Latest, carried, merged
@@ -47,6 +54,7 @@ from offramp.runtime.outputs import (
     RowNumbers,
 )
 from offramp.runtime.staleness import ChangeDetector, Rounds, SettingsDetector
+from offramp.runtime.threads import MeasuredThreads
 
 Waiting = dict[str, list[Group]]  # the rows that wait for each stage, by the stage's name
 
@@ -105,6 +113,7 @@ class Runner:
         *,
         own_threads: bool = False,
         one_graph: OneGraph | None = None,
+        threads: MeasuredThreads | None = None,
         way: str = "in parts",
     ) -> None:
         """Called by `open`.
@@ -117,6 +126,7 @@ class Runner:
             percentiles: of the stages' milliseconds, for deadlines.
             own_threads: see `Engine.own_threads`.
             one_graph: the whole plan in one call, if the engine has it.
+            threads: chooses torch's threads for every stage; None leaves them as they are.
             way: how it runs and why, for print.
         """
         self.way = way
@@ -127,6 +137,7 @@ class Runner:
         self._engine_stages = tuple(engine_stages)
         self._every = tuple(every)
         self._percentiles = percentiles
+        self._threads = threads
         self._thresholds = dict[str, np.ndarray[Any, Any]]()
         self._columns = dict[str, list[int] | None]()
         for engine_stage in engine_stages:
@@ -164,7 +175,7 @@ class Runner:
         )
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = ChangeDetector(containers, deep=False)
-        self._rounds = Rounds([network]) if own_threads else None
+        self._rounds = Rounds([network], self._computes_with) if own_threads else None
         # By node the modules that run there. An engine may have joined several nodes in a stage.
         modules = dict[str, tuple[nn.Module, ...]]()
         for engine_stage in self._every:
@@ -214,7 +225,8 @@ class Runner:
             x: [B, ...], a tensor, an array, or several by name.
             deadline_ms: milliseconds for this call. A stage starts only if its measured 95th
                 percentile fits into what is left. The first exit is always computed. Rows that run
-                out of time get the answer of the latest exit they passed, and no promise.
+                out of time get the answer of the latest exit they passed, and no promise. At a fork
+                rows without an answer take the quickest way if theirs does not fit.
 
         Raises:
             BadData: rows of another shape or type than those that were recorded.
@@ -264,7 +276,8 @@ class Runner:
         return True
 
     def __repr__(self) -> str:
-        return f"Runner of {len(self._engine_stages)} stages, {self.way}"
+        threads = "" if self._threads is None else f"; {self._threads}"
+        return f"Runner of {len(self._engine_stages)} stages, {self.way}{threads}"
 
     def _quickly(self, quick: Callable[[Any], Outputs | None], x: Any) -> Outputs | None:
         """The Outputs of one graph, or of the loop on arrays.
@@ -279,10 +292,11 @@ class Runner:
         return answers
 
     def _spot_check(self) -> None:
-        """Check some settings, and some modules if the engine has copies of the weights."""
-        self._computes_with.spot_check()
+        """Check some settings; or what is due in turn if the engine has copies of the weights."""
         if self._rounds is not None:
             self._rounds.spot_check()
+        else:
+            self._computes_with.spot_check()
 
     def observed(self, x: Any, band: float) -> tuple[Outputs, Observed]:
         """The Outputs of x; and for each row which nodes ran, and whether a score was within `band`
@@ -359,7 +373,7 @@ class Runner:
         with ambient.autocast_off(self.device.type), self._mode():
             group = merged(groups, self._gather)
             group = group._replace(state=dict(group.state))  # the caller's groups stay as they are
-            self._call(engine_stage, group.state)
+            self._call(engine_stage, group.state, group.size)
             inputs = [name for name in group.state if is_input(name)]
             self._divide(answers, waiting, engine_stage.stage, group, inputs)
         self._spot_check()
@@ -368,22 +382,56 @@ class Runner:
         """The Outputs of each exit for all rows, from the first to the last. Stop iterating to stop
         the work.
 
+        With forks, all rows take every path in turn, the cheap ways first, and every exit on it
+        answers. Paths share what they have in common.
+
         Raises:
-            BadNetwork: the network has forks, so that no path passes every exit.
+            BadNetwork: the network has more than sixteen paths.
         """
-        self.topology.require_chain("anytime")
+        if self.topology.has_many_paths:
+            raise BadNetwork(
+                "anytime takes each path in turn, at most sixteen, and this network has more. Use "
+                "a deadline: runner(x, deadline_ms=...)"
+            )
         self._spot_check()
         if self._rounds is None:
             self._containers.check()
         state = self._batch(x)
         count = count_of(state)
+        if not self.topology.is_chain:
+            yield from self._along_paths(state, count)
+            return
         for index, engine_stage in enumerate(self._every):
             with ambient.autocast_off(self.device.type), torch.inference_mode():
                 result = OutputBuffer(count, self.device, self.topology.exits, self._classes)
                 if result.count:
-                    self._call(engine_stage, state)
+                    self._call(engine_stage, state, count)
                     result.put(None, state[engine_stage.name + LOGITS], index, END)
             yield result.answers()
+
+    def _along_paths(self, batch: State, count: int) -> Iterator[Outputs]:
+        """`anytime` in a network with forks: a walk over the tree of paths, depth first."""
+        by_name = {engine_stage.name: engine_stage for engine_stage in self._every}
+        inputs = tuple(batch)
+        waiting = [(self._every[0], with_defaults(self.topology, batch))]
+        while waiting:
+            engine_stage, before = waiting.pop()
+            stage = engine_stage.stage
+            result = OutputBuffer(count, self.device, self.topology.exits, self._classes)
+            with ambient.autocast_off(self.device.type), torch.inference_mode():
+                state = dict(before)  # other paths continue from the same tensors
+                if count:
+                    self._call(engine_stage, state, count)
+                    if stage.leaves:
+                        index = self._exit_indices[stage.name]
+                        result.put(None, state[stage.name + LOGITS], index, END)
+                # The cheap ways are named first, and the last one put here is taken first.
+                for edge in reversed(stage.edges):
+                    if edge.to != LEAVE:
+                        onward = carried(state, edge.carries, inputs) if count else state
+                        waiting.append((by_name[edge.to], onward))
+            if stage.leaves:
+                yield result.answers()
 
     def _batch(self, x: Any) -> State:
         if self._settings is not None and ambient.settings() != self._settings:
@@ -449,7 +497,7 @@ class Runner:
             if seen is not None:
                 seen.ran_for(stage.nodes, group.rows)
             try:
-                self._call(engine_stage, group.state)
+                self._call(engine_stage, group.state, group.size, trial=until is None)
             except MemberUnavailable:
                 if not _all_answered(group):
                     raise
@@ -462,7 +510,7 @@ class Runner:
             if seen is not None and stage.gate:
                 scores = group.state[stage.name + SCORE]
                 seen.scored(scores, self._thresholds[stage.name], group.rows)
-            self._divide(result, waiting, stage, group, inputs)
+            self._divide(result, waiting, stage, group, inputs, until)
         return result.answers()
 
     def _divide(
@@ -472,12 +520,16 @@ class Runner:
         stage: Stage,
         group: Group,
         inputs: Sequence[str],
+        until: float | None = None,
     ) -> None:
         """Send each row along the edge that the gate chooses for it, or along the only one."""
         if not stage.gate:
             self._send(result, waiting, stage, stage.edges[0], group, inputs)
             return
         successor, not_first = self._chosen(result, stage, group)
+        if until is not None and isinstance(result, OutputBuffer):
+            successor = self._in_time(result, stage, group, successor, until)
+            not_first = successor.nonzero()[0]
         if not len(not_first):  # all rows take the first edge: common in small batches
             self._send(result, waiting, stage, stage.edges[0], group, inputs)
             return
@@ -517,6 +569,52 @@ class Runner:
             bad_rows = bad[:, 0] if bad.shape[1] == 1 else bad.any(1)
             result.flag(group.rows, bad_rows)
         return successor, not_first
+
+    def _in_time(
+        self, result: OutputBuffer, stage: Stage, group: Group, successor: Index, until: float
+    ) -> Index:
+        """The edge [n] that each row takes if time is short: a way that does not fit into the time
+        that is left is replaced by the quickest one. Such rows are marked.
+
+        A row that has an answer stays on its way: it gets that answer when time is up.
+        """
+        onward = [number for number, edge in enumerate(stage.edges) if edge.to != LEAVE]
+        if len(onward) < 2 or _all_answered(group):
+            return successor
+        left = 1e3 * (until - time.perf_counter())
+        counts = np.bincount(successor, minlength=len(stage.edges))  # rows of each edge
+        ms = dict[int, float]()
+        for number in onward:
+            ms[number] = self._ms_to_answer(stage.edges[number].to, max(1, int(counts[number])))
+        quickest = min(onward, key=lambda number: ms[number])
+        spent = ms[quickest] if counts[quickest] else 0.0
+        in_time = successor.copy()
+        for number in onward:
+            if number == quickest or not counts[number]:
+                continue
+            if spent + ms[number] <= left:
+                spent += ms[number]
+                continue
+            late = (successor == number).nonzero()[0]
+            in_time[late] = quickest
+            result.mark_late(_numbers(group.rows, late))
+        return in_time
+
+    def _ms_to_answer(self, name: str, count: int) -> float:
+        """Milliseconds until some exit has answered `count` rows that wait for a stage, along the
+        quickest ways.
+        """
+        assert self._percentiles is not None
+        quickest: dict[str, float] = {LEAVE: 0.0}
+        # From the last stage backwards, so that all edges of a stage are known.
+        numbered = [*enumerate(self._engine_stages)]
+        for number, engine_stage in reversed(numbered):
+            stage = engine_stage.stage
+            ms = self._percentiles[number](count)
+            if not stage.leaves:
+                ms += min(quickest[edge.to] for edge in stage.edges)
+            quickest[stage.name] = ms
+        return quickest[name]
 
     def _send(
         self,
@@ -575,12 +673,19 @@ class Runner:
         rows = _numbers(group.rows, rest)
         return Group(rows, self._gather(group.state, rest), len(rest), None)
 
-    def _call(self, engine_stage: EngineStage, state: State) -> None:
+    def _call(
+        self, engine_stage: EngineStage, state: State, rows: int, *, trial: bool = True
+    ) -> None:
+        """Run a stage on some rows. With `trial`, a number of threads may be tried on them."""
         if self._rounds is not None:
             engine_stage.call(state)
             return
         try:
-            engine_stage.call(state)
+            if self._threads is None:
+                engine_stage.call(state)
+            else:
+                compute = partial(engine_stage.call, state)
+                self._threads(engine_stage.name, rows, compute, trial=trial)
         finally:  # also after a failure: a network that was cast fails with a worse message
             self._detectors[engine_stage.name].spot_check()
 

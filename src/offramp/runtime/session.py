@@ -11,6 +11,7 @@ import torch
 from offramp._support.arguments import require_kind
 from offramp.errors import BadData, InvalidArgument, Mismatch, OfframpError, StaleRunner
 from offramp.networks.ambient import without_autocast
+from offramp.networks.code_marks import code_marks
 from offramp.networks.compiled import compiled_of, undisturbed
 from offramp.networks.inputs import State, as_inputs, count_of, given
 from offramp.networks.network import EngineStage, Network, as_network, trial_rows
@@ -18,7 +19,6 @@ from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import BAND
 from offramp.plans.schedule import full_schedule
-from offramp.runtime.code_marks import code_marks
 from offramp.runtime.engine import Engine, engine_of
 from offramp.runtime.lean import CompiledPiece, lean_chain
 from offramp.runtime.measuring import percentiles
@@ -26,6 +26,7 @@ from offramp.runtime.one_graph import OneGraph, farthest, require_lowerable
 from offramp.runtime.outputs import Outputs
 from offramp.runtime.probing import compare_probe, given_as
 from offramp.runtime.running import Runner
+from offramp.runtime.threads import MeasuredThreads
 
 
 def open(
@@ -111,6 +112,9 @@ def _opened(
     if chosen_engine.own_threads:
         known = _known_rows(network, plan, served)
         graph, way = _in_one(network, plan, chosen_engine, identity, engine_stages, known)
+    threads = None
+    if chosen_engine.measures_threads and home_device.type == "cpu":
+        threads = MeasuredThreads()
     timed = None
     if timing_rows is not None:
         timed = percentiles(engine_stages, _some_rows(as_inputs(timing_rows, home_device)))
@@ -122,6 +126,7 @@ def _opened(
         timed,
         own_threads=chosen_engine.own_threads,
         one_graph=graph,
+        threads=threads,
         way=way,
     )
 

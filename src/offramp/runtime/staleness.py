@@ -1,31 +1,38 @@
 """Detects changes of a network after a Runner was opened on it.
 
 `ChangeDetector` and `Rounds` look at tensors and submodules, `SettingsDetector` at everything else
-that a network computes with. A check runs after every batch, so its inner loops run in C: `map`
-with functions of `operator`, and no Python code per tensor.
+that a network computes with, and at hooks. A check runs after every batch, so its inner loops run
+in C: `map` with functions of `operator`, and no Python code per tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, cycle
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, eq, is_, itemgetter
 from typing import Any
 from weakref import ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from offramp.errors import StaleRunner
+from offramp.networks.hooks import global_tables, hook_tables, hooks_in
 from offramp.networks.network import described
 from offramp.networks.nodes import Exit, Gate
 
 VALUES: Any = dict.values
+VERSION = attrgetter("_version")
+TRAINING = itemgetter("training")
 SAMPLED = 8  # values of a tensor that are compared by content
 TENSORS = 8  # tensors whose samples one spot check compares: a microsecond
 SHARE_TENSORS = 5  # tensors in a share of `Rounds`: as many as a batch norm has
-
+EVERY = 4  # batches after which `Rounds` compares samples, and settings
+TABLES = 16  # tables of hooks that one spot check looks at: a fifth of a microsecond
 LAYERS = 8  # layers whose settings one spot check compares: two microseconds
 NAMES = 16  # attributes and globals that one spot check compares: a microsecond
 COMPARED = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
@@ -59,8 +66,8 @@ class ChangeDetector:
     (`p.data.mul_(2)`), and through NumPy (`p.detach().numpy()[:] = 0`). On a CPU, eight values of
     each tensor are therefore compared as well: `check` compares those of all tensors, `spot_check`
     those of the next eight tensors. Such a write is noticed late, and a write that leaves the eight
-    values unchanged is not noticed. On a GPU, neither kind is noticed. Hooks and the code of
-    methods are not looked at.
+    values unchanged is not noticed. On a GPU, neither kind is noticed. `SettingsDetector` looks at
+    hooks. The code of methods is not looked at.
 
     Args:
         roots: the modules.
@@ -116,12 +123,12 @@ class SettingsDetector:
     """Notices that a network computes with other numbers, functions or classes than before.
 
     It compares the class of every module and whether the module has a forward of its own; for
-    torch's layers, their numbers and texts (`eps`, `negative_slope`); and for the user's code, the
-    attributes and globals that it reads. `check` looks at all of these, `spot_check` at the next
-    few. Only `check` looks at the entries of lists and dicts.
+    torch's layers, their numbers and texts (`eps`, `negative_slope`); for the user's code, the
+    attributes and globals that it reads; and the forward hooks of all modules. `check` looks at all
+    of these, `spot_check` at the next few. Only `check` looks at the entries of lists and dicts.
 
     Args:
-        modules: of the network; none of them is kept alive.
+        modules: of the network; none of them is kept alive, but their tables of hooks are.
         names: tables with a name and a value that the user's code reads.
         containers: lists, dicts and sets that it reads, each with a copy.
         tensors: tensors that it reads and that no module registers.
@@ -134,8 +141,10 @@ class SettingsDetector:
         containers: Sequence[tuple[Any, Any]] = (),
         tensors: Sequence[Tensor] = (),
     ) -> None:
+        every = list(modules)
+        self._hooks = _HookDetector(every)
         user_modules = list[nn.Module]()
-        for module in modules:
+        for module in every:
             if not type(module).__module__.startswith("offramp.networks."):
                 user_modules.append(module)
         # layers first: they have most settings
@@ -148,9 +157,17 @@ class SettingsDetector:
         self._some_layers = cycle(_in_groups(self._layers, LAYERS))
         self._some_names = cycle(_in_groups(self._names, NAMES))
 
+    def see_all_within(self, checks: int) -> None:
+        """Let so many spot checks look at everything, with more in each where that is needed."""
+        layers = max(LAYERS, math.ceil(len(self._layers) / checks))
+        names = max(NAMES, math.ceil(len(self._names) / checks))
+        self._some_layers = cycle(_in_groups(self._layers, layers))
+        self._some_names = cycle(_in_groups(self._names, names))
+
     def check(self) -> None:
         """Raise StaleRunner if anything differs."""
         self._compare(self._layers, self._names)
+        self._hooks.check()
         for now, before in self._containers:
             if not _is_same(now, before):
                 raise StaleRunner(OTHER.format(f"a {type(before).__name__}"))
@@ -158,6 +175,7 @@ class SettingsDetector:
     def spot_check(self) -> None:
         """Raise StaleRunner if one of the next few settings differs, or a tensor."""
         self._compare(next(self._some_layers), next(self._some_names))
+        self._hooks.spot_check()
 
     def _compare(
         self, layers: Sequence[_LayerSettings], names: Sequence[tuple[Mapping[str, Any], str, Any]]
@@ -170,6 +188,53 @@ class SettingsDetector:
                 raise StaleRunner(OTHER.format(repr(name)))
         if self._tensors and [value._version for value in self._tensors] != self._versions:
             raise StaleRunner(OTHER.format("a tensor"))
+
+
+class _HookDetector:
+    """Notices that a forward hook or a forward pre-hook was put on modules, or taken off.
+
+    Torch numbers all hooks of the process. While nobody registers one, a spot check compares that
+    number and looks at a few tables, which takes a fraction of a microsecond. A new number makes it
+    look at all of them. So a new hook is noticed after the next batch, and one that was removed
+    after some batches.
+
+    Args:
+        modules: whose hooks count, in addition to those of all modules.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._tables = global_tables()
+        for module in modules:
+            self._tables += hook_tables(module)
+        self._newest = RemovableHandle.next_id
+        self._hooks = hooks_in(self._tables)
+        # Groups of tables, each with the hooks that are in it now.
+        groups = list[tuple[list[Mapping[int, Any]], list[Any]]]()
+        for tables in _in_groups(self._tables, TABLES):
+            groups.append((tables, hooks_in(tables)))
+        self._some_tables = cycle(groups)
+
+    def check(self) -> None:
+        """Raise StaleRunner if anything differs."""
+        newest = RemovableHandle.next_id  # before the look: a later hook gets another number
+        _require_same_hooks(self._tables, self._hooks)
+        self._newest = newest
+
+    def spot_check(self) -> None:
+        """Raise StaleRunner if one of the next few tables differs, or any after a new hook."""
+        if RemovableHandle.next_id != self._newest:
+            self.check()
+        tables, hooks = next(self._some_tables)
+        if hooks or any(tables):
+            _require_same_hooks(tables, hooks)
+
+
+def _require_same_hooks(tables: Iterable[Mapping[int, Any]], before: Sequence[Any]) -> None:
+    """Raise StaleRunner unless the hooks in some tables are these."""
+    now = hooks_in(tables)
+    # A method is another object each time that it is looked up, so `==` and not `is`.
+    if len(now) != len(before) or not all(map(eq, now, before)):
+        raise StaleRunner(OTHER.format("a hook of a module"))
 
 
 class _LayerSettings:
@@ -232,16 +297,24 @@ def _in_groups(items: list[Any], size: int) -> list[list[Any]]:
 class Rounds:
     """Looks at a few modules after every batch, and so in turn at all of them.
 
-    This takes a few microseconds a batch. It is for engines with copies of the weights: their
-    answers are those of the network as it was opened, so a change may be noticed late. A change
-    that moves, casts or trains all modules is noticed after the next batch, a change of a single
-    module after at most `shares` batches. See `ChangeDetector` for changes that cannot be noticed.
+    It is for engines with copies of the weights: their answers are those of the network as it was
+    opened, so a change may be noticed late. A change that moves, casts or trains all modules is
+    noticed after the next batch, a change of a single module or setting after at most `shares`
+    batches. See `ChangeDetector` for changes that cannot be noticed.
+
+    A check takes a few microseconds if its code and data are in the cache. After a batch of a
+    network that is larger than the cache they are not, and the same check takes 100 and more. So a
+    batch runs little code: it looks at the tables and tensors of one share. Only every fourth batch
+    compares samples, for four shares together, and every fourth one compares settings.
 
     Args:
         roots: the modules to look at, together with all modules inside them.
+        settings: a detector of other changes, to be asked in turn as well.
     """
 
-    def __init__(self, roots: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, roots: Sequence[nn.Module], settings: SettingsDetector | None = None
+    ) -> None:
         # A new group begins where the next module would bring more tensors than a share may have.
         groups: list[list[nn.Module]] = [[]]
         in_group = 0
@@ -252,14 +325,39 @@ class Rounds:
                 in_group = 0
             groups[-1].append(module)
             in_group += tensors
-        self._shares = [_Share(group) for group in groups]
-        self._turn = cycle(self._shares)
         self.shares = len(groups)
 
+        # The checks of each batch of a round: its share, and what else is due.
+        duties = list[tuple[_Share, tuple[Callable[[], None], ...]]]()
+        not_compared = list[_Share]()
+        settings_checks = 0
+        for number, group in enumerate(groups):
+            share = _Share(group)
+            is_last = number == self.shares - 1
+            due = list[Callable[[], None]]()
+            not_compared.append(share)
+            if number % EVERY == EVERY - 1 or is_last:
+                due.append(partial(_compare_next, tuple(not_compared)))
+                not_compared.clear()
+            if settings is not None and (number % EVERY == 1 or is_last):
+                due.append(settings.spot_check)
+                settings_checks += 1
+            duties.append((share, tuple(due)))
+        if settings is not None:
+            settings.see_all_within(settings_checks)
+        self._duties = cycle(duties)
+
     def spot_check(self) -> None:
-        """Raise StaleRunner if anything differs in the next share."""
-        share = next(self._turn)
+        """Raise StaleRunner if anything differs in what is due after this batch."""
+        share, due = next(self._duties)
         share.check()
+        for check in due:
+            check()
+
+
+def _compare_next(shares: Sequence[_Share]) -> None:
+    """Compare the next samples of each share."""
+    for share in shares:
         share.compare(next(share.sample_groups))
 
 
@@ -313,7 +411,7 @@ class _Share:
 
     def _marks(self) -> tuple[list[int], list[int]]:
         """Versions, which training changes; addresses, which moving and casting change."""
-        versions = list(map(attrgetter("_version"), self.versioned))
+        versions = list(map(VERSION, self.versioned))
         addresses = list(map(Tensor.data_ptr, self.addressed))
         return versions, addresses
 
@@ -324,8 +422,9 @@ class _Share:
             len(now) == len(self.values) and all(map(is_, now, self.values)) and not any(self.empty)
         )
         same = same and self._marks() == self.marks
-        same = same and self._has_same_settings()
-        if not same or any(map(itemgetter("training"), self.states)):
+        if self.settings:
+            same = same and self._has_same_settings()
+        if not same or any(map(TRAINING, self.states)):
             raise StaleRunner(CHANGED)
 
     def _has_same_settings(self) -> bool:

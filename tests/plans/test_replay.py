@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from offramp.errors import BadNetwork
+from offramp.plans.header import Header
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
+from offramp.plans.replay import WHY
 from offramp.plans.topology import LEAVE, Node, Topology
-from offramp.plans.trace import WHY, Header, Trace
+from offramp.plans.trace import Trace
 
 ROWS = 60
 VALUES = np.float32([-math.inf, -1, 0, 0.5, 1, math.inf, math.nan])

@@ -13,6 +13,8 @@ A forward pass enters a module by `forward` or `score`. From there names are fol
 that is called `scale` counts as soon as any reached code names `scale`. So marks are made in
 rounds, each with the names of the last one, until there are no new names.
 
+Forward hooks and forward pre-hooks count like code, those of a package by their name.
+
 Code of installed packages, and of offramp itself, does not count. Otherwise an update would void
 every promise, although it computes the same. Of their layers in a model, the numbers and texts
 count as settings (`negative_slope`, `eps`). docs/concepts/promises.md lists changes that only the
@@ -26,7 +28,7 @@ import functools
 import hashlib
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import (
@@ -44,9 +46,11 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
+from offramp.networks.bytecode import global_names, imported, names_in, operations, stored_by
+from offramp.networks.compiled import Compiled, compiled_of, undisturbed
+from offramp.networks.hooks import forward_hooks, global_hooks
 from offramp.networks.network import Network
 from offramp.plans.provenance import MADE_WITH, MARKS, SETTINGS
-from offramp.runtime.bytecode import global_names, imported, names_in, operations, stored_by
 
 PLAIN = (bool, int, float, complex, str, bytes, bytearray, range, slice, type(None), type(...))
 ENTRIES = ("forward", "score", "both", "__call__")  # where a forward pass enters modules
@@ -145,7 +149,28 @@ def code_marks(network: Network) -> tuple[tuple[str, str], ...]:
         mark = _settings_mark(module)
         if mark is not None:
             marks.append((SETTINGS + what, mark))
+    everywhere = global_hooks()
+    if everywhere:
+        lines, _ = _walked(nn.Module(), everywhere)
+        marks.append(("the hooks of all modules", _hashed(lines)))
     return tuple(marks)
+
+
+def cache_of(network: Network) -> Compiled:
+    """The cache of a network, emptied if its code or its hooks have changed since the last call.
+
+    What is derived from a network (the pieces of a cut model, graphs, the last Runner) was made
+    with its code. Modules and tensors can stay the same objects while the code changes: an
+    attribute that `forward` reads, a setting of a layer, a hook.
+    """
+    kept = compiled_of(network)
+    with undisturbed():
+        marks = code_marks(network)
+        before = kept.found("code")
+        if before is not None and before != marks:
+            kept.forget()
+        kept.once("code", lambda: marks)
+    return kept
 
 
 def _parts(network: Network) -> dict[str, nn.Module]:
@@ -205,8 +230,8 @@ def _mark(module: nn.Module) -> str | None:
     return _hashed(lines) if lines else None
 
 
-def _walked(module: nn.Module) -> tuple[list[str], _Walk]:
-    """Texts of the user's code in a module, and the last round of the walk.
+def _walked(module: nn.Module, functions: Sequence[Any] = ()) -> tuple[list[str], _Walk]:
+    """Texts of the user's code in a module and in some functions, and the last round of the walk.
 
     A round follows the names known before it, and finds new ones. The last round finds none.
     """
@@ -215,6 +240,7 @@ def _walked(module: nn.Module) -> tuple[list[str], _Walk]:
     while True:
         walk = _Walk(module, names, stored)
         lines = _lines(module, walk)
+        lines += map(walk.text_of, functions)
         if walk.names <= names and walk.stored <= stored:
             return lines, walk
         names |= walk.names
@@ -222,7 +248,7 @@ def _walked(module: nn.Module) -> tuple[list[str], _Walk]:
 
 
 def _lines(module: nn.Module, walk: _Walk) -> list[str]:
-    """One text for each module within it that has code of the user."""
+    """Texts of the modules within it that have code of the user, and of all forward hooks."""
     lines = []
     for name, part in module.named_modules():
         if _users(type(part)):
@@ -237,6 +263,8 @@ def _lines(module: nn.Module, walk: _Walk) -> list[str]:
                 text = walk.text_of(value)
                 if text != _name(value):
                     lines.append(f"{name}.{key}: {text}")
+        for table, hook in forward_hooks(part):
+            lines.append(f"{name}.{table}: {walk.text_of(hook)}")
     return lines
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from offramp.runtime.bytecode import global_names, imported, names_in, operations, stored_by
+from offramp.networks.bytecode import global_names, imported, names_in, operations, stored_by
 
 CACHE: dict[Any, Any] = {}
 LOG: list[Any] = []

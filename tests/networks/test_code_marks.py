@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import offramp as off
+from offramp.networks.code_marks import cache_of, code_marks
 from offramp.networks.members import BACKBONE, ModelSpec
 from offramp.networks.network import plain_network
 from offramp.networks.nodes import Gate
-from offramp.runtime.code_marks import code_marks
 from small import dense, ladder_of
 
 GIVEN = "import torch\nfrom torch import nn\nfrom offramp.networks.nodes import Gate\n"
@@ -337,6 +338,85 @@ def test_settings_of_torchs_layers_are_compared():
         off.open(net(0.1, 1.001e-5), plan)
 
 
+HOOK = "def hook(module, inputs, output):\n    return output * {}\n"
+
+
+def hooked(change):
+    """A model of torch's layers alone, which has no code of the user, after a change."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).eval()
+    change(model)
+    return model
+
+
+ADDED = {
+    "a forward hook": lambda m: m[0].register_forward_hook(made(HOOK.format(2), "hook")),
+    "a pre-hook": lambda m: m[1].register_forward_pre_hook(
+        made("def hook(module, inputs):\n    return (-inputs[0],)\n", "hook")
+    ),
+    "a forward of a layer": lambda m: setattr(
+        m[1], "forward", made("def forward(x):\n    return x / 2\n", "forward")
+    ),
+    "a hook of a package": lambda m: nn.utils.weight_norm(m[0]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("change", ADDED)
+def test_code_on_torchs_layers_counts_also_where_there_was_none(change):
+    plain = model_mark(hooked(lambda _: None))
+    added = model_mark(hooked(ADDED[change]))
+    assert plain is None is not added
+    origin = off.record(ladder_of(2), torch.randn(30, 4), timed=False, progress=False).header.origin
+    before = (*origin.code, ("model 'x'", added))
+    replace(origin, code=before).refuse_other_code(before)
+    for one, other in ((before, origin.code), (origin.code, before)):
+        with pytest.raises(off.errors.Mismatch, match="the code of model 'x'"):
+            replace(origin, code=one).refuse_other_code(other)
+
+
+def test_what_a_hook_computes_and_reads_counts():
+    reading = "class By:\n  def __init__(self): self.by = {}\nBY = By()\n" + HOOK.format("BY.by")
+    for source in (HOOK, reading):
+        marks = []
+        for by in (2, 3, 2):
+            hook = made(source.format(by), "hook")
+            marks.append(model_mark(hooked(lambda m, hook=hook: m[0].register_forward_hook(hook))))
+        assert marks[0] == marks[2] != marks[1]
+
+
+def test_hooks_of_all_modules_have_a_mark():
+    net = ladder_of(2)
+    assert "the hooks of all modules" not in dict(code_marks(net))
+    marks = []
+    for by in (2, 3, 2):
+        handle = register_module_forward_hook(made(HOOK.format(by), "hook"))
+        marks.append(dict(code_marks(net))["the hooks of all modules"])
+        handle.remove()
+    assert marks[0] == marks[2] != marks[1]
+    assert "the hooks of all modules" not in dict(code_marks(net))
+
+
+def test_a_hook_that_reads_a_module_is_refused():
+    hook = made(
+        "inner = nn.Linear(3, 3)\ndef hook(module, inputs, output):\n    return inner(output)\n",
+        "hook",
+    )
+    with pytest.raises(off.errors.BadNetwork, match="the module 'inner'"):
+        off.ladder({"small": dense(0), "large": hooked(lambda m: m[0].register_forward_hook(hook))})
+
+
+def test_a_cache_is_emptied_when_code_changes():
+    net = ladder_of(2)
+    kept = cache_of(net)
+    assert kept.once("a", lambda: 1) == 1
+    assert cache_of(net).once("a", lambda: 2) == 1
+    handle = net.backbone["small"].register_forward_hook(made(HOOK.format(2), "hook"))
+    assert cache_of(net).once("a", lambda: 2) == 2
+    handle.remove()
+    assert cache_of(net).once("a", lambda: 3) == 3
+
+
 def test_a_plan_with_marks_of_the_older_kind_says_that_they_are_not_compared():
     origin = off.record(ladder_of(2), torch.randn(30, 4), timed=False, progress=False).header.origin
     here = dict(origin.code)["made with"]
@@ -370,7 +450,7 @@ def test_a_mark_is_the_same_in_another_process(tmp_path):
     (tmp_path / "users.py").write_text(source)
     code = (
         "import torch, users, offramp as off\n"
-        "from offramp.runtime.code_marks import code_marks\n"
+        "from offramp.networks.code_marks import code_marks\n"
         "net = off.ladder([torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)], gate=users.score)\n"
         "print(dict(code_marks(net))[\"gate 'member1'\"])\n"
     )

@@ -1,0 +1,139 @@
+"""What the model of a method costs: its size, its operations, and its time beside the model that
+is the unit of the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from offramp.building.costing import cost_of
+from offramp.networks.inputs import as_inputs, given
+from offramp.networks.layer import stored_bytes
+from offramp.networks.network import Network
+from offramp.runtime.benching import plain_call
+from offramp.runtime.engine import engine_of
+from offramp.runtime.measuring import Ratio, interleaved, ratio
+
+
+@dataclass(frozen=True)
+class ModelTime:
+    """The time of one batch in a model, beside the unit of the comparison.
+
+    Args:
+        batch: rows.
+        ms: of the plain model, without exits; a median.
+        unit_ms: of the plain model that is the unit.
+        over_unit: the first over the second.
+        same: the second over itself, which shows the noise.
+    """
+
+    batch: int
+    ms: float
+    unit_ms: float
+    over_unit: Ratio
+    same: Ratio
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What a model costs for one row, and its size.
+
+    Args:
+        parameters: of the network, with its exits.
+        stored_bytes: of the network in a file, with its exits. Packed layers count as packed.
+        macs: of the model without exits.
+        bit_operations: multiply-adds times the bits of a weight and of an activation, also of the
+            model without exits.
+        times: of the model without exits; empty if nothing was timed.
+    """
+
+    parameters: int
+    stored_bytes: int
+    macs: float
+    bit_operations: float
+    times: tuple[ModelTime, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> ModelCost:
+        """The cost that `to_json` wrote."""
+        times = []
+        for line in body["times"]:
+            ratios = {key: Ratio(**line[key]) for key in ("over_unit", "same")}
+            times.append(ModelTime(line["batch"], line["ms"], line["unit_ms"], **ratios))
+        return ModelCost(**{**body, "times": tuple(times)})
+
+
+def size_of(network: Network, x: Any) -> ModelCost:
+    """Count what a network of one model costs.
+
+    Args:
+        network: in eval mode.
+        x: some rows.
+    """
+    member = network.members[0]
+    model = network.model_of(member)
+    preprocess = network.preprocess_of(member)
+    rows = given(as_inputs(x))
+    cost = cost_of(model, rows if preprocess is None else preprocess(rows))
+    exits = sum(value.numel() for value in network.exits.parameters())
+    stored = stored_bytes(network.exits)
+    return ModelCost(
+        cost.parameters + exits, cost.stored_bytes + stored, cost.macs, cost.bit_operations
+    )
+
+
+def times_of(
+    network: Network,
+    unit: Network,
+    x: Any,
+    *,
+    batches: tuple[int, ...],
+    repeats: int,
+    engine: str,
+    clock: Callable[[], float],
+) -> tuple[ModelTime, ...]:
+    """Time the plain model of a network beside that of another, in turn.
+
+    Args:
+        network: whose model is timed without its exits.
+        unit: the other network.
+        x: at least as many rows as the largest batch.
+        batches: numbers of rows.
+        repeats: rounds; each runs every call once.
+        engine: where both run.
+        clock: seconds.
+
+    Returns:
+        One entry per batch.
+    """
+    shelved, _ = engine_of(engine)
+    times = []
+    for batch in batches:
+        rows = {name: value[:batch] for name, value in as_inputs(x).items()}
+        reference = plain_call(unit, rows, shelved)
+        # The unit is first and last: rounds go forwards and backwards, so that both have the same
+        # neighbours.
+        calls = {
+            "unit": reference,
+            "model": plain_call(network, rows, shelved),
+            "same": reference,
+        }
+        taken = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
+        times.append(
+            ModelTime(
+                batch,
+                float(np.median(taken["model"])),
+                float(np.median(taken["unit"])),
+                ratio(taken["model"], taken["unit"]),
+                ratio(taken["same"], taken["unit"]),
+            )
+        )
+    return tuple(times)

@@ -1,0 +1,38 @@
+"""Nothing in the place of a layer or a block: what comes in goes out.
+
+A residual network still works without some of its blocks (Veit, Wilber and Belongie, 2016, arXiv
+1605.06431), so leaving one out is the cheapest of all substitutes. It fits where a layer gives the
+shape that it gets. `convert` sees that only if it has an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from offramp.networks.layer import Layer, LayerCost
+
+__all__ = ["Skip"]
+
+
+class Skip(Layer):
+    """The input as it is. It computes and stores nothing."""
+
+    @classmethod
+    def from_layer(cls, dense: nn.Module, *_: Any) -> Self:
+        """Leave out a layer or a block.
+
+        Args:
+            dense: a module that gives one tensor of the shape that it gets.
+        """
+        return cls().train(dense.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] -> the same [B, ...]."""
+        return x
+
+    def cost(self, shape: Sequence[int]) -> LayerCost:
+        """Nothing is computed and nothing is stored."""
+        return LayerCost(0.0, 0.0, 0)
