@@ -1,6 +1,4 @@
-"""The texts of benchmarks/sst2.py: what trains, what is held out, and the words that are told
-apart.
-"""
+"""The texts of benchmarks/sst2.py: training phrases, held-out sentences, and the vocabulary."""
 
 from __future__ import annotations
 
@@ -8,91 +6,156 @@ import json
 import random
 from pathlib import Path
 
-SHORT, LONG, LONGEST, HELD = (
-    16,
-    32,
-    48,
-    500,
-)  # words of phrases that train, and of any text; sentences held out
+SHORT = 16  # the most words of a short phrase that trains
+LONG = 32  # the most words of a long phrase that trains
+LONGEST = 48  # the most words of any text
+HELD = 500  # sentences that are held out
+UNKNOWN = "[UNK]"
+
 Row = tuple[str, str]  # label, text
+Words = tuple[str, ...]
 
 
 def read(file: Path) -> list[Row]:
     """The rows of a file, without its header."""
-    lines = file.read_text(encoding="utf-8").splitlines()[1:]
-    return [(label, text.strip()) for label, text in (line.split("\t") for line in lines)]
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines()[1:]:
+        label, text = line.split("\t")
+        rows.append((label, text.strip()))
+    return rows
 
 
 def write(file: Path, rows: list[Row]) -> None:
-    """A file with a header."""
-    file.write_text(
-        "\n".join(["label\tsentence", *(f"{label}\t{text}" for label, text in rows)]) + "\n",
-        "utf-8",
-    )
+    """Write rows with a header."""
+    lines = ["label\tsentence"]
+    for label, text in rows:
+        lines.append(f"{label}\t{text}")
+    file.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def chosen(data: Path, count: tuple[int, int]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Short and long phrases that train, and held-out sentences none of whose phrases is among
-    those.
+    """Split SST-2 into phrases that train and sentences that are held out.
 
-    Nor is a text of dev.tsv. Every text counts once.
+    Every text counts once, and texts of dev.tsv are left out. A phrase of a held-out sentence does
+    not train either.
+
+    Args:
+        data: the folder of SST-2.
+        count: how many short and how many long phrases train.
+
+    Returns:
+        Short phrases, long phrases, and held-out sentences.
     """
-    rows = list({text: (label, text) for label, text in read(data / "train.tsv")}.values())
-    draw = random.Random(0)
+    by_text = {}
+    for label, text in read(data / "train.tsv"):
+        by_text[text] = (label, text)
+    rows = list(by_text.values())
+    random.Random(0).shuffle(rows)
     dev = {text for _, text in read(data / "dev.tsv")}
-    draw.shuffle(rows)
-    held = [row for row in rows if len(row[1].split()) > SHORT and row[1] not in dev][:HELD]
-    whole = "\n".join(f" {text} " for _, text in held)
-    rest = [row for row in rows if row[1] not in dev and f" {row[1]} " not in whole]
-    short = [row for row in rest if len(row[1].split()) <= SHORT]
-    long = [row for row in rest if len(row[1].split()) > SHORT]
-    return short[: count[0]], long[: count[1]], held
+
+    held: list[Row] = []
+    for label, text in rows:
+        if _is_long(text) and text not in dev and len(held) < HELD:
+            held.append((label, text))
+
+    # A phrase is part of a sentence if its words follow each other there, between spaces.
+    all_held = "\n".join(f" {text} " for _, text in held)
+    short: list[Row] = []
+    long: list[Row] = []
+    for label, text in rows:
+        if text in dev or f" {text} " in all_held:
+            continue
+        if _is_long(text):
+            long.append((label, text))
+        else:
+            short.append((label, text))
+    short_count, long_count = count
+    return short[:short_count], long[:long_count], held
+
+
+def _is_long(text: str) -> bool:
+    """Whether a text has more words than a short phrase."""
+    return len(text.split()) > SHORT
 
 
 def tokenizer(texts: list[str], file: Path) -> None:
     """A tokenizer.json of all words that occur at least twice."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    made = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = ["[PAD]", "[UNK]"]
-    made.train_from_iterator(
-        texts,
-        trainers.WordLevelTrainer(min_frequency=2, special_tokens=special, show_progress=False),
+    words = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = ["[PAD]", UNKNOWN]
+    trainer = trainers.WordLevelTrainer(
+        min_frequency=2, special_tokens=special, show_progress=False
     )
-    made.save(str(file))
+    words.train_from_iterator(texts, trainer)
+    words.save(str(file))
 
 
-def distinct(rows: list[Row], known: set[str], but: set[tuple[str, ...]]) -> list[Row]:
-    """Rows that differ from each other, and from `but`, also where unknown words look alike."""
-    found: dict[tuple[str, ...], Row] = {}
-    for row in rows:
-        words = tuple(word if word in known else "[UNK]" for word in row[1].split())[:LONGEST]
-        if words not in but:
-            found.setdefault(words, row)
-    but |= found.keys()
-    return [*found.values()]
+def vocabulary(file: Path) -> set[str]:
+    """The words of a tokenizer.json."""
+    return set(json.loads(file.read_text("utf-8"))["model"]["vocab"])
+
+
+def distinct(rows: list[Row], known: set[str], used: set[Words]) -> list[Row]:
+    """Rows that the model can tell apart, from each other and from other rows.
+
+    Unknown words all look the same to it, and words after the longest length are not read.
+
+    Args:
+        rows: labels and texts.
+        known: the vocabulary.
+        used: the other rows as the model sees them. The new ones are added.
+
+    Returns:
+        The first row of each kind.
+    """
+    by_words: dict[Words, Row] = {}
+    for label, text in rows:
+        seen = []  # the text as the model sees it
+        for word in text.split()[:LONGEST]:
+            if word in known:
+                seen.append(word)
+            else:
+                seen.append(UNKNOWN)
+        words = tuple(seen)
+        if words not in used:
+            by_words.setdefault(words, (label, text))
+    used |= by_words.keys()
+    return list(by_words.values())
 
 
 def prepared(data: Path, cache: Path, count: tuple[int, int]) -> tuple[dict[str, str], int]:
-    """Data specs of the parts, by name, and the number of words; files are written into the cache
-    once.
+    """Data specs of the parts, by name, and the number of words.
+
+    Files are written into the cache once.
+
+    Args:
+        data: the folder with SST-2 in `sst2`.
+        cache: where the files are written.
+        count: how many short and how many long phrases train.
     """
     home = cache / "sst2-texts"
-    if not (home / "long.tsv").exists():
+    file = home / "tokenizer.json"
+    dev = data / "sst2" / "dev.tsv"
+    if not (home / "long.tsv").exists():  # the last file that is written
         home.mkdir(parents=True, exist_ok=True)
         short, long, held = chosen(data / "sst2", count)
-        tokenizer([text for _, text in (*short, *long)], home / "tokenizer.json")
-        known = set(json.loads((home / "tokenizer.json").read_text("utf-8"))["model"]["vocab"])
-        but: set[tuple[str, ...]] = set()
-        distinct(read(data / "sst2" / "dev.tsv"), known, but)
-        for name, rows in (("held", held), ("short", short), ("long", long)):
-            write(home / f"{name}.tsv", distinct(rows, known, but))
-    words = len(json.loads((home / "tokenizer.json").read_text("utf-8"))["model"]["vocab"])
+        tokenizer([text for _, text in (*short, *long)], file)
+        known = vocabulary(file)
+        used: set[Words] = set()
+        distinct(read(dev), known, used)
+        write(home / "held.tsv", distinct(held, known, used))
+        write(home / "short.tsv", distinct(short, known, used))
+        write(home / "long.tsv", distinct(long, known, used))
 
-    def spec(file: Path, length: int) -> str:
-        return f"tsv:{file}?tokenizer={home / 'tokenizer.json'}&length={length}"
+    def spec(path: Path, length: int) -> str:
+        return f"tsv:{path}?tokenizer={file}&length={length}"
 
-    parts = {"short": SHORT, "long": LONG, "held": LONGEST}
-    specs = {name: spec(home / f"{name}.tsv", length) for name, length in parts.items()}
-    return specs | {"dev": spec(data / "sst2" / "dev.tsv", LONGEST)}, words
+    specs = {
+        "short": spec(home / "short.tsv", SHORT),
+        "long": spec(home / "long.tsv", LONG),
+        "held": spec(home / "held.tsv", LONGEST),
+        "dev": spec(dev, LONGEST),
+    }
+    return specs, len(vocabulary(file))

@@ -1,12 +1,10 @@
-"""The contracts as a test kit, for gates, exits, layers, engines and recipes: of this package and
-of other people.
+"""A test kit for the contracts of gates, exits, layers, engines and recipes, also for your own.
 
     from offramp.testing import check_gate, example_seen
-    check_gate(MyGate(), example_seen())  # an AssertionError says what is wrong
+    check_gate(MyGate(), example_seen())  # an AssertionError has the problem in words
 
-Each check is a small function that can be run alone; `check_gate`, `check_exit`, `check_layer`,
-`check_engine` and `check_recipe` run all that there are for their kind. Logits are [B, C], scores
-[B].
+Each check is a small function that can be used alone. `check_gate`, `check_exit`, `check_layer`,
+`check_engine` and `check_recipe` run all checks for their kind. Logits are [B, C], scores [B].
 """
 
 from __future__ import annotations
@@ -34,10 +32,10 @@ from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import INPUT, is_input
 from offramp.runtime.engine import Engine
 
-TOLERANCE = 1e-5  # kernels depend on the batch size: a score may move in its last bits
-ROWS = 16  # of a batch, where recipes are checked
+TOLERANCE = 1e-5  # kernels depend on the batch size, so a score may differ in its last bits
+ROWS = 16  # of a batch in the checks of recipes
 
-RowFunction = Callable[[Seen], Tensor]  # what is checked: scores or logits, one per row
+RowFunction = Callable[[Seen], Tensor]  # gives scores or logits, one per row
 
 
 def example_seen(
@@ -48,35 +46,65 @@ def example_seen(
     shape: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Seen:
-    """Something to look at: features, own logits and earlier logits, with ties and a row of large
-    logits.
+    """An example for a gate or an exit: features, own logits and earlier logits.
 
-    shape: of one row's features; without it they are logits, as at the end of a model. reads:
-    exits, and inputs, which are masks of ragged lengths.
+    The logits have ties and a row with a large value.
+
+    Args:
+        rows: B.
+        classes: C.
+        reads: the earlier exits and the inputs that the gate or exit reads. Inputs are masks of
+            ragged lengths.
+        shape: of one row's features. None takes logits as features, as at the end of a model.
+        seed: of the random numbers.
+
+    Returns:
+        What a gate or an exit sees.
     """
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
 
-    def logits() -> Tensor:
-        some = torch.randn(rows, classes, generator=draw) * 3
-        some[0], some[1, 0] = 1.0, 120.0  # all equal, and a probability of 1
-        return some
+    def draw_logits() -> Tensor:
+        logits = torch.randn(rows, classes, generator=generator) * 3
+        logits[0] = 1.0  # all equal
+        logits[1, 0] = 120.0  # a probability of 1
+        return logits
 
-    own = logits()
-    features = own if shape is None else torch.randn(rows, *shape, generator=draw)
-    masks = {name: _ragged(rows, shape[0] if shape else 1) for name in reads if is_input(name)}
-    return Seen(features, {name: logits() for name in reads if name not in masks}, own, masks)
+    own = draw_logits()
+    features = own
+    if shape is not None:
+        features = torch.randn(rows, *shape, generator=generator)
+    length = 1
+    if shape:
+        length = shape[0]
+    masks = dict[str, Tensor]()
+    earlier = dict[str, Tensor]()
+    for name in reads:
+        if is_input(name):
+            masks[name] = _ragged(rows, length)
+        else:
+            earlier[name] = draw_logits()
+    return Seen(features, earlier, own, masks)
 
 
 def _ragged(rows: int, length: int) -> Tensor:
-    """A mask [rows, length]: row i has its first 1 + i places, in turn."""
-    return (torch.arange(length) <= torch.arange(rows)[:, None] % length).long()
+    """A mask [rows, length]. Row i has its first 1 + i % length positions."""
+    positions = torch.arange(length)
+    last = torch.arange(rows)[:, None] % length  # [rows, 1]
+    return (positions <= last).long()
 
 
 def check_gate(
     gate: Gate, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Gate] | None = None
 ) -> None:
-    """All that a gate must do. `rebuild` makes it again from its config; without it that is not
-    checked.
+    """Check everything that a gate must do.
+
+    Args:
+        gate: to check.
+        seen: an example for it.
+        rebuild: makes a gate from a config. None leaves that check out.
+
+    Raises:
+        AssertionError: the gate breaks the contract.
     """
     check_reads(gate, seen)
     scores = gate.score(seen)
@@ -86,7 +114,7 @@ def check_gate(
         "the gate gave NaN for finite logits; NaN is for rows that must not leave"
     )
     _check_rows(gate, gate.score, seen)
-    check_rows_of_nan(lambda some: grade(gate, some, _own(some)), seen)
+    check_rows_of_nan(lambda example: grade(gate, example, _own(example)), seen)
     if rebuild is not None:
         check_config(gate, gate.score, seen, rebuild)
 
@@ -94,8 +122,15 @@ def check_gate(
 def check_exit(
     exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Exit] | None = None
 ) -> None:
-    """All that an exit must do. `rebuild` makes it again from its config; without it that is not
-    checked.
+    """Check everything that an exit must do.
+
+    Args:
+        exit_: to check.
+        seen: an example for it.
+        rebuild: makes an exit from a config. None leaves that check out.
+
+    Raises:
+        AssertionError: the exit breaks the contract.
     """
     check_reads(exit_, seen)
     seen = replace(seen, own=None)
@@ -107,7 +142,7 @@ def check_exit(
         check_close(
             exit_.both(seen)[0], exit_(seen), "the logits that `both` and that `forward` gave"
         )
-        _check_rows(exit_, lambda some: exit_.both(some)[1], seen)
+        _check_rows(exit_, lambda example: exit_.both(example)[1], seen)
     if isinstance(exit_, Pools):
         pooled = replace(seen, features=pooled_by(exit_, seen.features, seen.inputs))
         check_close(exit_(pooled), logits, "logits from features and from what `pool` made of them")
@@ -118,15 +153,26 @@ def check_exit(
 
 
 def check_engine(engine: Engine, network: Network, x: Tensor) -> None:
-    """An engine says what it is, its parts give what the network gives, for any batch, and say
-    truly what they read.
+    """Check everything that an engine must do.
+
+    Its stages must give the outputs of the network for any batch, and read only what they declare.
+
+    Args:
+        engine: to check.
+        network: that it runs.
+        x: a batch of inputs.
+
+    Raises:
+        AssertionError: the engine breaks the contract.
     """
     check_said(engine)
+    # Every stage runs, and is compared with the same node of the network.
     schedule = full_schedule(network.topology)
     parts: Sequence[EngineStage] = engine.open(network, schedule, network.device())
     names = [part.name for part in parts]
-    assert names == [*schedule.index], "the engine must give one part per stage, in their order"
-    for rows in (x, x[:1], x[torch.arange(len(x) - 1, -1, -2)]):
+    assert names == list(schedule.index), "the engine must give one part per stage, in their order"
+    backwards = torch.arange(len(x) - 1, -1, -2)  # every second row
+    for rows in (x, x[:1], x[backwards]):
         state: State = {INPUT: rows}
         with torch.inference_mode():
             for part, (name, logits, score) in zip(parts, network.walk(rows), strict=True):
@@ -149,30 +195,34 @@ def check_engine(engine: Engine, network: Network, x: Tensor) -> None:
 def check_layer(
     kind: type[Layer], dense: nn.Module, shape: Sequence[int], *, same: bool = False, **options: Any
 ) -> None:
-    """All that a layer must do in the place of another one.
+    """Check everything that a layer must do in the place of another one.
 
     Args:
         kind: the layer's class.
-        dense: what it replaces, in eval mode, in float32.
-        shape: of one row that goes in, without the batch.
-        same: whether it starts by giving what `dense` gives, up to the last bits.
+        dense: the layer that it replaces, in eval mode, in float32.
+        shape: of one row of its input, without the batch.
+        same: whether its first outputs are those of `dense`, up to the last bits.
         options: of `from_layer`.
+
+    Raises:
+        AssertionError: the layer breaks the contract.
     """
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    # The layer that is replaced must stay as it is, and share nothing with the new one.
     before = copy.deepcopy(dense.state_dict())
     layer = kind.from_layer(dense, **options)
     for key, value in dense.state_dict().items():
         assert torch.equal(value, before[key]), (
             f"from_layer changed {key!r} of what it replaces; copy it"
         )
-    shared = {value.data_ptr() for value in dense.parameters()} & {
-        value.data_ptr() for value in layer.parameters()
-    }
-    assert not shared, "it shares weights with what it replaces: training one would train the other"
-    assert not any(part.training for part in layer.modules()), (
-        "it must be in the mode of what it replaces, eval mode"
-    )
-    seen = Seen(torch.randn(ROWS, *shape, generator=draw), {})
+    addresses = {value.data_ptr() for value in dense.parameters()}
+    for value in layer.parameters():
+        assert value.data_ptr() not in addresses, (
+            "it shares weights with what it replaces: training one would train the other"
+        )
+    for module in layer.modules():
+        assert not module.training, "it must be in the mode of what it replaces, eval mode"
+    seen = Seen(torch.randn(ROWS, *shape, generator=generator), {})
     with torch.no_grad():
         want = dense(seen.features)
         got = layer(seen.features)
@@ -180,7 +230,7 @@ def check_layer(
         check_float(got, "what the layer gives")
         if same:
             check_close(got, want, "what the layer and what it replaces give")
-        _check_rows(layer, lambda some: layer(some.features), seen)
+        _check_rows(layer, lambda example: layer(example.features), seen)
     _check_options(kind, layer, dense, seen)
     check_cost(layer, shape)
 
@@ -205,9 +255,11 @@ def _check_options(kind: type[Layer], layer: Layer, dense: nn.Module, seen: Seen
 
 
 def check_cost(layer: Layer, shape: Sequence[int]) -> None:
-    """Its cost is a finite number of each kind, the same every time, and no less than what torch
-    counts and stores.
+    """Check the cost of a layer.
+
+    All figures must be finite and the same every time, and at least what torch counts and stores.
     """
+    # A layer may cost more than torch counts, such as bits, but never less.
     cost = layer.cost(shape)
     counted = dense_cost(layer, shape)
     assert cost == layer.cost(shape), "its cost differs from call to call"
@@ -217,24 +269,24 @@ def check_cost(layer: Layer, shape: Sequence[int]) -> None:
         f"it says {cost.macs:g} MACs and runs {counted.macs:g}; what could be saved and is "
         f"computed counts"
     )
-    stored = sum(value.numel() * value.element_size() for value in layer.state_dict().values())
+    stored = 0  # bytes
+    for value in layer.state_dict().values():
+        stored += value.numel() * value.element_size()
     assert cost.stored_bytes >= stored, (
         f"it says {cost.stored_bytes} bytes and stores {stored}; zeros count too"
     )
 
 
 def check_said(engine: Engine) -> None:
-    """What an engine says of itself has the types of the contract, and is the same when it is asked
-    again.
-    """
-    assert isinstance(engine, Engine), f"{engine!r} is no offramp.contracts.Engine"
+    """Check the properties of an engine: their types, and that they stay the same."""
+    assert isinstance(engine, Engine), f"{engine!r} is not an offramp.contracts.Engine"
     marks = engine.marks()
     training_rows = engine.trained_on
-    texts = isinstance(marks, list) and all(isinstance(mark, str) for mark in marks)
-    assert texts, f"marks() gave {marks!r}, expected a list of texts"
+    assert isinstance(marks, list), f"marks() gave {marks!r}, expected a list of texts"
+    assert _are_texts(marks), f"marks() gave {marks!r}, expected a list of texts"
     version = engine.version()
-    named = isinstance(version, str) and version != ""
-    assert named, (
+    is_named = isinstance(version, str) and version != ""
+    assert is_named, (
         f"version() gave {version!r}, expected a name, and a version if results differ between them"
     )
     first = engine.identity
@@ -250,8 +302,9 @@ def check_said(engine: Engine) -> None:
 
 
 def check_bare(engine: Engine, network: Network, rows: State) -> None:
-    """The bare call of a network's only node runs, and again: it is the baseline of every
-    timing.
+    """Check that the bare call of a network's only node runs twice.
+
+    It is the baseline of every timing.
     """
     call = engine.bare(network, full_schedule(network.topology), rows)(rows)
     assert callable(call), "bare() must give a function of inputs that returns the call to time"
@@ -262,71 +315,101 @@ def check_bare(engine: Engine, network: Network, rows: State) -> None:
 def check_recipe(
     make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any, folder: Path
 ) -> None:
-    """All that a recipe must do: `make` gives it, `network_of` the same seeded and untrained
-    network every time.
+    """Check everything that a recipe must do.
 
-    data: a toy set (x, y) that the network can learn. folder: a new one, for checkpoints.
+    Args:
+        make: makes the recipe.
+        network_of: makes the same seeded and untrained network every time.
+        data: a toy set (x, y) that the network can learn.
+        folder: a new one, for checkpoints.
+
+    Raises:
+        AssertionError: the recipe breaks the contract.
     """
     net = network_of()
     check_what_is_trained(make(), net, data)
     assert not net.untrained(), (
         f"the recipe left {net.untrained()} as they were; every exit must be trained"
     )
-    # the one before was prepared twice, the first time without a seed
+    # That network was prepared twice, the first time without a seed, so a new one is trained.
     net = check_learns(make, network_of, data)
     again = network_of()
     after = [network_of(), network_of()]
     history = fit(again, data, recipe=make(), batch_size=ROWS, progress=False)
     check_same(net, again, "two runs from the same seed")
-    # a phase that solves has one step
-    late = 4 if any(epoch.step for epoch in history.epochs) else len(history.epochs)
+    # Stop early, and late. A phase that solves has one step.
+    late = len(history.epochs)
+    for epoch in history.epochs:
+        if epoch.step:
+            late = 4
     for steps, other in zip((1, late), after, strict=True):
         check_resumes(make, other, again, data, folder / str(steps), steps)
 
 
 def check_what_is_trained(recipe: Recipe, network: Network, data: Any) -> None:
-    """Every loss is finite; parameters outside the phases, and all modes and wishes for gradients,
-    stay.
+    """Check that training changes only the parameters of the recipe's phases.
+
+    All reported losses must be finite. Modes and requires_grad must be as before.
     """
     recipe.prepare(network)
-    trained = {id(value) for phase in recipe.phases(network) for value in phase.parameters}
-    before = {name: value.detach().clone() for name, value in network.named_parameters()}
-    wishes = {name: value.requires_grad for name, value in network.named_parameters()}
+    trained = set[int]()  # ids, because == of tensors compares elementwise
+    for phase in recipe.phases(network):
+        trained.update(map(id, phase.parameters))
+    before = dict[str, Tensor]()
+    requires_grad = dict[str, bool]()
+    for name, value in network.named_parameters():
+        before[name] = value.detach().clone()
+        requires_grad[name] = value.requires_grad
     history = fit(network, data, recipe=recipe, batch_size=ROWS, progress=False)
-    figures = [value for epoch in history.epochs for value in epoch.figures.values()]
+    figures = list[float]()
+    for epoch in history.epochs:
+        figures.extend(epoch.figures.values())
     assert figures, "the history is empty; a recipe must report what it minimises"
     assert all(map(math.isfinite, figures)), f"a figure in the history is not finite: {figures}"
     for name, value in network.named_parameters():
-        kept = id(value) in trained or torch.equal(value, before[name])
-        assert kept, f"parameter {name!r} changed and is in no phase"
-        assert value.requires_grad == wishes[name], f"fit left requires_grad of {name!r} changed"
-    assert not any(part.training for part in network.modules()), (
-        "the network was left in training mode"
-    )
+        may_change = id(value) in trained
+        assert may_change or torch.equal(value, before[name]), (
+            f"parameter {name!r} changed and is in no phase"
+        )
+        assert value.requires_grad == requires_grad[name], (
+            f"fit left requires_grad of {name!r} changed"
+        )
+    for module in network.modules():
+        assert not module.training, "the network was left in training mode"
 
 
 def check_learns(
     make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any
 ) -> Network:
-    """Each trained exit answers more of the toy set right than before, or nine in ten. Returns the
-    trained network.
+    """Check that each trained exit improves on the toy set, or is right on nine rows of ten.
+
+    Returns:
+        The trained network.
     """
     x, y = data
     before = network_of()
     after = network_of()
     fit(after, data, recipe=make(), batch_size=ROWS, progress=False)
     with torch.no_grad():
-        for label, one, other in zip(after.topology.exit_labels, before(x), after(x), strict=True):
-            name = label if label in after.topology.exits else label.rpartition("#")[0]
-            old, new = (
-                (logits.argmax(1) == torch.as_tensor(y)).float().mean().item()
-                for logits in (one, other)
+        logits_before = before(x)
+        logits_after = after(x)
+    labels = torch.as_tensor(y)
+    for index, label in enumerate(after.topology.exit_labels):
+        name = label
+        if label not in after.topology.exits:  # one of several paths to an exit: "exit#1"
+            name = label.rpartition("#")[0]
+        old = _accuracy(logits_before[index], labels)
+        new = _accuracy(logits_after[index], labels)
+        if name in before.untrained():
+            assert new > old or new > 0.9, (
+                f"exit {name!r} answered {old:.0%} right before and {new:.0%} after"
             )
-            if name in before.untrained():
-                assert new > old or new > 0.9, (
-                    f"exit {name!r} answered {old:.0%} right before and {new:.0%} after"
-                )
     return after
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of right answers of logits [B, C]."""
+    return (logits.argmax(1) == labels).float().mean().item()
 
 
 def check_resumes(
@@ -337,9 +420,17 @@ def check_resumes(
     folder: Path,
     steps: int,
 ) -> None:
-    """Stopped by Ctrl-C after some steps and resumed, it ends with the weights of a run that was
-    never stopped.
+    """Check that a run that is stopped by Ctrl-C and resumed has the weights of an unbroken run.
+
+    Args:
+        make: makes the recipe.
+        network: seeded and untrained.
+        whole: the same network after a run that was not stopped.
+        data: a toy set (x, y).
+        folder: a new one, for checkpoints.
+        steps: the step at which the run is stopped.
     """
+    # The second run goes on from the checkpoint that the first one leaves.
     options: dict[str, Any] = {"batch_size": ROWS, "progress": False, "folder": folder}
     try:
         fit(network, data, recipe=stopping(make(), steps), **options)
@@ -347,24 +438,27 @@ def check_resumes(
         fit(network, data, recipe=make(), resume=True, **options)
     else:
         raise AssertionError(
-            f"the recipe has fewer than {steps} steps; give it a toy set that takes more"
+            f"the recipe has fewer than {steps} steps; use a toy set that takes more"
         )
     check_same(network, whole, "a run that was stopped and resumed, and one that was not,")
 
 
 def check_same(one: Network, other: Network, what: str) -> None:
-    """Equal weights, bit for bit."""
-    its = other.state_dict()
-    different = [key for key, value in one.state_dict().items() if not torch.equal(value, its[key])]
+    """Check that two networks have equal weights, bit for bit."""
+    state = other.state_dict()
+    different = list[str]()
+    for key, value in one.state_dict().items():
+        if not torch.equal(value, state[key]):
+            different.append(key)
     assert not different, (
         f"{what} differ in {different}; draw at random from torch's generator alone"
     )
 
 
 def stopping(recipe: Recipe, steps: int) -> Recipe:
-    """The same recipe, during whose n-th step somebody presses Ctrl-C."""
+    """The same recipe, with a Ctrl-C in its n-th step."""
     kind = type(recipe)
-    left = [steps]
+    left = [steps]  # a list, so that the steps below can change it
 
     def counted(name: str) -> Callable[..., Any]:
         def step(self: Recipe, *arguments: Any) -> Any:
@@ -375,48 +469,52 @@ def stopping(recipe: Recipe, steps: int) -> Recipe:
 
         return step
 
-    made = copy.copy(recipe)
-    made.__class__ = type(
-        kind.__name__, (kind,), {name: counted(name) for name in ("loss", "update", "solve")}
-    )
-    return made
+    stopped = copy.copy(recipe)
+    methods = {name: counted(name) for name in ("loss", "update", "solve")}
+    stopped.__class__ = type(kind.__name__, (kind,), methods)
+    return stopped
 
 
 def check_reads(part: Gate | Exit, seen: Seen) -> None:
-    """`reads` is a tuple of names, and the example has them."""
-    named = isinstance(part.reads, tuple) and all(isinstance(name, str) for name in part.reads)
-    assert named, f"reads is {part.reads!r}, expected a tuple of names of earlier exits and inputs"
+    """Check that `reads` is a tuple of names that the example has."""
+    are_names = isinstance(part.reads, tuple) and _are_texts(part.reads)
+    assert are_names, (
+        f"reads is {part.reads!r}, expected a tuple of names of earlier exits and inputs"
+    )
     known = seen.logits.keys() | seen.inputs.keys()
     assert set(part.reads) <= known, f"it reads {part.reads}; make the example with these names"
 
 
 def check_shape(got: Tensor, shape: tuple[int, ...], what: str) -> None:
-    """The shape is as the contract says."""
+    """Check a shape."""
     assert tuple(got.shape) == shape, f"{what} have shape {tuple(got.shape)}, expected {shape}"
 
 
 def check_float(got: Tensor, what: str) -> None:
-    """Scores and logits are float32 where the network is."""
+    """Check that values are float32, as the network is."""
     assert got.dtype == torch.float32, (
         f"{what} are {got.dtype}, expected torch.float32 for float32 logits"
     )
 
 
 def check_subset_invariance(call: RowFunction, seen: Seen) -> None:
-    """What a row gets does not depend on its batch-mates: it gets the same in half the batch, and
-    alone.
+    """Check that a row's values do not depend on the other rows of its batch.
+
+    They must be the same in half of the batch, and alone.
     """
-    whole = call(seen)
-    for rows in (torch.arange(0, len(whole), 2), torch.arange(1)):
+    values = call(seen)
+    every_second = torch.arange(0, len(values), 2)
+    first = torch.arange(1)
+    for rows in (every_second, first):
         check_close(
             call(taken(seen, rows)),
-            whole[rows],
+            values[rows],
             "the values of a row in its batch and in a part of it",
         )
 
 
 def check_permutation_invariance(call: RowFunction, seen: Seen) -> None:
-    """Shuffling the batch shuffles what it gets."""
+    """Check that shuffling the batch shuffles its values."""
     rows = torch.randperm(len(seen.features), generator=torch.Generator().manual_seed(1))
     check_close(
         call(taken(seen, rows)),
@@ -426,14 +524,14 @@ def check_permutation_invariance(call: RowFunction, seen: Seen) -> None:
 
 
 def check_determinism(call: RowFunction, seen: Seen) -> None:
-    """Twice the same batch, twice the same."""
+    """Check that the same batch gives the same values twice."""
     assert torch.equal(call(seen), call(seen)), (
         "the same batch gave two different results; it may not draw at random"
     )
 
 
 def check_state_is_kept(part: nn.Module, call: RowFunction, seen: Seen) -> None:
-    """Calling it changes neither it nor what it looked at."""
+    """Check that a call changes neither the module nor its inputs."""
     before = copy.deepcopy(seen)
     state = copy.deepcopy(part.state_dict())
     modes = [module.training for module in part.modules()]
@@ -443,29 +541,32 @@ def check_state_is_kept(part: nn.Module, call: RowFunction, seen: Seen) -> None:
     )
     for key, value in part.state_dict().items():
         assert torch.equal(value, state[key]), (
-            f"calling it changed its own {key!r}; nothing is parked on modules"
+            f"calling it changed its own {key!r}; modules must not store values"
         )
-    for mine, old in zip(_tensors(seen), _tensors(before), strict=True):
-        assert torch.equal(mine, old), (
+    for now, old in zip(_tensors(seen), _tensors(before), strict=True):
+        assert torch.equal(now, old), (
             "calling it changed the logits or features that it was given, in place"
         )
 
 
 def check_rows_of_nan(call: RowFunction, seen: Seen) -> None:
-    """A row of NaN or infinities breaks nothing, and leaves its batch-mates alone."""
+    """Check that rows of NaN or infinities raise nothing and do not change other rows."""
+    # Rows 2 and 3 are damaged, in all floating-point values.
     clean = call(seen)
     bad = taken(seen, torch.arange(len(seen.features)))
     for tensor in _tensors(bad):
         if tensor.is_floating_point():
-            tensor[2], tensor[3] = torch.nan, torch.inf
-    others = torch.tensor([row for row in range(len(clean)) if row not in (2, 3)])
-    check_close(call(bad)[others], clean[others], "the values of sound rows beside rows of NaN")
+            tensor[2] = torch.nan
+            tensor[3] = torch.inf
+    is_sound = torch.ones(len(clean), dtype=torch.bool)
+    is_sound[2:4] = False
+    check_close(call(bad)[is_sound], clean[is_sound], "the values of sound rows beside rows of NaN")
 
 
 def check_config(
     part: Gate | Exit, call: RowFunction, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Any]
 ) -> None:
-    """Its config is plain data with a name, goes through JSON, and makes the same thing again."""
+    """Check that a config is plain data with a name, and makes the same thing again after JSON."""
     plain = json.loads(json.dumps(part.config()))
     assert isinstance(plain, dict), f"config() gave {plain!r}, expected a dict of plain data"
     assert isinstance(plain.get("name"), str), (
@@ -475,29 +576,43 @@ def check_config(
     assert json.loads(json.dumps(again.config())) == plain, (
         "what was made from the config has another config"
     )
+    # With the same weights and mode it must give the same values.
     again.train(part.training).load_state_dict(part.state_dict())
-    made = again.score if isinstance(again, Gate) else again
+    call_again: RowFunction = again
+    if isinstance(again, Gate):
+        call_again = again.score
     check_close(
-        made(seen), call(seen), "the values of the original and of what was made from its config"
+        call_again(seen),
+        call(seen),
+        "the values of the original and of what was made from its config",
     )
 
 
 def check_close(got: Tensor, want: Tensor, what: str) -> None:
-    """Equal up to the last bits, NaN and infinities included."""
-    same = got.shape == want.shape and torch.allclose(
+    """Check that values are equal up to the last bits, including NaN and infinities."""
+    is_close = got.shape == want.shape and torch.allclose(
         got, want, atol=TOLERANCE, rtol=TOLERANCE, equal_nan=True
     )
-    assert same, f"{what} differ: {got.tolist()} and {want.tolist()}"
+    assert is_close, f"{what} differ: {got.tolist()} and {want.tolist()}"
 
 
 def taken(seen: Seen, rows: Tensor) -> Seen:
-    """Some rows of what was seen, copied."""
+    """Some rows of an example, copied."""
     earlier = {name: logits[rows] for name, logits in seen.logits.items()}
     inputs = {name: value[rows] for name, value in seen.inputs.items()}
-    return Seen(seen.features[rows], earlier, None if seen.own is None else seen.own[rows], inputs)
+    own = None
+    if seen.own is not None:
+        own = seen.own[rows]
+    return Seen(seen.features[rows], earlier, own, inputs)
+
+
+def _are_texts(values: Sequence[object]) -> bool:
+    """Whether all values are texts."""
+    return all(isinstance(value, str) for value in values)
 
 
 def _check_rows(part: nn.Module, call: RowFunction, seen: Seen) -> None:
+    """The checks of everything that has values for each row."""
     check_determinism(call, seen)
     check_subset_invariance(call, seen)
     check_permutation_invariance(call, seen)
@@ -505,11 +620,13 @@ def _check_rows(part: nn.Module, call: RowFunction, seen: Seen) -> None:
 
 
 def _own(seen: Seen) -> Tensor:
+    """The own logits of an example."""
     assert seen.own is not None, "a gate sees the logits of its own exit; give an example with own="
     return seen.own
 
 
 def _tensors(seen: Seen) -> Iterator[Tensor]:
+    """All tensors of an example but its inputs."""
     yield seen.features
     yield from seen.logits.values()
     if seen.own is not None:

@@ -51,7 +51,7 @@ def test_compare_writes_a_page_and_spreadsheets_and_goes_on_where_it_was(file, a
     again = offramp("compare", file, "-o", "out")
     assert (again.exit_code, again.stderr.count("\n")) == (0, 2)  # nothing is trained again
     assert "of which 1 are in out already and are kept" in again.stderr
-    assert "was its model ever trained?" in again.stderr  # it was not
+    assert "Was its model ever trained?" in again.stderr  # it was not
     assert "convex, max_prob" in again.stdout
     assert "written: out/index.html, out/results.csv, out/curves.csv" in " ".join(
         again.stdout.split()
@@ -109,7 +109,7 @@ def test_texts_of_two_lengths_and_two_kinds_of_exits(sentences, as_json):
             "--exit-of must name a module of --at (2), got 5",
         ),
         ('at = "2"', 'at = "auto"\nlabelled = "digits[0:701]"', "1 of the 100 calibration rows"),
-        ("title = ", "title", "is no TOML"),
+        ("title = ", "title", "must be TOML, got a file that cannot be read"),
     ],
 )
 def test_what_is_refused_before_anything_is_trained(file, old, new, says):
@@ -135,5 +135,5 @@ def test_ctrl_c_says_how_to_go_on(file, monkeypatch):
     done = offramp("compare", file, "-o", "out")
     assert (done.exit_code, done.stdout) == (130, "")
     assert done.stderr.splitlines()[-1] == (
-        "offramp: interrupted; the same command goes on from what lies in out, if anything does"
+        "offramp: interrupted; the same command goes on from the files in out"
     )

@@ -191,7 +191,7 @@ def test_another_test_set_is_recorded_and_trains_nothing(made: Path) -> None:
     ("changed", "to", "folder", "says"),
     [
         ("epochs=2", "epochs=3", "joint-0", r"arguments = \['epochs=2', 'rate=0.01'\]"),
-        ("batch-size = 50", "batch-size = 40", "joint-0", "batch-size = 50, and now it is 40"),
+        ("batch-size = 50", "batch-size = 40", "joint-0", "batch-size = 50, but now it is 40"),
         (
             'model = "offramp:digits_small"',
             'model = "offramp:digits_large"',
@@ -206,7 +206,7 @@ def test_a_network_that_was_made_otherwise_is_refused_and_its_folder_named(
     before = contents(made / "out")
     tables = [table.replace(changed, to) for table in MADE]
     with pytest.raises(
-        InvalidArgument, match=rf"out/{folder} was made with .*{says}.*remove that folder"
+        InvalidArgument, match=rf"out/{folder} was made with .*{says}.*Remove that folder"
     ):
         compared(made, *tables, shared=(SMALL + CLOCK).replace(changed, to))
     assert contents(made / "out") == before
@@ -264,7 +264,7 @@ def test_what_means_nothing_to_a_static_network_may_change(made: Path) -> None:
     file = file_of(made, *MADE, shared=SMALL.replace('at = "stem"', 'at = "blocks.0"'))
     settings = read_settings(file)
     Cell(settings.method("plain"), 0, settings, made / "out", progress=False).claim()
-    with pytest.raises(InvalidArgument, match="at = 'stem', and now"):
+    with pytest.raises(InvalidArgument, match="at = 'stem', but now"):
         Cell(settings.method("joint"), 0, settings, made / "out", progress=False).claim()
 
 

@@ -72,7 +72,7 @@ def test_places_are_tried_once_for_all_that_ask_the_same(
     )
     one, later, other = cells(rows, *METHODS, shared=SIGNS)
     for cell in (later, one, other):  # a later seed has the places of the first one too
-        network = cell._made()
+        network = cell._untrained()
         assert network.topology.exits == ("1", "backbone")
         assert network.trained_on is not None
         assert (network.trained_on.data, len(network.trained_on.digests)) == (
@@ -82,7 +82,7 @@ def test_places_are_tried_once_for_all_that_ask_the_same(
     (smaller,) = cells(
         rows, '[method.smaller]\nat = "auto"\nparts = 2\nseeds = [3]\n', shared=SIGNS
     )
-    assert smaller._made().topology.exits == ("1", "backbone")
+    assert smaller._untrained().topology.exits == ("1", "backbone")
     assert [options["most"] for options in tried] == [None, 1]
 
 
@@ -91,7 +91,7 @@ def test_places_depend_on_what_the_model_was_trained_by(rows: Path) -> None:
     placed_ = '[method.placed]\nstart = "trained"\nat = "auto"\nseeds = [0]\n'
     for epochs in (1, 2):
         tables = (trained.replace("epochs=1", f"epochs={epochs}"), placed_)
-        cells(rows, *tables, shared=SIGNS)[1]._made()
+        cells(rows, *tables, shared=SIGNS)[1]._untrained()
         shutil.rmtree(rows / "out" / "trained-0")
         assert len([*(rows / "out" / "places").iterdir()]) == epochs
 

@@ -13,23 +13,49 @@ from offramp.plans.topology import LEAVE, Node, Topology
 from topologies import FORK, PLAIN, READING, SKIP, TRUNK, chain
 
 
-def schedule(of, gates, max_exit=None):
-    """Of a plan with these gates open; a mapping gives thresholds."""
-    thresholds = gates if isinstance(gates, dict) else dict.fromkeys(gates, (0.0,))
-    return compiled(of, thresholds, max_exit)
+def schedule(topology, gates, max_exit=None):
+    """The schedule of a plan. `gates` are the names of open gates, or thresholds by gate."""
+    thresholds = gates
+    if not isinstance(gates, dict):
+        thresholds = dict.fromkeys(gates, (0.0,))
+    return compiled(topology, thresholds, max_exit)
 
 
-def said(stages) -> str:
-    """`a:xg` for a stage that runs its exit and gate; `!` where all rows are answered."""
-    return " ".join(f"{s.name}:{'x' * s.exit}{'g' * s.gate}{'!' * s.last}" for s in stages)
+def in_short(stages) -> str:
+    """`a:xg` for a stage that runs its exit and its gate, and `!` if all rows leave there."""
+    words = []
+    for stage in stages:
+        word = f"{stage.name}:"
+        if stage.exit:
+            word += "x"
+        if stage.gate:
+            word += "g"
+        if stage.last:
+            word += "!"
+        words.append(word)
+    return " ".join(words)
 
 
-def edges(of) -> dict[str, list[str]]:
-    return {stage.name: [edge.to for edge in stage.edges] for stage in of}
+def edges(stages) -> dict[str, list[str]]:
+    """The ends of each stage's edges, by the name of the stage."""
+    ends = {}
+    for stage in stages:
+        ends[stage.name] = [edge.to for edge in stage.edges]
+    return ends
+
+
+def nodes(stages) -> list[tuple[str, ...]]:
+    """The nodes of each stage."""
+    return [stage.nodes for stage in stages]
+
+
+def last_carries(stages) -> list[tuple[str, ...]]:
+    """The values on the last edge of each stage."""
+    return [stage.edges[-1].carries for stage in stages]
 
 
 @pytest.mark.parametrize(
-    ("of", "gates", "max_exit", "want"),
+    ("topology", "gates", "max_exit", "want"),
     [
         (PLAIN, "ab", None, "a:xg b:xg c:x!"),
         (PLAIN, "a", None, "a:xg c:x!"),
@@ -46,12 +72,8 @@ def edges(of) -> dict[str, list[str]]:
         (READING, "a", None, "a:xg b:x c:x!"),
         (READING, "ab", "b", "a:xg b:x!"),
         (READING, "b", "b", "b:x!"),
-        (
-            FORK,
-            {},
-            None,
-            "size:x large:x head:x!",
-        ),  # head reads large, which is on the only path that is left
+        # head reads large, which is on the only path that is left
+        (FORK, {}, None, "size:x large:x head:x!"),
         (FORK, {"size": (0.0, math.inf)}, None, "size:xg small: large:x head:x!"),
         (FORK, {"size": (math.inf, 0.0)}, None, "size:xg large:x head:x!"),
         (FORK, {"size": (0.0, 0.0), "large": (1.0,)}, None, "size:xg small: large:xg head:x!"),
@@ -61,8 +83,8 @@ def edges(of) -> dict[str, list[str]]:
         (SKIP, {}, None, "a: c:x!"),
     ],
 )
-def test_what_runs(of, gates, max_exit, want):
-    assert said(schedule(of, gates, max_exit)) == want
+def test_what_runs(topology, gates, max_exit, want):
+    assert in_short(schedule(topology, gates, max_exit)) == want
 
 
 def test_a_stage_is_plain():
@@ -83,10 +105,8 @@ def test_names_and_numbers_are_checked():
 
 
 def test_where_rows_go():
-    assert edges(schedule(PLAIN, "a")) == {
-        "a": [LEAVE, "c"],
-        "c": [LEAVE],
-    }  # b runs nothing and hands its rows on
+    # b runs nothing and hands its rows on
+    assert edges(schedule(PLAIN, "a")) == {"a": [LEAVE, "c"], "c": [LEAVE]}
     assert schedule(PLAIN, "a").stages[0].edges[1].via == ("b",)
     assert schedule(PLAIN, "").skipped == ("a", "b")
     both = schedule(FORK, {"size": (0.5, 2.0)})
@@ -97,31 +117,34 @@ def test_where_rows_go():
         "head": [LEAVE],
     }
     assert both.stages[0].thresholds == (0.5, 2.0)
-    one = schedule(FORK, {"size": (math.inf, 2.0)}).stages[0]
-    assert (one.routes, one.thresholds, [edge.to for edge in one.edges]) == (
-        (1,),
-        (2.0,),
-        [LEAVE, "large"],
-    )
+    one_open = schedule(FORK, {"size": (math.inf, 2.0)})
+    first = one_open.stages[0]
+    assert first.routes == (1,)
+    assert first.thresholds == (2.0,)
+    assert edges(one_open)["size"] == [LEAVE, "large"]
 
 
 def test_what_is_carried():
-    carries = [
-        [edge.carries for edge in stage.edges] for stage in schedule(FORK, {"size": (0.0, 0.0)})
-    ]
-    assert carries[0][0] == (
-        "size",
-        "size/logits",
-        "large/logits",
-    )  # a default stands for what small has not
-    assert carries[0][1:] == [(), ("size", "size/logits")]
-    assert carries[1:] == [[("small|large", "size/logits", "large/logits")]] * 2 + [[()]]
+    size, small, large, head = schedule(FORK, {"size": (0.0, 0.0)})
+    to_small, leaving, to_large = size.edges
+    # large does not run on this way, so its logits are a default
+    assert to_small.carries == ("size", "size/logits", "large/logits")
+    assert leaving.carries == ()
+    assert to_large.carries == ("size", "size/logits")
+    for arm in (small, large):
+        assert last_carries([arm]) == [("small|large", "size/logits", "large/logits")]
+        assert len(arm.edges) == 1
+    assert last_carries([head]) == [()]
+    assert len(head.edges) == 1
+
     trunk = full_schedule(TRUNK)
-    assert [stage.edges[-1].carries for stage in trunk] == [("a",), ("b",), ()]
-    known = trunk.linked(
-        {"a": (("x",), ("a", "h")), "b": (("a",), ("b",)), "c": (("b", "h"), ("c",))}
-    )
-    assert [stage.edges[-1].carries for stage in known] == [("a", "h"), ("b", "h"), ()]
+    assert last_carries(trunk) == [("a",), ("b",), ()]
+    reads_and_writes = {
+        "a": (("x",), ("a", "h")),
+        "b": (("a",), ("b",)),
+        "c": (("b", "h"), ("c",)),
+    }
+    assert last_carries(trunk.linked(reads_and_writes)) == [("a", "h"), ("b", "h"), ()]
 
 
 def test_where_a_plan_asks_nothing_no_stage_ends():
@@ -135,24 +158,14 @@ def test_where_a_plan_asks_nothing_no_stage_ends():
         d={"after": ("c",), "exit_reads": ("b",)},
     )
     closed = schedule(long, "").joined()
-    assert [stage.nodes for stage in closed] == [("a", "b"), ("c", "d")]
+    assert nodes(closed) == [("a", "b"), ("c", "d")]
     assert [stage.writes for stage in closed] == [("b", "b/logits"), ("d", "d/logits")]
-    assert [stage.nodes for stage in schedule(long, "ac").joined()] == [
-        ("a",),
-        ("b",),
-        ("c",),
-        ("d",),
-    ]
+    assert nodes(schedule(long, "ac").joined()) == [("a",), ("b",), ("c",), ("d",)]
 
 
 def test_stages_are_not_joined_across_a_fork():
-    opened = {"size": (0.0, math.inf)}
-    assert [stage.nodes for stage in schedule(FORK, opened).joined()] == [
-        ("size",),
-        ("small",),
-        ("large",),
-        ("head",),
-    ]
+    opened = schedule(FORK, {"size": (0.0, math.inf)}).joined()
+    assert nodes(opened) == [("size",), ("small",), ("large",), ("head",)]
     line = Topology(
         (
             Node("stem", ("size",)),
@@ -164,23 +177,13 @@ def test_stages_are_not_joined_across_a_fork():
         )
     )
     joined = schedule(line, {"size": (0.0,)}).joined()
-    assert [stage.nodes for stage in joined] == [
-        ("stem", "size"),
-        ("large",),
-        ("small", "more"),
-        ("head",),
-    ]
+    assert nodes(joined) == [("stem", "size"), ("large",), ("small", "more"), ("head",)]
     assert edges(joined)["size"] == ["more", "large"]
-    assert [stage.nodes for stage in schedule(SKIP, {"a": (0.0, math.inf)}).joined()] == [
-        ("a",),
-        ("c",),
-    ]
+    skipping = schedule(SKIP, {"a": (0.0, math.inf)}).joined()
+    assert nodes(skipping) == [("a",), ("c",)]
     # a and b would both write a|b in one graph
-    assert [stage.nodes for stage in schedule(SKIP, {"a": (math.inf, 0.0)}, None).joined()] == [
-        ("a",),
-        ("b",),
-        ("c",),
-    ]
+    going_on = schedule(SKIP, {"a": (math.inf, 0.0)}, None).joined()
+    assert nodes(going_on) == [("a",), ("b",), ("c",)]
 
 
 def test_it_prints_what_will_run():

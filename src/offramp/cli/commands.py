@@ -1,5 +1,5 @@
-"""All commands: parse, call, print. A file per group of them; nothing heavy is imported before it
-is needed.
+"""All commands: parse, call, print. Each group of commands has a file, and imports nothing heavy
+before it is needed.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ UsageError: Any = typer.BadParameter.__base__
 
 
 class Commands(TyperGroup):
-    """The group of all commands: what goes wrong on purpose is one sentence on standard error and
-    an exit code.
-    """
+    """The group of all commands. An expected error becomes one sentence and an exit code."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Read the words of the command line."""
+        """Parse the command line."""
         try:
             return super().make_context(*args, **kwargs)
+        # Ctrl-C while modules are imported.
         except KeyboardInterrupt as problem:
             raise _ended("interrupted; nothing was written", 130) from problem
 
     def invoke(self, ctx: Any) -> Any:
-        """Call the command. Anything but an OfframpError or a bad option is a bug and keeps its
+        """Call the command.
+
+        An exception that is neither an OfframpError nor a bad option is a bug, and keeps its
         traceback.
         """
         try:
@@ -55,6 +56,7 @@ class Commands(TyperGroup):
         except OfframpError as problem:
             raise _ended(str(problem), 2) from problem
         except UsageError as problem:
+            # In the form of our own errors: one sentence, without typer's box.
             if getattr(problem, "ctx", None):
                 where = problem.ctx.command_path
             else:
@@ -76,6 +78,7 @@ app = typer.Typer(
 
 
 def _version(asked: bool) -> None:
+    """Print the version, if it is asked for."""
     if asked:
         from offramp import __version__
 
@@ -101,20 +104,21 @@ def offramp(
 
 
 def _ended(sentence: str, code: int) -> typer.Exit:
+    """Print the last line of a command that fails, and return the exit to raise."""
     one_line = " ".join(sentence.split())
     typer.echo(f"offramp: {one_line}", err=True)
     return typer.Exit(code)
 
 
 def _shown(others: Callable[..., None]) -> Callable[..., None]:
-    """How warnings are shown: ours as a sentence, each once; others as before."""
-    said: set[str] = set()
+    """A function that prints each of our warnings once, and other warnings as `others` does."""
+    printed: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if not issubclass(category, OfframpWarning):
             others(message, category, *where, **more)
-        elif str(message) not in said:
-            said.add(str(message))
+        elif str(message) not in printed:
+            printed.add(str(message))
             note(f"offramp: {message}")
 
     return show
@@ -147,4 +151,7 @@ for _command in (
     demo,
     doctor,
 ):
-    app.command(help=_help(_command), cls=FitCommand if _command is fit else None)(_command)
+    _class = None
+    if _command is fit:  # its help also lists a recipe's arguments
+        _class = FitCommand
+    app.command(help=_help(_command), cls=_class)(_command)

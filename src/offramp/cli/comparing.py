@@ -37,19 +37,24 @@ def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     from offramp.reporting.words import percent
 
     try:
-        found = compared(file, output, say=note, progress=not as_json)
+        comparison = compared(file, output, say=note, progress=not as_json)
     except KeyboardInterrupt as problem:
-        note(
-            f"offramp: interrupted; the same command goes on from what lies in {output}, if "
-            f"anything does"
-        )
+        note(f"offramp: interrupted; the same command goes on from the files in {output}")
         raise typer.Exit(130) from problem
+    heads = ["accuracy within"]
+    for budget in comparison.settings.budgets:
+        heads.append(percent(budget, 0))
     rows = []
-    for label, means in found.mean_accuracies().items():
-        rows.append((label, *("-" if mean is None else percent(mean, 2) for mean in means)))
-    shown = table(
-        "accuracy within", *(percent(budget, 0) for budget in found.settings.budgets), rows=rows
-    )
-    answer(found.to_json(), as_json, shown, f"written: {', '.join(map(str, found.files))}")
-    for doubt in found.doubts():
+    for label, means in comparison.mean_accuracies().items():
+        cells = [label]
+        for mean in means:
+            if mean is None:
+                cells.append("-")
+            else:
+                cells.append(percent(mean, 2))
+        rows.append(tuple(cells))
+    shown = table(*heads, rows=rows)
+    files = ", ".join(map(str, comparison.files))
+    answer(comparison.to_json(), as_json, shown, f"written: {files}")
+    for doubt in comparison.doubts():
         note(doubt)

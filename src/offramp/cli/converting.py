@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from offramp.building.costing import Change, Cost
     from offramp.networks.network import Network
 
-NETWORK = "network:"  # before the folder of a network whose one model is meant
-ROWS = 8
-LABELLED = 256
+NETWORK = "network:"  # prefix of a folder with a network of one model
+ROWS = 8  # that a model is tried on
+TIMED_ROWS = 64  # that its layers are timed on
+LABELLED = 256  # rows for methods that use gradients
+LONGEST = 300  # characters of a spec that is printed
 
 Model = Annotated[
     str,
@@ -94,31 +96,43 @@ def convert(
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
     module, before, spec = model_of(model, weights, preprocess)
-    rows = None if example is None else _rows(example, before, 64)
-    given = None if data is None else _labelled(data, before)
-    made = converted(module, pairs(layer, "--layer"), example=_some(rows), data=given)
+    rows = None  # as the model takes them
+    few = None
+    if example is not None:
+        rows = _rows(example, before, TIMED_ROWS)
+        few = rows[:ROWS]
+    labelled = None
+    if data is not None:
+        labelled = _labelled(data, before)
+    cheaper = converted(module, pairs(layer, "--layer"), example=few, data=labelled)
+
+    # The spec names all conversions, also those that the model had before.
     base = split_spec(spec)[0]
-    plain = make_model(base, fetch=False) if base != spec else module
-    text = _text(lambda: spec_with(base, conversions_of(made, plain)))
-    network = plain_network(made, ModelSpec(BACKBONE, text), before).eval()
-    save(network, output)
-    changed = [] if rows is None else changes(module, made, rows)
-    body: dict[str, Any] = {"network": output, "spec": text, "fingerprint": network.fingerprint()}
-    body["changes"] = [asdict(one) for one in changed]
-    shown = [f"Network of one converted model: {output}", *costs_table(changed)]
-    if text is not None:
-        shown.insert(1, f"the same architecture by name: {text}" if len(text) < 300 else "")
-    answer(body, as_json, *[thing for thing in shown if thing != ""])
-
-
-def _text(make: Any) -> str | None:
-    """The spec of a converted model; None, with a word, where its layers are the user's own."""
+    plain = module
+    if base != spec:
+        plain = make_model(base, fetch=False)
+    new_spec: str | None = None
     try:
-        text: str = make()
-    except InvalidArgument as problem:
+        new_spec = spec_with(base, conversions_of(cheaper, plain))
+    except InvalidArgument as problem:  # a layer of the user's own
         note(f"offramp: {problem}")
-        return None
-    return text
+
+    network = plain_network(cheaper, ModelSpec(BACKBONE, new_spec), before).eval()
+    save(network, output)
+    changed: list[Change] = []
+    if rows is not None:
+        changed = changes(module, cheaper, rows)
+    body = {
+        "network": output,
+        "spec": new_spec,
+        "fingerprint": network.fingerprint(),
+        "changes": list(map(asdict, changed)),
+    }
+    shown: list[Any] = [f"Network of one converted model: {output}"]
+    if new_spec is not None and len(new_spec) < LONGEST:
+        shown.append(f"the same architecture by name: {new_spec}")
+    shown.extend(costs_table(changed))
+    answer(body, as_json, *shown)
 
 
 def model_of(
@@ -132,18 +146,16 @@ def model_of(
         preprocess: as typed: auto, none, unit, imagenet, or `my.module:preprocess`.
 
     Raises:
-        InvalidArgument: a folder with more than one model, or weights beside it.
+        InvalidArgument: the folder has more than one model, or comes with a file of weights.
     """
     from offramp.building.factories import make_model, make_preprocess, preprocess_of
     from offramp.building.saving import GiveAgain, load
 
     if not spec.startswith(NETWORK):
         module = make_model(spec, weights)
-        return (
-            module,
-            preprocess_of(spec) if preprocess == "auto" else make_preprocess(preprocess),
-            spec,
-        )
+        if preprocess == "auto":
+            return module, preprocess_of(spec), spec
+        return module, make_preprocess(preprocess), spec
     folder = spec.removeprefix(NETWORK)
     if weights is not None:
         raise InvalidArgument(f"{spec} has its own weights; leave --weights out, or give - for it")
@@ -166,14 +178,14 @@ def model_of(
 
 
 def costs_table(changed: list[Change]) -> list[Any]:
-    """A table of costs before and after; nothing where nothing was measured."""
+    """A table of costs before and after; an empty list if nothing was measured."""
     if not changed:
         return []
     heads = ("module", "now", "parameters", "bytes", "MACs", "bit operations", "ms")
     rows = []
-    for one in changed:
-        pair = (one.before, one.after)
-        rows.append((one.name or "whole model", one.kind, *_figures(*pair)))
+    for change in changed:
+        figures = _figures(change.before, change.after)
+        rows.append((change.name or "whole model", change.kind, *figures))
     return [table(*heads, rows=rows)]
 
 
@@ -193,31 +205,42 @@ def _figures(before: Cost, after: Cost) -> list[str]:
     return figures
 
 
-def _some(rows: Any) -> Any:
-    """The first rows of an example, enough to try a model on."""
-    return None if rows is None else rows[:ROWS]
+def example_rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
+    """The first rows of --example, as the data has them.
 
+    Args:
+        example: a data spec.
+        before: the model's preprocessing, whose sizes the data may follow.
+        most: the number of rows.
 
-def _rows(spec: str, before: nn.Module | None, most: int) -> Any:
-    """Rows as the model takes them, behind its preprocessing."""
-    import torch
-
+    Raises:
+        InvalidArgument: there are no rows.
+    """
     from offramp.data.rows import proposing, rows
 
     with proposing([before]):
-        batch = next(iter(rows(spec).batches(most)), None)
+        batch = next(iter(rows(example).batches(most)), None)
     if batch is None:
-        raise InvalidArgument(f"--example must have at least one row, got none in {spec}")
-    x: Any = batch.x
+        raise InvalidArgument(f"--example must have at least one row, got none in {example}")
+    return batch.x
+
+
+def _rows(spec: str, before: nn.Module | None, most: int) -> Any:
+    """Rows as the model takes them, after its preprocessing."""
+    import torch
+
+    x = example_rows(spec, before, most)
     if not isinstance(x, torch.Tensor):
         if isinstance(x, (dict, tuple, list)):
-            raise InvalidArgument(f"convert takes models of one input, and {spec} has several")
+            raise InvalidArgument(f"convert takes models of one input, but {spec} has several")
         x = torch.as_tensor(x)
-    return x if before is None else before(x)
+    if before is None:
+        return x
+    return before(x)
 
 
 def _labelled(spec: str, before: nn.Module | None) -> tuple[Any, Any]:
-    """Rows and their labels."""
+    """Rows as the model takes them, and their labels."""
     import torch
 
     from offramp.data.rows import proposing, rows

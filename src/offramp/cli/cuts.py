@@ -1,9 +1,8 @@
-"""`offramp inspect`, `cut` and `adopt`: where one trained model can be cut, cutting it, and exits
-of its own.
-"""
+"""`offramp inspect`, `cut` and `adopt`: list where a model can be cut, cut it, or use its exits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 
 from offramp._support.arguments import pairs, words
 from offramp.building.placement.flags import AUTO, exits_at, require_placement_flags
-from offramp.cli.converting import costs_table, model_of
+from offramp.cli.converting import TIMED_ROWS, costs_table, example_rows, model_of
 from offramp.cli.options import (
     AsJson,
     GateName,
@@ -26,8 +25,6 @@ from offramp.cli.printing import answer, note, table
 from offramp.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from offramp.networks.network import Network
 
 Model = Annotated[
@@ -111,9 +108,6 @@ Skip = Annotated[
     ),
 ]
 
-ROWS = 8
-TIMED_ROWS = 64
-
 
 def cut(
     model: Model,
@@ -172,10 +166,13 @@ def cut(
         if network.topology.has_many_paths:
             note("more than sixteen paths: record it with --settings")
         return
-    network, found = made(
+    places: str | Sequence[str] | None = at
+    if at != AUTO:
+        places = words(at)
+    network, placement = made(
         module,
         batch,
-        at=at if at == AUTO else words(at),
+        at=places,
         parts=parts,
         exits=exits_at(at, exit_, exit_of),
         gate=gate,
@@ -186,9 +183,11 @@ def cut(
     )
     save(network, output)
     body = _described(network, output)
-    told, drawn = figures(found)
+    body["untrained"] = list(network.untrained())
+    measured, drawn = figures(placement)
+    body.update(measured)
     answer(
-        body | {"untrained": list(network.untrained())} | told,
+        body,
         as_json,
         f"Network of one model with exits {', '.join(network.topology.exits)}, gate {gate}: "
         f"{output}",
@@ -279,34 +278,20 @@ def inspect(
     from offramp.building.inspecting import inspect as inspected
 
     module, before, spec = model_of(model, weights, preprocess)
-    original = make_model(split_spec(spec)[0], fetch=False) if BAR in spec else None
+    original = None  # before its conversions
+    if BAR in spec:
+        original = make_model(split_spec(spec)[0], fetch=False)
     rows = example_rows(example, before, TIMED_ROWS)
-    found = inspected(
+    inspection = inspected(
         module, rows, preprocess=before, length=words(length) or (), original=original
     )
-    heads = (
-        "cut after",
-        "MACs\nso far",
-        "ms\nso far",
-        "bytes\nper row",
-        "carries",
-    )  # in two lines: reasons are long
-    drawn = table(*heads, rows=found.rows())
+    # Heads in two lines leave room for the reasons, which are long.
+    heads = ("cut after", "MACs\nso far", "ms\nso far", "bytes\nper row", "carries")
+    drawn = table(*heads, rows=inspection.rows())
     answer(
-        {"model": model, **found.to_json()},
+        {"model": model, **inspection.to_json()},
         as_json,
-        f"{model}: {found}",
+        f"{model}: {inspection}",
         drawn,
-        *costs_table(list(found.changes)),
+        *costs_table(list(inspection.changes)),
     )
-
-
-def example_rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
-    """The first rows of an example, as a model takes them."""
-    from offramp.data.rows import proposing, rows
-
-    with proposing([before]):
-        batch = next(iter(rows(example).batches(most)), None)
-    if batch is None:
-        raise InvalidArgument(f"--example must have at least one row, got none in {example}")
-    return batch.x

@@ -1,6 +1,4 @@
-"""The main job on data that needs no download: two nets trained on the spot, a promise, a saving, a
-page.
-"""
+"""A demo without a download: train two small nets, certify a plan, measure it, and write a page."""
 
 from __future__ import annotations
 
@@ -29,21 +27,20 @@ from offramp.reporting.page import report
 from offramp.runtime.benching import Bench, bench
 from offramp.runtime.recording import record
 
-MEMBERS = {
-    "digits_small": 20,
-    "digits_large": 10,
-}  # name on the models shelf, and epochs of training
+# The names of the models, and their epochs of training.
+MEMBERS = {"digits_small": 20, "digits_large": 10}
 TRAINING = "digits[0:700]"
-# every second of the held-out rows, so that both halves are alike
+# Every second of the held-out rows each, so that both halves have the same distribution.
 CALIBRATION = "digits[700:1797:2]"
 TEST = "digits[701:1797:2]"
 RISK = "disagreement"
 AT_MOST = 0.03
+BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Story:
-    """What the demo made and measured; its files stand in `folder`."""
+    """The results of the demo; its files are in `folder`."""
 
     folder: Path
     report: Path
@@ -66,11 +63,18 @@ class Story:
 def demo(
     folder: str | Path, *, say: Callable[[str], None] = lambda text: None, repeats: int = 9
 ) -> Story:
-    """Train, ladder, record, calibrate, check, run and report on scikit-learn's digits, on one
-    thread.
+    """Train, ladder, record, calibrate, check, run and report on scikit-learn's digits.
 
-    `say` is told each step as the command that would do it. Raises MissingExtra without
-    scikit-learn or Plotly.
+    Everything runs on one thread.
+
+    Args:
+        folder: where all files are written.
+        say: called with each step, as the command that would do it.
+        repeats: how often everything is timed.
+
+    Raises:
+        MissingExtra: scikit-learn or Plotly is not installed.
+        BadFile: the folder has another file in the place of one of the demo's.
     """
     path = Path(folder)
     require_own(path)
@@ -100,9 +104,7 @@ def demo(
 
 
 def require_own(path: Path) -> None:
-    """Raise BadFile, before the work, where a file or a folder of the same name is somebody
-    else's.
-    """
+    """Raise BadFile, before the work, if a file or folder of the same name is not the demo's."""
     require_writable(path, folder=True)
     FOLDER.require_own(path / "network")
     for name in MEMBERS:
@@ -114,8 +116,14 @@ def require_own(path: Path) -> None:
 
 
 def train(path: Path, say: Callable[[str], None] = lambda text: None) -> Network:
-    """The two nets of the demo, trained; their weights and the ladder of them are written to
-    `path`.
+    """Train the two nets of the demo and stack them.
+
+    Args:
+        path: the folder where the weights and the network are written.
+        say: called with each step, as a command.
+
+    Returns:
+        The network.
     """
     batch = all_of(TRAINING)
     models: dict[str, tuple[nn.Module, nn.Module | None]] = {}
@@ -130,7 +138,8 @@ def train(path: Path, say: Callable[[str], None] = lambda text: None) -> Network
         write_tensors(path / f"{name}.safetensors", model.state_dict())
         command += f" --model offramp:{name} --weights {path}/{name}.safetensors"
     say(f"{command} -o {path}/network")
-    network = ladder(models, sources={name: f"offramp:{name}" for name in models}).eval()
+    sources = {name: f"offramp:{name}" for name in models}
+    network = ladder(models, sources=sources).eval()
     save(network, path / "network")
     return network
 
@@ -141,14 +150,13 @@ def fit(
     """Plain training by AdamW on one-cycle learning rates; returns the model in eval mode."""
     x = preprocess(torch.as_tensor(batch.x))
     y = torch.as_tensor(batch.y)
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
+    batches = -(-len(x) // BATCH_SIZE)  # in an epoch, rounded up
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1e-2, total_steps=epochs * -(-len(x) // 32)
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=epochs * batches)
     model.train()
     for _ in range(epochs):
-        for index in np.array_split(dice.permutation(len(x)), -(-len(x) // 32)):
+        for index in np.array_split(rng.permutation(len(x)), batches):
             loss = nn.functional.cross_entropy(model(x[index]), y[index])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -165,7 +173,7 @@ def all_of(spec: str) -> Batch:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Nets as small as these lose time on a second thread."""
+    """Use one thread: nets as small as these lose time on a second one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""`offramp export`: a network under a plan -> a folder that runs elsewhere."""
+"""`offramp export`: write a network and its plan into a folder that runs elsewhere."""
 
 from __future__ import annotations
 
@@ -67,17 +67,18 @@ def export(
     FOLDER.require_own(Path(output))
     require_apart(output, [network, plan])
     chosen = plan_of(plan, threshold)
-    some = None if example is None else next(rows(example).batches(4)).x
-    found = exported(
+    batch = None
+    if example is not None:
+        batch = next(rows(example).batches(4)).x
+    folder = exported(
         network_of(network, model, preprocess_of, gate_of),
         chosen,
         output,
-        example=some,
+        example=batch,
         one_file=one_file,
     )
-    body: dict[str, Any] = {key: value for key, value in asdict(found).items() if key != "plan"}
-    answer(
-        {**body, "plan": str(found.plan), "promised": found.plan.promise is not None},
-        as_json,
-        str(found),
-    )
+    body: dict[str, Any] = asdict(folder)
+    del body["plan"]
+    body["plan"] = str(folder.plan)  # in words, and last
+    body["promised"] = folder.plan.promise is not None
+    answer(body, as_json, str(folder))

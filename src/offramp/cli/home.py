@@ -1,4 +1,4 @@
-"""`offramp demo` and `offramp doctor`: a first look, and what this machine has."""
+"""`offramp demo` and `offramp doctor`: a first look, and the state of this machine."""
 
 from __future__ import annotations
 
@@ -35,53 +35,57 @@ def demo(output: Folder = "offramp-demo", as_json: AsJson = False) -> None:
     """
     from offramp.calibration.checking import verdict
     from offramp.cli.demonstration import AT_MOST
-    from offramp.cli.demonstration import demo as told
+    from offramp.cli.demonstration import demo as run_demo
 
     try:
-        story = told(output, say=lambda text: note(text if text.startswith("#") else f"$ {text}"))
+        story = run_demo(output, say=_say)
     except KeyboardInterrupt as problem:
-        note(f"offramp: interrupted; every file that stands in {output} is whole")
+        note(f"offramp: interrupted; every file in {output} is complete")
         raise typer.Exit(130) from problem
     word, sentence = verdict(story.evaluation.risk, AT_MOST)
     body = {**story.to_json(), "verdict": word}
     answer(body, as_json, "", str(story.plan), _table(story), sentence, "", *_next(story))
 
 
+def _say(line: str) -> None:
+    """Print a line of the demo: a comment as it is, a command after a prompt."""
+    if line.startswith("#"):
+        note(line)
+    else:
+        note(f"$ {line}")
+
+
 def _table(story: Story) -> Any:
-    found = story.evaluation
+    """The plain network and the network under the plan, side by side."""
+    evaluation = story.evaluation  # on test rows
     rows = [
-        ("accuracy", f"{found.plain_accuracy:.2%}", f"{found.accuracy:.2%}"),
-        (found.risk.risk, "-", f"{found.risk.value:.2%}"),
-        *(
-            (f"leave at {name}", "-", f"{share:.1%}")
-            for name, share in zip(found.exits, found.shares, strict=True)
-        ),
+        ("accuracy", f"{evaluation.plain_accuracy:.2%}", f"{evaluation.accuracy:.2%}"),
+        (evaluation.risk.risk, "-", f"{evaluation.risk.value:.2%}"),
     ]
-    macs = found.prices[0]
-    rows += [
-        (
-            "mean cost, MACs per row",
-            f"{macs.plain:,.0f}",
-            f"{macs.mean:,.0f} ({macs.mean / macs.plain:.2f})",
-        ),
-        (
-            "worst case, MACs per row",
-            f"{macs.plain:,.0f}",
-            f"{macs.worst:,.0f} ({macs.worst / macs.plain:.2f})",
-        ),
-    ]
+    for name, share in zip(evaluation.exits, evaluation.shares, strict=True):
+        rows.append((f"leave at {name}", "-", f"{share:.1%}"))
+
+    macs = evaluation.prices[0]
+    for label, cost in (("mean cost", macs.mean), ("worst case", macs.worst)):
+        under_plan = f"{cost:,.0f} ({cost / macs.plain:.2f})"
+        rows.append((f"{label}, MACs per row", f"{macs.plain:,.0f}", under_plan))
+
+    # Batch 1 has a line for each exit, larger batches one each.
     for line in story.bench.lines:
-        left = " and ".join(
-            f"{n} at {name}" for n, name in zip(line.left, story.bench.exits, strict=True) if n
-        )
-        cells = f"{line.plain_ms:.3f}", f"{line.run_ms:.3f} ({line.over_plain.value:.2f})"
-        rows.append((f"ms, batch {line.batch}: {left}", *cells))
+        counts = []  # of the rows that leave at each exit
+        for count, name in zip(line.left, story.bench.exits, strict=True):
+            if count:
+                counts.append(f"{count} at {name}")
+        label = f"ms, batch {line.batch}: {' and '.join(counts)}"
+        under_plan = f"{line.run_ms:.3f} ({line.over_plain.value:.2f})"
+        rows.append((label, f"{line.plain_ms:.3f}", under_plan))
     return table(
-        f"{found.rows:,} test rows, one thread", "plain network", "under the plan", rows=rows
+        f"{evaluation.rows:,} test rows, one thread", "plain network", "under the plan", rows=rows
     )
 
 
 def _next(story: Story) -> list[str]:
+    """Commands to try after the demo."""
     folder = story.folder
     return [
         f"The page: {story.report}",
@@ -105,47 +109,46 @@ def doctor(as_json: AsJson = False) -> None:
     Example:
       offramp doctor
     """
-    body: dict[str, Any] = {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
-        },
-        "machine": _machine(),
-        "extras": _extras(),
-        "shelves": _shelves(),
-    }
-    versions = [(name, version or "missing") for name, version in body["versions"].items()]
-    machine = [(name, str(value)) for name, value in body["machine"].items()]
-    extras = [
-        (
-            name,
-            "installed"
-            if not missing
-            else f"missing {', '.join(missing)}: pip install 'offramp[{name}]'",
-        )
-        for name, missing in body["extras"].items()
-    ]
-    shelves = [(name, ", ".join(found)) for name, found in body["shelves"].items()]
-    answer(
-        body,
-        as_json,
-        *(
-            _lines(head, rows)
-            for head, rows in (
-                ("versions", versions),
-                ("machine", machine),
-                ("extras", extras),
-                ("shelves", shelves),
-            )
-        ),
-    )
+    versions = _versions()
+    machine = _machine()
+    extras = _extras()
+    shelves = _shelves()
+    body = {"versions": versions, "machine": machine, "extras": extras, "shelves": shelves}
+
+    version_lines = ["versions"]
+    for name, version in versions.items():
+        version_lines.append(_line(name, version or "missing"))
+    machine_lines = ["machine"]
+    for name, value in machine.items():
+        machine_lines.append(_line(name, str(value)))
+    extra_lines = ["extras"]
+    for name, missing in extras.items():
+        state = "installed"
+        if missing:
+            state = f"missing {', '.join(missing)}: pip install 'offramp[{name}]'"
+        extra_lines.append(_line(name, state))
+    shelf_lines = ["shelves"]
+    for name, members in shelves.items():
+        shelf_lines.append(_line(name, ", ".join(members)))
+    lines = [*version_lines, *machine_lines, *extra_lines, *shelf_lines]
+    answer(body, as_json, "\n".join(lines))
 
 
-def _lines(head: str, rows: list[tuple[str, str]]) -> str:
-    return "\n".join([head, *(f"  {name:<12} {text}" for name, text in rows)])
+def _line(name: str, text: str) -> str:
+    """A line of a list: a name and a value in two columns."""
+    return f"  {name:<12} {text}"
+
+
+def _versions() -> dict[str, str | None]:
+    """The versions of Python and of the main packages; None if one is missing."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        versions[name] = _version(name)
+    return versions
 
 
 def _version(package: str) -> str | None:
+    """The version of a package, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -153,46 +156,59 @@ def _version(package: str) -> str | None:
 
 
 def _machine() -> dict[str, object]:
+    """System, processor, cores, threads and GPU."""
     import torch
 
+    gpu = None
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_name()
     return {
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": gpu,
     }
 
 
 def _processor() -> str:
+    """The name of the processor. Only Linux has /proc, and `platform` knows less there."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+            text = file.read()
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    if match:
+        return match[1]
+    return platform.processor() or platform.machine()
 
 
 def _extras() -> dict[str, list[str]]:
-    """Extra -> the packages of it that are not installed; from the project's own metadata."""
+    """The missing packages of each extra, from the project's own metadata."""
     extras: dict[str, list[str]] = {}
     for line in metadata.requires("offramp") or ():
+        # Such as: timm>=1.0; extra == "timm"
         match = re.match(r"([A-Za-z0-9_.\-]+).*extra\s*==\s*['\"](\w+)['\"]", line)
-        if match and match[1] != "offramp":
-            extras.setdefault(match[2], []).extend([] if _version(match[1]) else [match[1]])
+        if not match:
+            continue
+        package, extra = match.groups()
+        if package == "offramp":  # an extra that is made of others
+            continue
+        missing = extras.setdefault(extra, [])
+        if not _version(package):
+            missing.append(package)
     return extras
 
 
 def _shelves() -> dict[str, list[str]]:
-    """What can be named at the command line."""
+    """The names that the command line knows, by kind."""
     from offramp._support.find import files, find, names
     from offramp.building.converting import methods
     from offramp.data import specs
 
     def functions(shelf: str) -> list[str]:
-        """Those of the names that make something; the others are classes, which saved networks
-        name.
-        """
+        """The names of functions. Classes have names too, but only saved networks use them."""
         return [name for name in names(shelf) if inspect.isfunction(find(shelf, name))]
 
     return {

@@ -1,4 +1,4 @@
-"""`offramp ladder`: trained models -> a network."""
+"""`offramp ladder`: stack trained models into a network."""
 
 from __future__ import annotations
 
@@ -118,55 +118,76 @@ def _network(
     answers: str,
     example: str | None,
 ) -> Network:
+    """The network of the options, as they were typed."""
     from offramp.building.cutting import ladder as stacked
     from offramp.data.rows import proposing, rows
 
-    files = _beside(model, weights, "--weights", "-")
-    fronts = _beside(model, preprocess, "--preprocess", "auto")
-    names = _beside(model, name, "--name", "") if name else _unique(model)
+    weight_files = _one_each(model, weights, "--weights", "-")
+    preprocess_specs = _one_each(model, preprocess, "--preprocess", "auto")
+    if name:
+        names = _one_each(model, name, "--name", "")
+    else:
+        names = _unique_names(model)
     if len(set(names)) < len(names):
         raise InvalidArgument(f"each --name must be given once, got {', '.join(names)}")
     members: dict[str, Any] = {}
     specs: dict[str, str] = {}
-    for member, spec, file, kind in zip(names, model, files, fronts, strict=True):
-        made, before, specs[member] = model_of(spec, None if file == "-" else file, kind)
-        members[member] = (made, before)
-    with proposing(before for _, before in members.values()):
-        sample = None if example is None else next(rows(example).batches(2)).x
+    modules = list[Any]()  # the members' preprocessing
+    for index, member in enumerate(names):
+        file: str | None = weight_files[index]
+        if file == "-":
+            file = None
+        built, before, specs[member] = model_of(model[index], file, preprocess_specs[index])
+        members[member] = (built, before)
+        modules.append(before)
+    sample = None
+    if example is not None:
+        with proposing(modules):
+            sample = next(rows(example).batches(2)).x
     return stacked(
         members, gate=gate, temperature=temperature, answer=answers, example=sample, sources=specs
     )
 
 
-def _beside(
-    models: Sequence[str], given: Sequence[str] | None, option: str, default: str
+def _one_each(
+    models: Sequence[str], values: Sequence[str] | None, option: str, default: str
 ) -> list[str]:
-    """One value per model: those given, or the default for all."""
-    if given and len(given) != len(models):
+    """One value per model: the values of an option, or the default for all."""
+    if not values:
+        return [default] * len(models)
+    if len(values) != len(models):
         raise InvalidArgument(
             f"{option} must be given once for each --model, in order: {len(models)} times, "
-            f"got {len(given)}"
+            f"got {len(values)}"
         )
-    return list(given) if given else [default] * len(models)
+    return list(values)
 
 
-def _unique(models: Sequence[str]) -> list[str]:
-    """The last word of each spec (of a hub's the name, of a file its stem); of equal ones the later
-    get a number.
-    """
+def _unique_names(models: Sequence[str]) -> list[str]:
+    """A name for each model: the last word of its spec. Equal names get a number."""
+    names: list[str] = []
+    for spec in models:
+        # The second of two equal names gets a 2.
+        word = _last_word(spec)
+        name = word
+        number = 2
+        while name in names:
+            name = f"{word}-{number}"
+            number += 1
+        names.append(name)
+    return names
+
+
+def _last_word(typed: str) -> str:
+    """The last word of a spec: `resnet20` of `offramp:resnet20?classes=100`."""
     from offramp._support.find import files
 
-    names: list[str] = []
-    for typed in models:
-        spec = typed.partition("|")[0].rstrip("/")  # without its conversions
-        bare = spec.partition("?")[0].rstrip("/")
-        parts = r"[:/]" if spec.partition(":")[0] in files("hubs") else r"[:.]"
-        if spec.startswith("onnx:"):
-            bare = Path(bare.removeprefix("onnx:")).stem
-        word = re.sub(r"[^A-Za-z0-9_\-]", "-", re.split(parts, bare)[-1]) or "member"
-        names.append(
-            next(
-                each for each in (word, *(f"{word}-{n}" for n in range(2, 99))) if each not in names
-            )
-        )
-    return names
+    spec = typed.partition("|")[0].rstrip("/")  # without conversions
+    bare = spec.partition("?")[0].rstrip("/")  # without arguments
+    separators = r"[:.]"  # my.module:factory
+    if spec.partition(":")[0] in files("hubs"):
+        separators = r"[:/]"  # a hub's names have dots
+    if spec.startswith("onnx:"):
+        bare = Path(bare.removeprefix("onnx:")).stem
+    word = re.split(separators, bare)[-1]
+    return re.sub(r"[^A-Za-z0-9_\-]", "-", word) or "member"

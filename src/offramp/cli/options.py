@@ -1,4 +1,4 @@
-"""Options that several commands share, and what turns their texts into things."""
+"""Options that several commands share, and functions that turn their texts into objects."""
 
 from __future__ import annotations
 
@@ -138,8 +138,16 @@ AsJson = Annotated[
 def network_of(
     folder: str, models: list[str] | None, fronts: list[str] | None, gates: list[str] | None
 ) -> Network:
-    """The network in a folder, with the models, preprocessing and gates that its user gives
-    again.
+    """The network in a folder, with the parts that are not in its files.
+
+    Args:
+        folder: written by `offramp ladder`, `cut` or `fit`.
+        models: MEMBER=SPEC texts, of the user's own models; or the factory of `offramp route`.
+        fronts: MEMBER=SPEC texts, of the user's own preprocessing.
+        gates: NODE=SPEC texts, of the user's own gates.
+
+    Raises:
+        InvalidArgument: a part is missing. The message has the flags.
     """
     from offramp.building.factories import make_gate, make_model, make_preprocess
     from offramp.building.saving import GiveAgain, load
@@ -147,40 +155,41 @@ def network_of(
     factories = [text for text in models or () if "=" not in text.partition("?")[0]]
     if factories:
         return _routed_again(folder, factories, models, fronts, gates)
-    model = {
-        member: make_model(spec, fetch=False) for member, spec in pairs(models, "--model").items()
-    }
-    preprocess = {
-        member: make_preprocess(spec) for member, spec in pairs(fronts, "--preprocess-of").items()
-    }
-    gate = {node: make_gate(spec) for node, spec in pairs(gates, "--gate-of").items()}
-    for member in preprocess.keys() - model.keys():
-        raise InvalidArgument(f"--preprocess-of {member} needs --model {member}=SPEC as well")
-    given: dict[str, Any] = {
-        member: (made, preprocess[member]) if member in preprocess else made
-        for member, made in model.items()
-    }
+    # A member is a model, or a model with its preprocessing.
+    members: dict[str, Any] = {}
+    for member, spec in pairs(models, "--model").items():
+        members[member] = make_model(spec, fetch=False)
+    for member, spec in pairs(fronts, "--preprocess-of").items():
+        if member not in members:
+            raise InvalidArgument(f"--preprocess-of {member} needs --model {member}=SPEC as well")
+        members[member] = (members[member], make_preprocess(spec))
+    own_gates = {}
+    for node, spec in pairs(gates, "--gate-of").items():
+        own_gates[node] = make_gate(spec)
     try:
-        return load(folder, given, gates=gate)
+        return load(folder, members, gates=own_gates)
     except GiveAgain as problem:
-        typed = [(models, "--model"), (fronts, "--preprocess-of"), (gates, "--gate-of")]
-        already = [f"{option} {text}" for texts, option in typed for text in texts or ()]
-        new = [
-            flag
-            for flag in problem.flags
-            if flag.split("=")[0] not in {one.split("=")[0] for one in already}
-        ]
+        # The flags as they were typed, and those that are missing: `--model MEMBER=...`.
+        typed = list[str]()
+        for option, texts in (
+            ("--model", models),
+            ("--preprocess-of", fronts),
+            ("--gate-of", gates),
+        ):
+            for text in texts or ():
+                typed.append(f"{option} {text}")
+        known = {flag.split("=")[0] for flag in typed}
+        missing = [flag for flag in problem.flags if flag.split("=")[0] not in known]
+        ending = ""
+        if problem.has_forks and len(missing) > 1:
+            ending = ". If `offramp route` wrote it, --model my.module:factory alone is enough"
         if problem.exits:
-            alone = (
-                f"; the exit {problem.exits[0]!r} can be given in Python alone, load(..., exits=)"
+            ending += (
+                f"; the exit {problem.exits[0]!r} can be given only in Python, load(..., exits=)"
             )
-        else:
-            alone = ""
-        flags = " ".join([*already, *new])
-        if problem.has_forks and len(new) > 1:
-            flags += ". If `offramp route` wrote it, --model my.module:factory alone is enough"
         raise InvalidArgument(
-            f"{problem.what}; give again, with every command on this network: {flags}{alone}"
+            f"{problem.what}; give again, with every command on this network: "
+            f"{' '.join([*typed, *missing])}{ending}"
         ) from problem
 
 
@@ -200,9 +209,10 @@ def routed_network(factory: str, example: Any) -> Network:
 
     if ":" not in factory:
         raise InvalidArgument(f"FACTORY must be my.module:factory, got {factory}")
-    made = imported(factory)
+    steps = imported(factory)
     try:
-        steps = made() if callable(made) else made
+        if callable(steps):
+            steps = steps()
     except Exception as problem:  # the user's code can raise anything
         raise InvalidArgument(
             f"{factory} failed with {type(problem).__name__}: {problem}"
@@ -231,30 +241,37 @@ def _routed_again(
             f"--model {factories[0]} gives all parts of a network and must be given alone"
         )
     again = routed_network(factories[0], example_in(folder))
-    given: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for member in again.members:
         preprocess = again.preprocess_of(member)
-        model = again.model_of(member)
-        given[member.name] = model if preprocess is None else (model, preprocess)
+        members[member.name] = again.model_of(member)
+        if preprocess is not None:
+            members[member.name] = (again.model_of(member), preprocess)
     topology = again.topology
     return load(
         folder,
-        given,
+        members,
         gates={name: again.gate_of(name) for name in topology.gates},
         exits={name: again.exit_of(name) for name in topology.exits},
     )
 
 
 def plan_of(path: str, thresholds: list[str] | None) -> Plan:
-    """The plan in a file, or by hand for `-`; thresholds that are given replace those of the
-    file.
+    """The plan in a file, or a plan by hand.
+
+    Args:
+        path: of the file, or - for a plan of the thresholds alone.
+        thresholds: GATE=VALUE texts. They replace those of the file.
+
+    Raises:
+        InvalidArgument: a threshold is not a number, or there is none for -.
     """
     from offramp.plans.plan import Plan
 
-    by_hand = {
-        gate: number(value, f"--threshold {gate}=")
-        for gate, value in pairs(thresholds, "--threshold").items()
-    }
+    by_hand: dict[str, float] = {}
+    for gate, value in pairs(thresholds, "--threshold").items():
+        by_hand[gate] = number(value, f"--threshold {gate}=")
+    # A plan of thresholds alone, or the plan of a file with some of them changed.
     if path == "-":
         if not by_hand:
             raise InvalidArgument("PLAN - needs at least one --threshold GATE=VALUE")
@@ -262,9 +279,10 @@ def plan_of(path: str, thresholds: list[str] | None) -> Plan:
     plan = Plan.load(path)
     if not by_hand:
         return plan
-    return plan.changed(
-        thresholds={**plan.thresholds, **{gate: (value,) for gate, value in by_hand.items()}}
-    )
+    changed = dict(plan.thresholds)
+    for gate, threshold in by_hand.items():
+        changed[gate] = (threshold,)
+    return plan.changed(thresholds=changed)
 
 
 def trace_of(path: str, rows: str | None) -> Trace:
@@ -276,8 +294,8 @@ def trace_of(path: str, rows: str | None) -> Trace:
     if rows is None:
         return trace
     chosen = specs.selection(specs.Spec(path, "", "", None, "", rows), len(trace))
-    kept = specs.chosen(range(len(trace)), chosen, rows, path, len(trace))
-    return trace[slice(kept.start, kept.stop, kept.step)]
+    indices = specs.chosen(range(len(trace)), chosen, rows, path, len(trace))
+    return trace[slice(indices.start, indices.stop, indices.step)]
 
 
 def risk_of(name: str | None) -> str | Risk | None:
@@ -303,17 +321,17 @@ def number(text: str, what: str) -> float:
 def writable(
     path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None = None, folder: bool = False
 ) -> None:
-    """Refuse a place that cannot be written before the work is done, not after it.
+    """Check before the work that an output can be written.
 
     Args:
         path: the output.
-        kinds: by the ending of its name, bytes near the beginning of such files of ours, and what
-            they are called: a file there without them is somebody else's.
+        kinds: by the ending of its name, bytes near the beginning of our files of this kind, and
+            the name of the kind. A file without these bytes is not ours and is not replaced.
         folder: whether it is a folder.
 
     Raises:
-        InvalidArgument: the name ends otherwise.
-        BadFile: the place cannot be written, or holds somebody else's file.
+        InvalidArgument: the name has another ending.
+        BadFile: the path cannot be written, or has a file that is not ours.
     """
     if path is None:
         return
@@ -333,6 +351,7 @@ def require_apart(
     """Raise InvalidArgument where the output would replace a file or a folder that the command
     reads.
     """
+    # Links are followed, and an input inside of an output folder would be lost too.
     folder = Path(os.path.realpath(output))
     for name in inputs:
         if name is None or not os.path.exists(name):

@@ -1,4 +1,4 @@
-"""`offramp report`: a trace and a plan -> one HTML page. No torch."""
+"""`offramp report`: write one HTML page about a plan on a trace. Without torch."""
 
 from __future__ import annotations
 

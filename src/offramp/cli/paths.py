@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp._support.arguments import words
-from offramp.cli.converting import model_of
-from offramp.cli.cuts import Example, Model, example_rows
+from offramp.cli.converting import example_rows, model_of
+from offramp.cli.cuts import Example, Model
 from offramp.cli.options import (
     AsJson,
     OutputFolder,

@@ -1,5 +1,5 @@
-"""`offramp calibrate` and `offramp check`: a trace -> a plan, and whether its promise holds on
-other rows. No torch.
+"""`offramp calibrate` and `offramp check`: make a plan from a trace, and test its promise on other
+rows. Without torch.
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ def calibrate(
       offramp calibrate trace.npz --risk accuracy_gap --at-most 0.005 -o plan.json
       offramp calibrate --how-many 0.01
     """
+    # A question about rows that do not exist yet, so it takes no trace.
     if how_many is not None:
         _how_many(how_many, confidence, trace, at_most, budget, as_json)
         return
@@ -172,6 +173,9 @@ def calibrate(
 
     writable(output, kinds={".json": (document_mark("plan"), "plan")})
     recorded = trace_of(trace, rows)
+    search_trace = None
+    if search is not None:
+        search_trace = trace_of(search, None)
     with _flags_named():
         plan = calibrated(
             recorded,
@@ -184,17 +188,17 @@ def calibrate(
             batch=batch,
             bound=bound,
             testing=testing,
-            search=None if search is None else trace_of(search, None),
+            search=search_trace,
             max_exit=max_exit,
             repeats=repeats,
             drop_seen=drop_seen,
         )
     if drop_seen:
+        count = 0
         training_rows = recorded.columns.get("learned")
-        note(
-            f"{0 if training_rows is None else int(training_rows.sum()):,} rows that trained the "
-            f"network were left out"
-        )
+        if training_rows is not None:
+            count = int(training_rows.sum())
+        note(f"{count:,} rows that trained the network were left out")
     _save(plan, output)
     answer({"output": output, **_body(plan)}, as_json, str(plan))
 
@@ -224,7 +228,7 @@ def check(
     from offramp.calibration.checking import told
 
     with _flags_named():
-        found = checked(
+        result = checked(
             plan_of(plan, threshold),
             trace_of(trace, rows),
             risk=risk_of(risk),
@@ -234,22 +238,26 @@ def check(
             drop_seen=drop_seen,
             same_rows=same_rows,
         )
-    if drop_seen or found.dropped:
-        note(f"{found.dropped:,} rows that had a part in the network or the plan were left out")
-    if found.repeated:
-        left = "were left out" if repeats == "once" else "count as independent draws"
-        note(f"{found.repeated:,} rows have the content of others and {left}")
-    answer(told(found), as_json, str(found.evaluation), found.sentence)
-    if found.word == "broken":
+    if drop_seen or result.dropped:
+        note(f"{result.dropped:,} rows that had a part in the network or the plan were left out")
+    if result.repeated:
+        treatment = "count as independent draws"
+        if repeats == "once":
+            treatment = "were left out"
+        note(f"{result.repeated:,} rows have the content of others and {treatment}")
+    answer(told(result), as_json, str(result.evaluation), result.sentence)
+    # Scripts can test for a broken promise by the exit code.
+    if result.word == "broken":
         raise typer.Exit(1)
 
 
 @contextlib.contextmanager
 def _flags_named() -> Iterator[None]:
-    """Refusals name the flags where Python's have the arguments."""
+    """Replace Python's arguments by the flags of the command line in the text of errors."""
     try:
         yield
     except InvalidArgument as problem:
+        # `drop_seen=True` and `repeats='once'` are arguments of Python.
         text = str(problem).replace("drop_seen=True", "--drop-seen")
         for word in ("once", "independent"):
             text = text.replace(f"repeats='{word}'", f"--repeats {word}")
@@ -265,22 +273,28 @@ def _how_many(
     budget: float | None,
     as_json: bool,
 ) -> None:
+    """Print the numbers of rows that certify a level."""
     from offramp.guarantees.bounds import rows_by_observed
 
     if trace is not None or at_most is not None or budget is not None:
         raise InvalidArgument(
             "--how-many must be given alone, without TRACE, --at-most and --budget"
         )
-    found = rows_by_observed(level, confidence)
-    listed = [{"observed": observed, "rows": count} for observed, count in found.items()]
+    listed = []
+    cells = []
+    for observed, count in rows_by_observed(level, confidence).items():
+        listed.append({"observed": observed, "rows": count})
+        cells.append((f"{observed:.4g}", f"{count:,}"))
     body = {"level": level, "confidence": confidence, "rows": listed}
-    cells = [(f"{observed:.4g}", f"{count:,}") for observed, count in found.items()]
-    sure = f"{percentage(confidence)} confidence"
-    head = f"Rows that certify a 0/1 risk <= {level:.12g} with {sure} (exact binomial bound)"
+    head = (
+        f"Rows that certify a 0/1 risk <= {level:.12g} with {percentage(confidence)} confidence "
+        "(exact binomial bound)"
+    )
     answer(body, as_json, head, table("observed risk", "rows", rows=cells))
 
 
 def _save(plan: Plan, output: str | None) -> None:
+    """Write the plan, or note that it is not written."""
     if output is None:
         note("not saved; -o plan.json writes it")
     else:
@@ -288,11 +302,12 @@ def _save(plan: Plan, output: str | None) -> None:
 
 
 def _body(plan: Plan) -> dict[str, Any]:
-    """What a machine wants to know of a plan; the rest is in its file."""
-    body: dict[str, Any] = json.loads(plan.to_json())
-    told = {key: body[key] for key in ("sentence", "thresholds", "deepest", "promise", "price")}
-    if plan.rows is None:
-        rows = None
-    else:
-        rows = {"data": plan.rows.data, "count": int(plan.rows.digests.size)}
-    return {**told, "rows": rows}
+    """The main entries of a plan as plain data; its file has the rest."""
+    saved = json.loads(plan.to_json())
+    body: dict[str, Any] = {}
+    for key in ("sentence", "thresholds", "deepest", "promise", "price"):
+        body[key] = saved[key]
+    body["rows"] = None
+    if plan.rows is not None:
+        body["rows"] = {"data": plan.rows.data, "count": int(plan.rows.digests.size)}
+    return body

@@ -1,6 +1,4 @@
-"""Answers on standard output, for people or as one JSON object; everything else goes to standard
-error.
-"""
+"""Results on standard output, as text or as one JSON object; all else goes to standard error."""
 
 from __future__ import annotations
 
@@ -14,11 +12,17 @@ from typing import Any
 
 import typer
 
-PIPED = 200  # columns where nobody's window is: names are not cut off
+PIPED = 200  # columns of a table without a terminal, so that names are not cut off
 
 
 def answer(body: Mapping[str, Any], as_json: bool, *shown: object) -> None:
-    """Print `body` as JSON, or what is `shown`: texts, or anything that Rich can draw."""
+    """Print the result of a command.
+
+    Args:
+        body: the result as plain data.
+        as_json: True prints `body` as JSON, False prints `shown`.
+        *shown: the result for people: texts, or objects that Rich can draw.
+    """
     if not main_process():
         return
     if as_json:
@@ -30,44 +34,51 @@ def answer(body: Mapping[str, Any], as_json: bool, *shown: object) -> None:
         else:
             from rich.console import Console
 
-            wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED
-            Console(markup=False, highlight=False, emoji=False, width=wide).print(thing)
+            width: int | None = PIPED
+            if sys.stdout.isatty() or "COLUMNS" in os.environ:
+                width = None  # Rich finds it
+            Console(markup=False, highlight=False, emoji=False, width=width).print(thing)
 
 
 def note(text: str) -> None:
-    """A word to the person, on standard error."""
+    """Print a note to the user, on standard error."""
     if main_process():
         typer.echo(text, err=True)
 
 
 def main_process() -> bool:
-    """Whether this is the process that writes and prints: of those that a launcher started the
-    first, else always.
+    """Whether this process writes and prints.
+
+    A launcher such as torchrun starts several processes, and only the first one does.
     """
     return os.environ.get("RANK", "0") == "0"
 
 
 def table(*heads: str, rows: Sequence[tuple[str, ...]]) -> Any:
-    """A Rich table; the first column is text, the others are figures."""
+    """A Rich table. The first column is text, the others are figures."""
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE, pad_edge=False)
-    for index, head in enumerate(heads):
-        made.add_column(head, justify="right" if index else "left")
+    first, *others = heads
+    drawn = Table(box=box.SIMPLE, pad_edge=False)
+    drawn.add_column(first, justify="left")
+    for head in others:
+        drawn.add_column(head, justify="right")
     for row in rows:
-        made.add_row(*row)
-    return made
+        drawn.add_row(*row)
+    return drawn
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON can say it: NaN becomes null, infinities the texts "inf" and "-inf"."""
+    """A value as JSON can have it: NaN becomes null, infinities the texts "inf" and "-inf"."""
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return None
+    return str(value)

@@ -80,23 +80,23 @@ def run(
     writable(output, kinds=MARKS)
     chosen = plan_of(plan, threshold)
     net = network_of(network, model, preprocess_of, gate_of)
-    found = answer_rows(
+    answers = answer_rows(
         net, chosen, data, batch_size=batch_size, deadline_ms=deadline_ms, engine=engine
     )
     if output is not None:
-        found.save(output)
-    reasons = found.reasons()
-    if late := reasons.get("deadline"):
+        answers.save(output)
+    # Rows that did not follow the plan are outside of its promise.
+    reasons = answers.reasons()
+    late = reasons.get("deadline", 0)
+    if late:
+        note(f"{late:,} rows ran out of time; the plan's promise does not cover a deadline")
+    lost = reasons.get("unavailable", 0)
+    if lost:
         note(
-            f"{late:,} rows ran out of time; the plan's promise is not about answers under a "
-            f"deadline"
+            f"{lost:,} rows have an earlier exit's answer, because a member did not answer; the "
+            "plan's promise does not cover them"
         )
-    if lost := reasons.get("unavailable"):
-        note(
-            f"{lost:,} rows have an earlier exit's answer, because a member did not answer; no "
-            f"promise covers them"
-        )
-    body = {"plan": str(chosen), "output": output, **found.to_json()}
+    body = {"plan": str(chosen), "output": output, **answers.to_json()}
     answer(body, as_json, f"{chosen}", *_shown(body))
 
 
@@ -126,27 +126,29 @@ def bench(
     from offramp.data.rows import rows
     from offramp.runtime.benching import bench as timed
 
+    # Enough rows to find one that leaves at each exit.
     sizes = tuple(batch or (1, 64))
     x = next(rows(data).batches(max(256, *sizes))).x
     net = network_of(network, model, preprocess_of, gate_of)
     chosen = plan_of(plan, threshold)
-    found = timed(net, chosen, x, batches=sizes, repeats=repeats, threads=threads, engine=engine)
-    answer(found.to_json(), as_json, str(found))
+    report = timed(net, chosen, x, batches=sizes, repeats=repeats, threads=threads, engine=engine)
+    answer(report.to_json(), as_json, str(report))
 
 
 def _shown(body: dict[str, Any]) -> list[object]:
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in body["why"].items())
-    lines = [
-        f"{body['rows']:,} rows at {body['rows_per_second']:,.0f} rows per second; why: {reasons}"
-    ]
-    lines += [] if body["accuracy"] is None else [f"accuracy {body['accuracy']:.2%}"]
-    lines += (
-        [f"{body['flagged']:,} rows flagged: a score or an answer was not finite"]
-        if body["flagged"]
-        else []
-    )
-    lines += [f"written to {body['output']}"] if body["output"] else []
-    return [
-        table("leave at", "share", rows=[(n, f"{s:.1%}") for n, s in body["shares"].items()]),
-        *lines,
-    ]
+    """The result of `run` for people: a table of the exits, and lines of text."""
+    cells = []
+    for name, share in body["shares"].items():
+        cells.append((name, f"{share:.1%}"))
+    reasons = []
+    for reason, count in body["why"].items():
+        reasons.append(f"{count:,} {reason}")
+    speed = f"{body['rows']:,} rows at {body['rows_per_second']:,.0f} rows per second"
+    lines = [f"{speed}; why: {', '.join(reasons)}"]
+    if body["accuracy"] is not None:
+        lines.append(f"accuracy {body['accuracy']:.2%}")
+    if body["flagged"]:
+        lines.append(f"{body['flagged']:,} rows flagged: a score or an answer was not finite")
+    if body["output"]:
+        lines.append(f"written to {body['output']}")
+    return [table("leave at", "share", rows=cells), *lines]

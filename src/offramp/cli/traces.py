@@ -1,4 +1,4 @@
-"""`offramp record`: a network and rows -> a trace."""
+"""`offramp record`: run a network on rows, and write a trace."""
 
 from __future__ import annotations
 
@@ -96,6 +96,7 @@ def record(
     if settings is not None:
         options["settings"] = _numbers(settings)
     trace = recorded(net, data, timed=timed, engine=engine, **options)
+    # Of several processes only one writes.
     if main_process():
         trace.save(output)
     exits = [exit_.to_json() for exit_ in exits_alone(trace)]
@@ -125,15 +126,18 @@ def _numbers(settings: str) -> list[float]:
 
 
 def _rows(exits: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    def cell(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
+    """The table of the exits, a row each."""
+    rows: list[tuple[str, ...]] = []
+    for exit_ in exits:
+        accuracy = _cell(exit_["accuracy"], ".2%")
+        macs = _cell(exit_["macs"], ",.0f")
+        milliseconds = _cell(exit_["ms_64"], ".4f")
+        rows.append((exit_["exit"], accuracy, macs, milliseconds))
+    return rows
 
-    return [
-        (
-            each["exit"],
-            cell(each["accuracy"], ".2%"),
-            cell(each["macs"], ",.0f"),
-            cell(each["ms_64"], ".4f"),
-        )
-        for each in exits
-    ]
+
+def _cell(value: float | None, form: str) -> str:
+    """A figure, or a dash if it is not known."""
+    if value is None:
+        return "-"
+    return format(value, form)

@@ -26,7 +26,7 @@ from offramp.errors import InvalidArgument
 if TYPE_CHECKING:
     from offramp.networks.network import Network
 
-RECIPE = "offramp.networks.recipe"  # the key under which the command keeps the name of the recipe
+RECIPE = "offramp.networks.recipe"  # the key of the recipe's name in the context of the command
 
 Output = Annotated[
     str,
@@ -35,12 +35,10 @@ Output = Annotated[
 
 
 class FitCommand(TyperCommand):
-    """`offramp fit`, whose help also lists the arguments of the recipe that is named beside
-    --help.
-    """
+    """`offramp fit`. With --recipe, its help also lists the arguments of that recipe."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Remember the recipe: the help is printed before the options are read."""
+        """Store the recipe's name, because the help is printed before the options are read."""
         ctx.meta[RECIPE] = _named_recipe(args)
         return super().parse_args(ctx, args)
 
@@ -61,11 +59,11 @@ class FitCommand(TyperCommand):
 
 def _named_recipe(args: list[str]) -> str | None:
     """The value of --recipe among the words of a command line."""
-    for word, behind in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args[1:], ""], strict=True):
         if word.startswith("--recipe="):
             return word.partition("=")[2]
-        if word == "--recipe" and behind:
-            return behind
+        if word == "--recipe" and following:
+            return following
     return None
 
 
@@ -190,16 +188,17 @@ def fit(
     from offramp.fitting.training import recipe_of
 
     _require_places(network, output, folder, cache, overwrite=overwrite)
-    given = arguments_of(arguments)
+    values = arguments_of(arguments)
+    # recover learns from another model, which only the command line can name.
     if recipe.partition("?")[0] == "recover":
         net = network_of(network, model, preprocess_of, gate_of)
-        method = recipe_of(recipe, **given, original=_original(net, original, original_weights))
+        method = recipe_of(recipe, **values, original=_original(net, original, original_weights))
     else:
         if original is not None or original_weights is not None:
             raise InvalidArgument(
                 f"--original and --original-weights belong to the recipe recover, got {recipe}"
             )
-        method = recipe_of(recipe, **given)
+        method = recipe_of(recipe, **values)
         net = network_of(network, model, preprocess_of, gate_of)
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -229,6 +228,7 @@ def fit(
             where = "nothing was written; with --folder it goes on"
         note(f"offramp: interrupted; {where}")
         raise typer.Exit(130) from problem
+    # Of several processes only one writes.
     if main_process():
         save(net, output)
     body = {
@@ -245,7 +245,7 @@ def fit(
 
 
 def _original(network: Network, spec: str | None, weights: str | None) -> Any:
-    """The model that a converted one is recovered from."""
+    """The original model for the recipe recover. Raises InvalidArgument if it is not known."""
     from offramp.building.converting import split_spec
     from offramp.building.factories import OURS
     from offramp.cli.converting import model_of
@@ -254,8 +254,8 @@ def _original(network: Network, spec: str | None, weights: str | None) -> Any:
     if spec is None:
         if own is None:
             raise InvalidArgument(
-                "no text stands for this model; name the one before it was converted: --original "
-                "MODEL"
+                "--original must be given, because this model has no name that could be used "
+                "instead"
             )
         spec = split_spec(own)[0]
     if spec.startswith(OURS) and weights is None:
@@ -267,7 +267,7 @@ def _original(network: Network, spec: str | None, weights: str | None) -> Any:
 
 
 def _tell_where_it_begins(folder: str | None) -> None:
-    """A word where there is nothing to go on from. Raises InvalidArgument without a folder."""
+    """Note that there is no checkpoint to go on from. Raises InvalidArgument without a folder."""
     if not folder:
         raise InvalidArgument("--resume needs the folder of the run, --folder")
     from offramp._support.replacement import restored
@@ -278,8 +278,10 @@ def _tell_where_it_begins(folder: str | None) -> None:
 
 
 def _require_places(network: str, output: str, *beside: str | None, overwrite: bool) -> None:
-    """Raise, before anything is trained, where an output could not be written in the end, or would
-    replace an input.
+    """Check all outputs before anything is trained.
+
+    Raises BadFile or InvalidArgument if one cannot be written in the end, or would replace an
+    input.
     """
     from offramp.building.saving import FOLDER
 
@@ -290,11 +292,13 @@ def _require_places(network: str, output: str, *beside: str | None, overwrite: b
         require_apart(
             output, [network], way_out="name another folder, or allow it with --overwrite"
         )
+    # A saved network is replaced as a whole, with everything in its folder.
     for path in filter(None, beside):
-        inside = (Path(path).absolute(), *Path(path).absolute().parents)
-        for word, whole in (("output", output), ("network", network)):
-            if Path(whole).absolute() in inside:
+        place = Path(path).absolute()
+        for word, folder in (("output", output), ("network", network)):
+            outer = Path(folder).absolute()
+            if outer == place or outer in place.parents:
                 raise InvalidArgument(
-                    f"got {path} inside the {word} {whole}, which holds a network alone; name "
-                    f"another folder"
+                    f"got {path} inside the {word} {folder}, which holds only a network. Name "
+                    "another folder"
                 )

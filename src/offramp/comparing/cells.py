@@ -1,8 +1,8 @@
-"""One network of a comparison, by the same verbs as by hand: cut, trained, recorded; each step a
-file, done once.
+"""One network of a comparison. It is cut, trained and recorded by the same verbs as by hand; each
+step is done once and kept in a file.
 
 <folder>/<method>-<seed>/
-    settings.json                  what the network is made of; another one is not taken for it
+    settings.json                  the flags of the network, so that no other is taken for it
     run/                           of fit: checkpoints, metrics.csv
     trained.json, network/          seconds and notes of training; the network
     calibration.npz, test.npz      traces under the network's own gate
@@ -58,13 +58,23 @@ SCHEMA = 1
 RECOVER = "recover"  # the recipe that learns from the model before it was converted
 TIMED = 256  # rows
 SIZED = 8  # rows on which multiply-adds are counted
-BATCHES = (1, 64)
+BATCHES = (1, 64)  # sizes that are timed
+# The settings that figures depend on. Those of the second list count only if they are set, so that
+# files of earlier editions stay valid.
+FIGURES = ("calibration", "test", "budgets", "risk", "at_most", "confidence")
+FIGURES_IF_SET = ("repeated_rows", "drop_seen")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method and a seed, in a folder of its own below `folder`, where pooled features stay for
-    all cells.
+    """The network of one method and one seed.
+
+    Attributes:
+        method: how the network is made.
+        seed: of its weights and its training.
+        settings: of the comparison.
+        folder: of the comparison. The cell has its own folder below it; pooled features are shared.
+        progress: True to show progress bars.
     """
 
     method: Method
@@ -75,12 +85,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Method and seed, as the folder is called."""
+        """Method and seed, which name its folder."""
         return f"{self.method.name}-{self.seed}"
 
     @property
     def home(self) -> Path:
-        """Where its files lie."""
+        """The folder of its files."""
         return self.folder / self.name
 
     @property
@@ -89,35 +99,38 @@ class Cell:
         return self.seed == self.method.seeds[0]
 
     def members(self) -> list[Cell]:
-        """Of a ladder, the cells that it is made of: of the same seed, or of their own first."""
-        return [self._beside(name) for name in self.method.members]
+        """The cells of a ladder's members: of the same seed, or else of their first seed."""
+        return [self._cell_of(name) for name in self.method.members]
 
-    def _beside(self, name: str) -> Cell:
-        """The cell of another method with the same seed, or with its own first."""
+    def _cell_of(self, name: str) -> Cell:
+        """The cell of another method with the same seed, or else with its first seed."""
         other = self.settings.method(name)
-        seed = self.seed if self.seed in other.seeds else other.seeds[0]
+        seed = other.seeds[0]
+        if self.seed in other.seeds:
+            seed = self.seed
         return Cell(other, seed, self.settings, self.folder, self.progress)
 
     @cached_property
     def _start(self) -> Network | None:
-        """The trained network whose model this cell begins with, if it does."""
+        """The trained network whose model this cell begins with, or None."""
         if self.method.start is None:
             return None
-        return self._beside(self.method.start).network
+        return self._cell_of(self.method.start).network
 
     def asked(self) -> dict[str, Any]:
-        """What its network is made of, as plain data."""
-        others = [
-            *self.members(),
-            *([] if self.method.start is None else [self._beside(self.method.start)]),
-        ]
-        return self.method.asked(self.seed) | (
-            {"of": [cell.asked() for cell in others]} if others else {}
-        )
+        """The flags of its network as plain data, with those of the networks that it is made of."""
+        sources = self.members()
+        if self.method.start is not None:
+            sources.append(self._cell_of(self.method.start))
+        asked = self.method.asked(self.seed)
+        if sources:
+            asked["of"] = [cell.asked() for cell in sources]
+        return asked
 
     def claim(self) -> None:
-        """Note what this cell is made of. Raises InvalidArgument where its folder holds one that
-        was made otherwise.
+        """Write the flags of this cell into its folder.
+
+        Raises InvalidArgument if the folder has a network with other flags.
         """
         file = self.home / "settings.json"
         asked = self.asked()
@@ -125,49 +138,47 @@ class Cell:
             write_json(file, KIND, SCHEMA, asked)
             return
         # A flag that is newer than the folder had its default.
-        was = (
-            Method("").flags(self.seed) | {"of": asked.get("of")} | read_json(file, KIND, SCHEMA)[1]
-        )
-        for key in asked:
-            if asked[key] != was[key]:
+        earlier = Method("").flags(self.seed)
+        earlier["of"] = asked.get("of")
+        earlier.update(read_json(file, KIND, SCHEMA)[1])
+        for key, value in asked.items():
+            if value != earlier[key]:
                 raise InvalidArgument(
-                    f"{self.home} was made with {key.replace('_', '-')} = {was[key]!r}, and now "
-                    f"it is {asked[key]!r}; "
-                    "remove that folder, or write to another one"
+                    f"{self.home} was made with {key.replace('_', '-')} = {earlier[key]!r}, but "
+                    f"now it is {value!r}. Remove that folder, or write to another one"
                 )
 
     @property
     def done(self) -> bool:
         """Whether it was trained and recorded before."""
-        return all((self.home / f"{role}.npz").exists() for role in self._roles)
+        for role in self._roles:
+            if not (self.home / f"{role}.npz").exists():
+                return False
+        return True
 
     @property
     def _roles(self) -> tuple[str, ...]:
-        return ("test",) if self.method.static else ("calibration", "test")
+        """The roles of rows that it is recorded on."""
+        if self.method.static:  # it has no thresholds
+            return ("test",)
+        return ("calibration", "test")
 
     def make(self) -> None:
-        """Train and record it, where that is not done."""
+        """Train and record it, unless that is done."""
         for role in self._roles:
             self.trace(role)
 
     @cached_property
     def network(self) -> Network:
-        """The trained network: from its folder, else made now."""
+        """The trained network: from its folder, or made now."""
         if self.method.members:
-            stacked = {cell.method.name: cell.network for cell in self.members()}
-            models = {name: _member(each) for name, each in stacked.items()}
-            network = ladder(
-                models, gate=self.method.gate, example=example_of(self.method, self.settings)
-            )
-            network.trained_on = union(each.trained_on for each in stacked.values())
-            return network
+            return self._stacked()
         path = self.home / "network"
         if path.exists():
             return self._loaded(path)
-        network = self._made()
-        network.trained_on = union(
-            [network.trained_on, None if self._start is None else self._start.trained_on]
-        )
+        network = self._untrained()
+        if self._start is not None:
+            network.trained_on = union([network.trained_on, self._start.trained_on])
         if self.method.trained:
             self._train(network)
         if self.method.unrolled:
@@ -187,33 +198,49 @@ class Cell:
         taken_apart.class_names = network.class_names
         return taken_apart
 
+    def _stacked(self) -> Network:
+        """The network of a ladder, from those of its members."""
+        networks = {cell.method.name: cell.network for cell in self.members()}
+        models = {name: _member(network) for name, network in networks.items()}
+        example = example_of(self.method, self.settings)
+        stacked = ladder(models, gate=self.method.gate, example=example)
+        stacked.trained_on = union([network.trained_on for network in networks.values()])
+        return stacked
+
     def _loaded(self, path: Path) -> Network:
-        """The network from its folder. What only its user can build is built once more, as it was
-        the first time.
+        """The network from its folder.
+
+        Parts that are not in its files, such as the user's own code, are built again, as the first
+        time.
         """
         method = self.method
-        if method.sizes and not (method.model or "").startswith(FROM_FILES):
-            arms = self._made()
-            return load(path, {each.name: arms.model_of(each) for each in arms.members})
-        words = (method.preprocess, method.gate, *_each_exit(method.exits))
-        if not any(":" in word for word in words):
-            is_known = (method.model or "").startswith(FROM_FILES) and not self._is_converted
-            return load(path, None if is_known else self._model())
-        made = self._made()
-        member = made.members[0]
-        given = (made.model_of(member), made.preprocess_of(member))
-        exits = {
-            name: made.exit_of(name) for name in member.cuts if _named_code(made.exit_of(name))
-        }
-        gates = {
-            name: made.gate_of(name) for name in member.cuts if _named_code(made.gate_of(name))
-        }
-        return load(path, given, exits=exits, gates=gates)
+        from_files = (method.model or "").startswith(FROM_FILES)
+        if method.sizes and not from_files:
+            arms = self._untrained()
+            return load(path, {member.name: arms.model_of(member) for member in arms.members})
+        specs = [method.preprocess, method.gate, *_exit_specs(method.exits)]
+        own_code = [spec for spec in specs if ":" in spec]
+        if not own_code:
+            if from_files and not self._is_converted:
+                return load(path, None)
+            return load(path, self._model())
+        built = self._untrained()
+        member = built.members[0]
+        exits = dict[str, Exit]()
+        gates = dict[str, Gate]()
+        for name in member.cuts:
+            if _is_own_code(built.exit_of(name)):
+                exits[name] = built.exit_of(name)
+            if _is_own_code(built.gate_of(name)):
+                gates[name] = built.gate_of(name)
+        model = (built.model_of(member), built.preprocess_of(member))
+        return load(path, model, exits=exits, gates=gates)
 
     @property
     def seconds(self) -> float | None:
-        """What all epochs of training took, also those of a run that was stopped; None where
-        nothing was trained.
+        """Seconds of all epochs of training, or None if nothing was trained.
+
+        The epochs of a run that was stopped count too.
         """
         file = self.home / "trained.json"
         if file.exists():
@@ -230,7 +257,7 @@ class Cell:
             return converted(model, self.method, self.settings, self._preprocess())
 
     def _before(self) -> nn.Module:
-        """The model before anything is replaced: that of `start`, or the one that is named."""
+        """The model before anything is replaced: that of `start`, or of `model`."""
         if self._start is not None:
             return copy.deepcopy(self._start.model_of(self._start.members[0]))
         assert self.method.model is not None
@@ -241,10 +268,11 @@ class Cell:
     def _original(self) -> nn.Module:
         """The model before it was converted: by this method, or by the one that it starts with."""
         if not self.method.layer and self.method.start is not None:
-            return self._beside(self.method.start)._original()
+            return self._cell_of(self.method.start)._original()
         return self._before()
 
     def _preprocess(self) -> nn.Module | None:
+        """The preprocessing of its model."""
         assert self.method.model is not None
         if self.method.preprocess == "auto":
             return preprocess_of(self.method.model)
@@ -255,7 +283,7 @@ class Cell:
         """Whether its model has cheaper layers, of its own or from its start."""
         if self.method.layer:
             return True
-        return self.method.start is not None and self._beside(self.method.start)._is_converted
+        return self.method.start is not None and self._cell_of(self.method.start)._is_converted
 
     def _spec(self, model: nn.Module) -> str | None:
         """The name of its model, if it has one."""
@@ -264,8 +292,8 @@ class Cell:
             return self.method.model
         return spec_of(model, self.method.model)
 
-    def _made(self) -> Network:
-        """The network before it is trained; what is drawn for it depends on the seed alone."""
+    def _untrained(self) -> Network:
+        """The network before it is trained. Random numbers depend only on the seed."""
         method = self.method
         model = self._model()
         preprocess = self._preprocess()
@@ -275,22 +303,27 @@ class Cell:
         x = example_of(method, self.settings)
         if method.forks:
             return self._forked(model, spec, preprocess, x)
-        free = free_of(method, self.settings)
+        # All seeds have the places of the first one.
         first = replace(self, seed=method.seeds[0])
         begun = first.asked().get("of")
         names, seen = places_of(
             method, self.settings, self.folder / "places", first._model, preprocess, begun
         )
-        options: dict[str, Any] = {
-            "exits": method.exits,
-            "gate": method.gate,
-            "preprocess": preprocess,
-            "spec": spec,
-        }
+        parts = method.parts
+        if names:
+            parts = None
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             network = cut(
-                model, x, at=names, parts=None if names else method.parts, length=free, **options
+                model,
+                x,
+                at=names,
+                parts=parts,
+                length=free_of(method, self.settings),
+                exits=method.exits,
+                gate=method.gate,
+                preprocess=preprocess,
+                spec=spec,
             )
         network.trained_on = union([network.trained_on, seen])
         return network
@@ -300,18 +333,21 @@ class Cell:
     ) -> Network:
         """The network before it is trained, with units that rows skip or sizes that they choose."""
         method = self.method
-        gate = None if method.gate == Method("").gate else method.gate
+        # The default gate is for exits. Forks have defaults of their own.
+        gate: str | None = method.gate
+        if gate == Method("").gate:
+            gate = None
         options: dict[str, Any] = {"preprocess": preprocess, "spec": spec}
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             if method.sizes is not None:
                 sizes = list(map(int, words(method.sizes) or ()))
                 return resolutions(model, x, sizes, gate=gate or "predictor", **options)
-            return cut(
-                model, x, skip=words(method.skip) or (), gate=gate or "controller", **options
-            )
+            units = words(method.skip) or ()
+            return cut(model, x, skip=units, gate=gate or "controller", **options)
 
     def _train(self, network: Network) -> None:
+        """Train the network in place, and write trained.json."""
         method = self.method
         run = self.home / "run"
         assert method.recipe is not None
@@ -333,42 +369,44 @@ class Cell:
             resume=(run / "checkpoint").is_dir(),
             progress=self.progress,
         )
-        told = {"seconds": history.seconds, "notes": list(history.notes)}
-        write_json(self.home / "trained.json", KIND, SCHEMA, told)
+        record = {"seconds": history.seconds, "notes": list(history.notes)}
+        write_json(self.home / "trained.json", KIND, SCHEMA, record)
 
     def trace(self, role: str) -> Trace:
         """All exits on the rows of a role (calibration or test) under the network's own gate.
 
-        Recorded once, and again where the settings name other rows or another engine than those of
-        the file.
+        They are recorded once, and again if the settings name other rows or another engine than the
+        file has.
         """
         file = self.home / f"{role}.npz"
         data = str(getattr(self.settings, role))
         engine = self.settings.engine
         if file.exists():
-            kept = Trace.load(file)
-            same = kept.header.data in (data, data.strip()) or kept.header.data == rows(data).name
-            if same and kept.header.origin.engine == engine_of(engine)[1]:
-                return kept
+            saved = Trace.load(file)
+            name = saved.header.data
+            has_same_rows = name in (data, data.strip()) or name == rows(data).name
+            if has_same_rows and saved.header.origin.engine == engine_of(engine)[1]:
+                return saved
         options: dict[str, Any] = {"engine": engine, "progress": self.progress}
         if self.method.settings:
             options["settings"] = list(self.method.settings)
         with warnings.catch_warnings():
-            # `Comparison.doubts` says it once for all seeds
+            # `Comparison.doubts` reports it once for all seeds.
             warnings.simplefilter("ignore", BetterExit)
-            found = record(
+            trace = record(
                 self.network, data, batch_size=self.method.batch_size, timed=False, **options
             )
-        found.save(file)
-        return found
+        trace.save(file)
+        return trace
 
     def plain(self) -> float:
-        """MACs per row of its plain network."""
+        """MACs per row of the plain network."""
         return plain_of(self.trace("test"))
 
     def traces(self, gate: str) -> tuple[Trace, Trace]:
-        """The traces of calibration and test rows under a gate. Raises OverlappingRows where rows
-        are in two roles.
+        """The traces of calibration and test rows under a gate.
+
+        Raises OverlappingRows if rows are in two roles.
         """
         calibration = self.trace("calibration")
         test = self.trace("test")
@@ -377,26 +415,28 @@ class Cell:
             return apart
         other = self._under(gate)
         engine = self.settings.engine
-        sources = rows(self.settings.calibration), rows(self.settings.test)
-        return self._apart(
-            rescored(calibration, other, sources[0], engine),
-            rescored(test, other, sources[1], engine),
-        )
+        calibration = rescored(calibration, other, rows(self.settings.calibration), engine)
+        test = rescored(test, other, rows(self.settings.test), engine)
+        return self._apart(calibration, test)
 
     def _apart(self, calibration: Trace, test: Trace) -> tuple[Trace, Trace]:
-        """Both without rows that have another role too, if the file says drop-seen. Raises
-        OverlappingRows else.
+        """Both traces without rows that have another role too, with drop-seen.
+
+        Without drop-seen it raises OverlappingRows if there are such rows.
         """
         drop = self.settings.drop_seen
-        kept, _ = unseen_rows(calibration, drop_seen=drop, what="calibration")
-        rest, _ = unseen_rows(test, drop_seen=drop, what="test", seen=calibration.seen)
-        return kept, rest
+        unseen_calibration, _ = unseen_rows(calibration, drop_seen=drop, what="calibration")
+        unseen_test, _ = unseen_rows(test, drop_seen=drop, what="test", seen=calibration.seen)
+        return unseen_calibration, unseen_test
 
     def _under(self, gate: str) -> Network:
-        return self.network if gate == OWN else regated(self.network, gate)
+        """The network with a gate."""
+        if gate == OWN:
+            return self.network
+        return regated(self.network, gate)
 
     def kept_figures(self, gate: str, unit: float) -> Figures | None:
-        """Its figures under a gate, if they were computed before for these settings."""
+        """Its figures under a gate, or None if they were not computed for these settings."""
         file = self._file("figures", gate)
         if not file.exists():
             return None
@@ -406,9 +446,10 @@ class Cell:
         return None
 
     def figures(self, gate: str, unit: float) -> Figures:
-        """Its figures under a gate, computed once. unit: MACs of which budgets are shares."""
-        if (kept := self.kept_figures(gate, unit)) is not None:
-            return kept
+        """Its figures under a gate, computed once. Budgets are shares of `unit` MACs."""
+        saved = self.kept_figures(gate, unit)
+        if saved is not None:
+            return saved
         asked = self._asked(unit)
         if self.method.static:
             test, _ = unseen_rows(
@@ -429,29 +470,27 @@ class Cell:
         return figures
 
     def _asked(self, unit: float) -> dict[str, Any]:
-        """What figures are computed for, as plain data; random splits are drawn for the first seed
-        alone.
-        """
-        keys = ("calibration", "test", "budgets", "risk", "at_most", "confidence")
-        told = {key: getattr(self.settings, key) for key in keys}
-        told |= {
-            key: value
-            for key in ("repeated_rows", "drop_seen")
-            if (value := getattr(self.settings, key))
-        }
-        splits = self.settings.splits if self.first else 0
-        engine = engine_of(self.settings.engine)[1]
-        budgets = list(self.settings.budgets)
-        return told | {"budgets": budgets, "engine": engine, "unit": unit, "splits": splits}
+        """The settings that figures depend on, as plain data."""
+        asked = {key: getattr(self.settings, key) for key in FIGURES}
+        for key in FIGURES_IF_SET:
+            if getattr(self.settings, key):
+                asked[key] = getattr(self.settings, key)
+        asked["budgets"] = list(self.settings.budgets)  # as JSON has it
+        asked["engine"] = engine_of(self.settings.engine)[1]
+        asked["unit"] = unit
+        asked["splits"] = 0
+        if self.first:  # random splits take time, so only the first seed has them
+            asked["splits"] = self.settings.splits
+        return asked
 
     def _file(self, what: str, gate: str) -> Path:
+        """The file of a gate's figures or times."""
         return self.home / f"{what}-{gate.replace(':', '-')}.json"
 
     def timed(self, unit: float) -> Mapping[str, Any] | None:
-        """What `bench` says of the best plan under the first gate, within the budget that is shown.
+        """The report of `bench` for the best plan under the first gate, within the shown budget.
 
-        None where nothing is to be timed: of static networks, of later seeds, and where no plan
-        fits the budget.
+        None for static networks, for later seeds, and if no plan fits the budget.
         """
         settings = self.settings
         gate = self.method.gates[0]
@@ -459,18 +498,21 @@ class Cell:
             return None
         budget = settings.budgets[settings.shown]
         file = self._file("bench", gate)
-        its = (settings.calibration, settings.test, engine_of(settings.engine)[1])
-        asked = [budget, settings.repeats, *its, unit]
-        if file.exists() and (body := read_json(file, KIND, SCHEMA)[1])["asked"] == asked:
-            lines: Mapping[str, Any] = body["lines"]
-            return lines
+        engine = engine_of(settings.engine)[1]
+        asked = [budget, settings.repeats, settings.calibration, settings.test, engine, unit]
+        if file.exists():
+            body = read_json(file, KIND, SCHEMA)[1]
+            if body["asked"] == asked:
+                lines: Mapping[str, Any] = body["lines"]
+                return lines
         calibration, test = self.traces(gate)
         plan = best_within(calibration, budget * unit / plain_of(calibration))
         if plan is None:
             return None
+        # A batch that is larger than the test set cannot be timed.
         x = next(rows(settings.test).batches(TIMED)).x
         batches = [size for size in BATCHES if size <= len(test)]
-        found = bench(
+        report = bench(
             self._under(gate),
             plan,
             x,
@@ -478,19 +520,21 @@ class Cell:
             repeats=settings.repeats,
             engine=settings.engine,
         )
-        write_json(file, KIND, SCHEMA, {"asked": asked, "lines": found.to_json()})
+        write_json(file, KIND, SCHEMA, {"asked": asked, "lines": report.to_json()})
         return self.timed(unit)  # as the file has it
 
     def cost(self, reference: Cell) -> ModelCost | None:
-        """What its model costs, counted once; and timed beside that of `reference` if the settings
-        ask for times.
+        """The cost of its model, counted once.
 
-        None for ladders and later seeds, and where no method is static or converted: then all have
-        one model.
+        With wall-clock it is also timed, in turn with the model of `reference`.
+
+        Returns:
+            The cost. None for ladders and later seeds, and if no method is static or converted,
+            because all methods then have the same model.
         """
         settings = self.settings
-        different = any(each.static or each.layer for each in settings.methods)
-        if self.method.members or not self.first or not different:
+        other_models = [method for method in settings.methods if method.static or method.layer]
+        if self.method.members or not self.first or not other_models:
             return None
         file = self.home / "cost.json"
         asked = [settings.test, settings.wall_clock, settings.repeats, reference.asked()]
@@ -501,10 +545,13 @@ class Cell:
                 return ModelCost.from_json(body["cost"])
         x = next(iter(rows(settings.test).batches(max(BATCHES)))).x
         network = self.network
-        found = size_of(network, _first_rows(x, SIZED))
+        cost = size_of(network, _first_rows(x, SIZED))
         if settings.wall_clock:
-            unit = network if reference.name == self.name else reference.network
-            batches = tuple(size for size in BATCHES if size <= count_of(as_inputs(x)))
+            unit = network
+            if reference.name != self.name:
+                unit = reference.network
+            count = count_of(as_inputs(x))
+            batches = tuple([size for size in BATCHES if size <= count])
             times = times_of(
                 network,
                 unit,
@@ -514,9 +561,9 @@ class Cell:
                 engine=settings.engine,
                 clock=time.perf_counter,
             )
-            found = replace(found, times=times)
-        write_json(file, KIND, SCHEMA, {"asked": asked, "cost": found.to_json()})
-        return found
+            cost = replace(cost, times=times)
+        write_json(file, KIND, SCHEMA, {"asked": asked, "cost": cost.to_json()})
+        return cost
 
 
 def _first_rows(x: Any, count: int) -> Any:
@@ -526,18 +573,22 @@ def _first_rows(x: Any, count: int) -> Any:
     return x[:count]
 
 
-def _each_exit(exits: str | Mapping[str, str]) -> list[str]:
-    return [exits] if isinstance(exits, str) else [*exits.values()]
+def _exit_specs(exits: str | Mapping[str, str]) -> list[str]:
+    """The specs of all exits of a method."""
+    if isinstance(exits, str):
+        return [exits]
+    return list(exits.values())
 
 
-def _named_code(part: Exit | Gate) -> bool:
-    """Whether a saved exit or gate names code of the user's, which no file may run."""
+def _is_own_code(part: Exit | Gate) -> bool:
+    """Whether an exit or a gate is the user's own code, which is never run from a file."""
     return ":" in str(part.config().get("name", ""))
 
 
 def _member(network: Network) -> Any:
-    """A network as a member: one that is cut keeps its exits, of a plain one the model behind its
-    preprocessing.
+    """A network as a member of a ladder.
+
+    A network that is cut keeps its exits. A plain one becomes its model and its preprocessing.
     """
     if network.members[0].cuts:
         return network

@@ -1,6 +1,4 @@
-"""What is refused before anything is trained: names of nothing, cuts that no model has, rows in two
-roles.
-"""
+"""Checks before anything is trained: unknown names, missing modules, and rows in two roles."""
 
 from __future__ import annotations
 
@@ -35,8 +33,15 @@ from offramp.runtime.engine import engine_of
 
 
 def require_known(settings: Settings) -> None:
-    """Resolve every name in a file. Raises UnknownName with the nearest names, InvalidArgument,
-    MissingExtra.
+    """Resolve every name in a settings file.
+
+    Args:
+        settings: as read.
+
+    Raises:
+        UnknownName: a name does not exist. The message has the nearest ones.
+        InvalidArgument: an argument of something named is wrong.
+        MissingExtra: something named needs a package that is not installed.
     """
     risk = find_risk(settings.risk)
     require_repeats(settings.repeated_rows)
@@ -44,6 +49,7 @@ def require_known(settings: Settings) -> None:
     if settings.at_most is not None:
         require("at-most", settings.at_most, low=risk.low, below=risk.high)
     engine_of(settings.engine)
+    # An error in a method names its table in the file.
     for method in settings.methods:
         try:
             _require_names(method)
@@ -52,6 +58,7 @@ def require_known(settings: Settings) -> None:
 
 
 def _require_names(method: Method) -> None:
+    """Resolve the names of one method."""
     for gate in (method.gate, *method.gates):
         if gate != OWN and not made_for_features(gate):
             make_gate(gate, ())
@@ -70,47 +77,52 @@ def _require_names(method: Method) -> None:
 
 
 def _require_model(spec: str) -> None:
-    """Find a model's factory; those of hubs are looked up when they are built, before anything is
-    trained too.
-    """
+    """Find a model's factory. A hub's model is looked up by `require_models`, which builds it."""
     base, _ = split_spec(spec)  # without conversions
     if base.partition(":")[0] not in files("hubs"):
         model_factory(base)
 
 
 def require_models(settings: Settings, methods: Sequence[Method]) -> None:
-    """Build the models that are still to be cut, convert them, and look for their cuts. Raises
-    InvalidArgument, BadFile for weights.
+    """Build the models that are still to be cut, convert them, and look for their cuts.
+
+    Args:
+        settings: of the comparison.
+        methods: whose networks are not made yet.
+
+    Raises:
+        InvalidArgument: a model does not have a module that `at` names, or cannot be converted.
+        BadFile: a file of weights cannot be read.
     """
-    for model, weights in dict.fromkeys(
-        (each.model, each.weights) for each in methods if not each.members
-    ):
-        assert model is not None
+    # Each model is built once, for all methods that use it.
+    by_model: dict[tuple[str | None, str | None], list[Method]] = {}
+    for method in methods:
+        if not method.members:
+            by_model.setdefault((method.model, method.weights), []).append(method)
+    for (spec, weights), sharing in by_model.items():
+        assert spec is not None
         with torch.random.fork_rng([]):
-            made = make_model(model, weights)
-        plain = {name for name, _ in made.named_modules(remove_duplicate=False)}
-        for method in methods:
-            if (method.model, method.weights) != (model, weights) or method.members:
-                continue
-            modules = plain
+            model = make_model(spec, weights)
+        for method in sharing:
+            changed = model
             if method.layer:
-                changed = _converted(settings, method, made)
-                modules = {name for name, _ in changed.named_modules(remove_duplicate=False)}
+                changed = _converted(settings, method, model)
             if method.static or _begins_converted(settings, method):
                 continue
+            modules = dict(changed.named_modules(remove_duplicate=False))
             for name in method.cuts:
                 if name not in modules:
                     raise InvalidArgument(
                         f"[method.{method.name}]: at must name modules that `offramp inspect` "
-                        f"lists, got {name!r}, which {model} does not have"
+                        f"lists, got {name!r}, which {spec} does not have"
                     )
 
 
 def _converted(settings: Settings, method: Method, model: nn.Module) -> nn.Module:
-    """The model of a method with its cheaper layers. Raises InvalidArgument where that fails.
+    """The model of a method with its cheaper layers. Raises InvalidArgument if that fails.
 
-    If the method starts with another one's model, this one stands for it: they have the same
-    modules, unless that one was converted too.
+    If the method starts with another method's model, `model` is used in its place. Both have the
+    same modules, unless the other one was converted too.
     """
     if _begins_converted(settings, method):
         return model
@@ -135,9 +147,7 @@ def _begins_converted(settings: Settings, method: Method) -> bool:
 
 
 def require_lengths(settings: Settings, methods: Sequence[Method]) -> None:
-    """Look for the inputs whose length is free among those of the example. Raises
-    InvalidArgument.
-    """
+    """Raise InvalidArgument if an input whose length is free is not an input of the example."""
     for method in methods:
         try:
             free_of(method, settings)
@@ -146,14 +156,22 @@ def require_lengths(settings: Settings, methods: Sequence[Method]) -> None:
 
 
 def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bool) -> None:
-    """Read all rows once, and raise OverlappingRows where one is in two roles: training,
-    calibration or test.
+    """Read all rows once, and check that no row is in two roles.
 
-    Not if such rows are to be left out.
+    The roles are training, calibration and test. With drop-seen such rows are left out later, and
+    nothing is checked here.
+
+    Args:
+        settings: of the comparison.
+        methods: whose rows are read.
+        progress: True to show progress bars.
+
+    Raises:
+        OverlappingRows: a row is in two roles.
     """
     if settings.drop_seen:
         return
-    known: dict[str, SeenRows] = {}
+    known: dict[str, SeenRows] = {}  # each file is read once
 
     def seen(data: str) -> SeenRows:
         if data not in known:
@@ -163,6 +181,9 @@ def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bo
     calibration = seen(settings.calibration).digests
     test = seen(settings.test).digests
     seen(settings.calibration).refuse_overlap(test, "test")
-    for data in dict.fromkeys(data for each in methods for data in each.training):
+    training = list[str]()
+    for method in methods:
+        training.extend(method.training)
+    for data in dict.fromkeys(training):  # each once
         seen(data).refuse_overlap(test, "test")
         seen(data).refuse_overlap(calibration, "calibration")

@@ -82,7 +82,7 @@ class Comparison:
         """
         means: dict[str, list[float | None]] = {}
         for label in self.labels():
-            means[label] = [_mean(accuracies) for accuracies in self.within(label)]
+            means[label] = list(map(_mean, self.within(label)))
         return means
 
     def to_json(self) -> dict[str, Any]:
@@ -110,10 +110,10 @@ class Comparison:
 
     def leading(self) -> list[str]:
         """The labels of each method under its first gate, static networks left out."""
-        first_gates = {method.name: method.gates[0] for method in self.settings.methods}
-        labels: dict[str, None] = {}
+        labels: dict[str, None] = {}  # a dict keeps the order and drops repeats
         for result in self.results:
-            if not result.static and result.gate == first_gates[result.method]:
+            first_gate = self.settings.method(result.method).gates[0]
+            if not result.static and result.gate == first_gate:
                 labels[result.label] = None
         return list(labels)
 
@@ -128,12 +128,15 @@ class Comparison:
             For each budget one accuracy per seed. Seeds without a plan within it are left out.
         """
         by_seed = [result.figures.budgets for result in self.of(label)]
-        accuracies = []
+        by_budget = []
         # from one tuple per seed to one per budget
         for budgets in zip(*by_seed, strict=True):
-            points = [budget.point for budget in budgets]
-            accuracies.append([point.accuracy for point in points if point is not None])
-        return accuracies
+            accuracies = []
+            for budget in budgets:
+                if budget.point is not None:
+                    accuracies.append(budget.point.accuracy)
+            by_budget.append(accuracies)
+        return by_budget
 
     def doubts(self) -> list[str]:
         """A sentence for each method whose last exit is far worse than an earlier exit.
@@ -150,9 +153,9 @@ class Comparison:
             if last < highest - FAR:
                 best = figures.exits[earlier.index(highest)]
                 doubts.append(
-                    f"{label}: the last exit answers {last:.1%} of the test rows right and {best} "
-                    f"{highest:.1%}; "
-                    "was its model ever trained? name its weights, or a recipe that trains it too"
+                    f"{label}: the last exit is right on {last:.1%} of the test rows, but {best} "
+                    f"on {highest:.1%}. Was its model ever trained? Name its weights, or a recipe "
+                    "that trains it too"
                 )
         return doubts
 
@@ -212,11 +215,12 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _opening(cells: list[Cell], home: Path) -> str:
     """The first line of output: how many networks there are, and how many are done already."""
-    seed_counts = {len(cell.method.seeds) for cell in cells}
+    seeds_of = {cell.method.name: len(cell.method.seeds) for cell in cells}
+    methods = len(seeds_of)
+    seed_counts = set(seeds_of.values())
     seeds = "seeds as the file says"
     if len(seed_counts) == 1:
         seeds = f"{seed_counts.pop()} seeds each"
-    methods = len({cell.method.name for cell in cells})
     done = [cell for cell in cells if cell.done]
     line = f"{methods} methods, {seeds}: {len(cells)} networks"
     if done:
@@ -272,10 +276,12 @@ def _unit(cells: list[Cell], say: Callable[[str], None]) -> float:
 
 def _first_cut(cells: list[Cell]) -> Cell:
     """The first network that is cut: its plain network is the unit of cost."""
-    return next(cell for cell in cells if not cell.method.static and not cell.method.members)
+    cut = [cell for cell in cells if not cell.method.static and not cell.method.members]
+    return cut[0]  # reading.py has checked that there is one
 
 
 def _step(cell: Cell) -> str:
+    """The first step of a cell in words."""
     if cell.method.trained:
         return "training and recording"
     return "recording"
@@ -293,7 +299,9 @@ def _results(cell: Cell, unit: float, reference: Cell, say: Callable[[str], None
     results = []
     for gate in method.scores:
         if cell.kept_figures(gate, unit) is None:
-            name = "its own gate" if gate == OWN else gate
+            name = gate
+            if gate == OWN:
+                name = "its own gate"
             say(f"figures under {name}")
         figures = cell.figures(gate, unit)
         # clocks are read once per network, under its first gate

@@ -117,17 +117,21 @@ def averaged(results: Sequence[Result], kind: str, unit: float) -> Curve:
     """
     costs_by_seed = []
     accuracies_by_seed = []
+    cheapest = []  # by seed
+    dearest = []
     for result in results:
         costs, accuracies = _along(KINDS[kind](result.figures), unit)
         costs_by_seed.append(costs)
         accuracies_by_seed.append(accuracies)
+        cheapest.append(costs[0])
+        dearest.append(costs[-1])
     if kind == FEW or len(results) == 1:
         grid = np.mean(costs_by_seed, axis=0)
         on_grid = np.array(accuracies_by_seed)  # [seeds, P]
     else:
         # only the range of costs that every seed covers, so that nothing is extrapolated
-        low = max(costs[0] for costs in costs_by_seed)
-        high = min(costs[-1] for costs in costs_by_seed)
+        low = max(cheapest)
+        high = min(dearest)
         grid = np.linspace(low, max(low, high), GRID)
         interpolated = []
         for costs, accuracies in zip(costs_by_seed, accuracies_by_seed, strict=True):
@@ -173,18 +177,22 @@ def _plane(comparison: Comparison, kind: str) -> list[dict[str, Any]]:
 
 def _curve(label: str, curve: Curve, style: Style, seeds: int, few: bool) -> dict[str, Any]:
     """A line. The lines of further gates appear when a reader clicks their name in the legend."""
-    count = f"{seeds} seeds" if seeds > 1 else "one seed"
+    count = "one seed"
+    if seeds > 1:
+        count = f"{seeds} seeds"
+    mode = "lines"
+    if few:
+        mode = "lines+markers"
     hover = []
-    for cost, mean, least, largest in zip(
-        curve.cost, curve.mean, curve.least, curve.largest, strict=True
-    ):
+    points = zip(curve.cost, curve.mean, curve.least, curve.largest, strict=True)
+    for cost, mean, least, largest in points:
         words = f"<b>{safe(label)}</b> ({count})<br>cost {cost:.1%} of plain<br>accuracy {mean:.2%}"
         if seeds > 1:
             words += f" ({least:.2%} to {largest:.2%})"
         hover.append(words)
     return {
         "type": "scatter",
-        "mode": "lines+markers" if few else "lines",
+        "mode": mode,
         "name": safe(label),
         "legendgroup": label,
         "x": curve.cost.tolist(),
@@ -193,8 +201,15 @@ def _curve(label: str, curve: Curve, style: Style, seeds: int, few: bool) -> dic
         "hoverinfo": "text",
         "line": {"color": style.colour, "width": 2, "dash": style.dash},
         "marker": {"color": style.colour, "size": 7},
-        "visible": True if style.shown else "legendonly",
+        "visible": _visible(style),
     }
+
+
+def _visible(style: Style) -> bool | str:
+    """Whether plotly shows a line at first, or only its name in the legend."""
+    if style.shown:
+        return True
+    return "legendonly"
 
 
 def _band(label: str, curve: Curve, style: Style) -> dict[str, Any]:
@@ -212,30 +227,38 @@ def _band(label: str, curve: Curve, style: Style) -> dict[str, Any]:
         "opacity": 0.12,
         "line": {"color": style.colour, "width": 0},
         "hoverinfo": "skip",
-        "visible": True if style.shown else "legendonly",
+        "visible": _visible(style),
     }
 
 
 def _statics(comparison: Comparison) -> list[dict[str, Any]]:
     """Networks that are not cut, and the plain network of the first method that is."""
-    found = []
+    marks = []
     for number, label in enumerate(comparison.labels(static=True)):
         points = [result.figures.anytime[0] for result in comparison.of(label)]
-        found.append(_mark(label, points, comparison.unit, number))
-    cut = (result for result in comparison.results if not result.static)
-    first = next(result for result in cut if result.figures.plain == comparison.unit)
-    plain = [
-        Point(result.figures.plain, result.figures.plain, result.figures.alone[-1], ())
-        for result in comparison.of(first.label)
-    ]
-    mark = _mark(f"{first.method}'s last exit", plain, comparison.unit, 0)
-    return [*found, {**mark, "marker": {"color": "--ink", "size": 12, "symbol": "diamond"}}]
+        marks.append(_mark(label, points, comparison.unit, number))
+
+    # The network whose plain cost is the unit: every row goes to its last exit.
+    unit = comparison.unit
+    cut = [result for result in comparison.results if not result.static]
+    first = next(result for result in cut if result.figures.plain == unit)
+    plain = []
+    for result in comparison.of(first.label):
+        cost = result.figures.plain
+        plain.append(Point(cost, cost, result.figures.alone[-1], ()))
+    mark = _mark(f"{first.method}'s last exit", plain, unit, 0)
+    mark["marker"] = {"color": "--ink", "size": 12, "symbol": "diamond"}
+    return [*marks, mark]
 
 
 def _mark(label: str, points: Sequence[Point], unit: float, number: int) -> dict[str, Any]:
     """The mark of a static network: one point, the mean over its seeds."""
     accuracies = [point.accuracy for point in points]
     cost = points[0].cost / unit
+    position = "bottom center"
+    if cost > 0.75:  # so that the name stays inside the plot
+        position = "bottom left"
+    symbols = ("square", *SYMBOLS)
     mean = float(np.mean(accuracies))
     spread = ""
     if len(accuracies) > 1:
@@ -247,7 +270,7 @@ def _mark(label: str, points: Sequence[Point], unit: float, number: int) -> dict
         "x": [cost],
         "y": [mean],
         "text": [safe(label)],
-        "textposition": "bottom left" if cost > 0.75 else "bottom center",  # inside the plot
+        "textposition": position,
         "textfont": {"color": "--static", "size": 12},
         "hovertext": [
             f"<b>{safe(label)}</b>, static<br>cost {cost:.1%} of plain<br>accuracy "
@@ -257,7 +280,7 @@ def _mark(label: str, points: Sequence[Point], unit: float, number: int) -> dict
         "marker": {
             "color": "--static",
             "size": 11,
-            "symbol": ("square", *SYMBOLS)[number % (1 + len(SYMBOLS))],
+            "symbol": symbols[number % len(symbols)],
         },
         "showlegend": False,
         "cliponaxis": False,
@@ -265,6 +288,7 @@ def _mark(label: str, points: Sequence[Point], unit: float, number: int) -> dict
 
 
 def _line(name: str, x: Sequence[float], y: Sequence[float], number: int) -> dict[str, Any]:
+    """A line with a marker at each point, in the colour and the dashes of a number."""
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -278,6 +302,7 @@ def _line(name: str, x: Sequence[float], y: Sequence[float], number: int) -> dic
 
 
 def _layout() -> dict[str, Any]:
+    """The axes of the trade-off."""
     return {
         "xaxis": {"title": {"text": "mean cost in MACs, plain network = 100%"}, **SHARE},
         "yaxis": {"title": {"text": "accuracy"}, "tickformat": ".1%"},

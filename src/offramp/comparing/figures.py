@@ -133,7 +133,7 @@ def figures_of(
     shares = [budget * unit / plain for budget in settings.budgets]
     spreads = over_splits(calibration, test, shares, splits, _along)
     labels = _labels(test)
-    alone = []
+    alone = []  # the accuracy of each exit
     for name in test.topology.exits:
         alone.append(float((test.columns[f"answer/{name}"] == labels).mean()))
     budgets = []
@@ -149,7 +149,7 @@ def figures_of(
         rows=len(test),
         plain=plain,
         alone=tuple(alone),
-        anytime=tuple(point_of(test, plan) for plan in _anytime(test)),
+        anytime=tuple([point_of(test, plan) for plan in _anytime(test)]),
         powers=_points(test, powers(problem)),
         frontier=_points(test, frontier(problem, points=POINTS).thresholds_PG),
         budgets=tuple(budgets),
@@ -207,9 +207,10 @@ def within(calibration: Trace, test: Trace, share: float) -> Point | None:
 
 
 def _labels(trace: Trace) -> Array:
+    """The labels of a trace [N]. Raises InvalidArgument if it has none."""
     if trace.labels is None:
         raise InvalidArgument(
-            f"{trace.header.data} has no labels, and a comparison reports accuracies. Give (x, y)"
+            f"{trace.header.data} has no labels, but a comparison needs them. Give (x, y)"
         )
     return trace.labels
 
@@ -329,6 +330,7 @@ def over_splits(
 
 
 def _quantiles(column: Array) -> tuple[float, ...]:
+    """5 %, median and 95 % of a column."""
     return tuple(map(float, np.quantile(column, [0.05, 0.5, 0.95])))
 
 
@@ -365,4 +367,5 @@ def _joined(first: Trace, second: Trace) -> Trace:
 
 
 def _point(body: Mapping[str, Any]) -> Point:
+    """A point from plain data."""
     return Point(body["cost"], body["worst"], body["accuracy"], tuple(body["shares"]))

@@ -1,6 +1,4 @@
-"""Other gates on a network that is trained: its exits answer as before, and only scores and what
-gates read differ.
-"""
+"""Other gates on a trained network: its exits stay the same, only the scores differ."""
 
 from __future__ import annotations
 
@@ -9,82 +7,104 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from offramp.building.factories import make_gate
 from offramp.data.rows import Rows
 from offramp.networks.network import Network
-from offramp.networks.nodes import Seen, grade
+from offramp.networks.nodes import Gate, Seen, grade
 from offramp.plans.columns import Array
 from offramp.plans.plan import BAND
 from offramp.plans.trace import Trace
 from offramp.runtime.recording import record
 
-# of a recording that tells what other gates cost, and whether their scores come from logits alone
+# The rows of a short recording. It measures the cost of other gates, and shows whether their scores
+# come from logits alone.
 ROWS = 64
 
 
 def regated(network: Network, gate: str) -> Network:
-    """The same models and exits under another gate at every node. Raises UnknownName,
-    InvalidArgument.
+    """The same models and exits with another gate at every node.
+
+    Args:
+        network: that is trained.
+        gate: the name of the gate.
+
+    Raises:
+        UnknownName: there is no gate of this name.
+        InvalidArgument: its arguments are wrong.
     """
     names = network.topology.exits
-    gates = {
-        name: make_gate(gate, names[: network.topology.exit_index(name)])
-        for name in network.topology.gates
-    }
+    gates = dict[str, Gate]()
+    for name in network.topology.gates:
+        before = names[: network.topology.exit_index(name)]
+        gates[name] = make_gate(gate, before)
     return network.with_gates(gates)
 
 
 def rescored(trace: Trace, network: Network, source: Rows, engine: str) -> Trace:
-    """The trace that recording `network` would give, where `trace` has the same exits' logits for
-    the same rows.
+    """The trace of a network that differs from a recorded one only in its gates.
 
-    A gate that looks at logits alone is asked about those of the trace; the first rows are recorded
-    to tell its cost, and to compare. One that looks at features, or has a say in another trace's
-    scores, is recorded on all rows.
+    The scores of a gate that reads only logits are computed from those of the trace. The first rows
+    are recorded for its cost, and to check the scores. For any other gate all rows are recorded.
+
+    Args:
+        trace: of the same exits on the same rows.
+        network: with other gates.
+        source: the rows of the trace.
+        engine: the name of the engine that records.
+
+    Returns:
+        The same trace as `record(network, source)`.
     """
     few = source.select(slice(0, min(ROWS, len(trace))))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when the trace was recorded
+        warnings.simplefilter("ignore")  # they were printed when the trace was recorded
         first = record(network, few, timed=False, engine=engine, progress=False)
         scores = _scores(trace, network)
-        if scores is None or not _same(first, scores):
+        if scores is None or not _are_recorded(first, scores):
             return record(network, source, timed=False, engine=engine, progress=False)
-    costs = {name: column for name, column in first.columns.items() if name.startswith("cost/")}
-    kept = {
-        name: column
-        for name, column in trace.columns.items()
-        if not name.startswith(("cost/", "score/"))
-    }
-    # the largest logit is of all rows, and not of the few
+    # Costs are those of the new gates, scores were computed, all else is as it was.
+    columns = dict[str, Array]()
+    for name, column in trace.columns.items():
+        if not name.startswith(("cost/", "score/")):
+            columns[name] = column
+    columns.update(scores)
+    for name, column in first.columns.items():
+        if name.startswith("cost/"):
+            columns[name] = column
+    # The largest logit is that of all rows, not of the few.
     origin = replace(first.header.origin, largest_logit=trace.header.origin.largest_logit)
     header = replace(
         trace.header, topology=network.topology, origin=origin, scores=first.header.scores
     )
-    return Trace({**kept, **scores, **costs}, header)
+    return Trace(columns, header)
 
 
 def _scores(trace: Trace, network: Network) -> dict[str, Array] | None:
-    """The columns of scores from logits alone; None where a gate asks for more than there is."""
-    logits = {
-        name: torch.from_numpy(trace.columns[f"logits/{name}"]) for name in trace.topology.exits
-    }
-    scores = {}
+    """The columns of scores from logits alone, or None if a gate reads something else."""
+    logits = dict[str, Tensor]()
+    for name in trace.topology.exits:
+        logits[name] = torch.from_numpy(trace.columns[f"logits/{name}"])  # [N, C]
+    scores = dict[str, Array]()
     with torch.inference_mode():
         for name in network.topology.gates:
             own = logits[name]
+            # The logits take the place of the features, which a trace does not have. A user's gate
+            # that needs features may fail in any way.
             try:
-                scores[f"score/{name}"] = grade(
-                    network.gate_of(name), Seen(own, logits, own), own
-                ).numpy()
-            except Exception:  # a user's gate may fail in any way where its features are missing
+                score = grade(network.gate_of(name), Seen(own, logits, own), own)
+                scores[f"score/{name}"] = score.numpy()
+            except Exception:
                 return None
     return scores
 
 
-def _same(first: Trace, scores: dict[str, Array]) -> bool:
-    """Whether the scores of the first rows are those that were recorded."""
-    return all(
-        np.allclose(first.columns[name], column[: len(first)], rtol=1e-4, atol=BAND, equal_nan=True)
-        for name, column in scores.items()
-    )
+def _are_recorded(first: Trace, scores: dict[str, Array]) -> bool:
+    """Whether the computed scores of the first rows are the recorded ones."""
+    for name, column in scores.items():
+        recorded = first.columns[name]
+        computed = column[: len(first)]
+        if not np.allclose(recorded, computed, rtol=1e-4, atol=BAND, equal_nan=True):
+            return False
+    return True

@@ -1,6 +1,4 @@
-"""The page of a comparison: one self-contained HTML file, its charts and tables section by
-section.
-"""
+"""The page of a comparison: one self-contained HTML file with charts and tables."""
 
 from __future__ import annotations
 
@@ -31,24 +29,38 @@ from offramp.reporting.words import percent
 
 
 def write_page(comparison: Comparison, path: str | Path) -> Path:
-    """Write the page, and return its path. Raises MissingExtra (plotly), BadFile."""
+    """Write the page.
+
+    Args:
+        comparison: with all results.
+        path: of the HTML file.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtra: plotly is not installed.
+        BadFile: the path has a file that is not such a page, or cannot be written.
+    """
     settings = comparison.settings
-    sections = (_budgets, _models, _curves, _exits, _leaving, _certified, _clocks, _training)
-    whole = frame(
+    lead = (
+        f"{len(comparison.labels())} ways to spend less under one protocol: thresholds are "
+        f"chosen on {settings.calibration}, and every figure is of {settings.test}, which nothing "
+        "has seen before. A cost of 100% is that of the plain network. Means are over seeds, with "
+        "the range between them in brackets."
+    )
+    write_section = (_budgets, _models, _curves, _exits, _leaving, _certified, _clocks, _training)
+    sections = [write(comparison) for write in write_section]
+    page = frame(
         title=settings.title,
-        lead=f"{len(comparison.labels())} ways to spend less under one protocol: thresholds are "
-        f"chosen on "
-        f"{settings.calibration}, and every figure is of {settings.test}, which nothing has seen "
-        f"before. A cost of "
-        "100% is that of the plain network. Means are over seeds, with the range between them in "
-        "brackets.",
-        sections=join(made(comparison) for made in sections),
+        lead=lead,
+        sections=join(sections),
         footer=_footer(comparison),
         figures=_charts(comparison),
         library=plotly_library(),
     )
     with replacing(path, mark=MARK, what="page") as temporary:
-        temporary.write_text(whole, encoding="utf-8", errors="replace")
+        temporary.write_text(page, encoding="utf-8", errors="replace")
     return Path(path)
 
 
@@ -60,33 +72,33 @@ def _charts(comparison: Comparison) -> list[Figure]:
 
 
 def _budgets(comparison: Comparison) -> Html:
+    """Accuracy within each budget."""
     lead = (
         "The best plan that a search finds on calibration rows within a share of the plain "
-        "network's cost, and its "
-        "accuracy on test rows. The best of each column is bold."
+        "network's cost, and its accuracy on test rows. The best of each column is bold."
     )
-    parts = [
-        tag("p", lead),
-        budgets_table(comparison),
-        *(tag("p", doubt) for doubt in comparison.doubts()),
-    ]
-    if splits := splits_table(comparison):
+    parts = [tag("p", lead), budgets_table(comparison)]
+    for doubt in comparison.doubts():
+        parts.append(tag("p", doubt))
+    splits = splits_table(comparison)
+    if splits:
         parts.append(folded("Over random splits of calibration and test rows", splits))
     return section("budgets", "Accuracy at equal cost", *parts, statics_table(comparison))
 
 
 def _models(comparison: Comparison) -> Html:
+    """Size, operations and times of every model; empty if all methods have one model."""
     shown = models_table(comparison)
     if not shown:
         return Html()
     settings = comparison.settings
     lead = (
-        f"One network of each method, first seed. A method with exits stands here under its plan "
+        "One network of each method, first seed. A method with exits is measured under its plan "
         f"within {percent(settings.budgets[settings.shown], 0)} of the cost; its multiply-adds and "
-        f"times are means over the rows. Bytes and parameters are those of the network with its "
+        "times are means over the rows. Bytes and parameters are those of the network with its "
         f"exits. Times are on {settings.engine}, as a share of the plain network of the first "
-        f"method that is cut, taken in turn with it, with a 90% interval. For a plan the share is "
-        f"that of its plain network times what the plan takes of it."
+        "method that is cut, measured in turn with it, with a 90% interval. For a plan the share "
+        "is that of its plain network times the plan's share of it."
     )
     return section("models", "Every model at its cost", tag("p", lead), shown)
 
@@ -114,17 +126,18 @@ def _curves(comparison: Comparison) -> Html:
 
 
 def _exits(comparison: Comparison) -> Html:
+    """The accuracy of each exit, and the shares of rows."""
     title = "What each exit knows, and who leaves there"
     return section("knowing", title, *exits_tables(comparison), shares_table(comparison))
 
 
 def _leaving(comparison: Comparison) -> Html:
+    """The chart of the first exit; empty if only networks with forks are compared."""
     if not with_first_exit(comparison):
         return Html()
     lead = (
         "How many rows leave at the first exit, and how many of these are right, by the threshold "
-        "of its gate "
-        "(first seed and gate)."
+        "of its gate (first seed and gate)."
     )
     figure = chart("leaving", "share leaving at the first exit against its threshold")
     chosen = switch("leaving", "Method", with_first_exit(comparison))
@@ -132,49 +145,50 @@ def _leaving(comparison: Comparison) -> Html:
 
 
 def _certified(comparison: Comparison) -> Html:
+    """Plans with a promise; empty if none was requested."""
     settings = comparison.settings
     if settings.at_most is None:
-        return Html()
+        return Html()  # without at-most there is no promise to show
     lead = (
         f"Plans that promise {settings.risk} ≤ {settings.at_most:.12g} against the network's own "
-        f"last exit, with "
-        f"{percentage(settings.confidence)} confidence, certified on the calibration rows along a "
-        f"path fixed "
-        "beforehand."
+        f"last exit, with {percentage(settings.confidence)} confidence, certified on the "
+        "calibration rows along a path fixed beforehand."
     )
     return section("certified", "With a promise", tag("p", lead), certified_table(comparison))
 
 
 def _clocks(comparison: Comparison) -> Html:
+    """Wall-clock times; empty if nothing was timed."""
     settings = comparison.settings
     shown = clocks_table(comparison)
     if not shown:
         return Html()
     lead = (
         f"The best plan within {percent(settings.budgets[settings.shown], 0)} of MACs on "
-        f"{settings.engine}, first seed "
-        "and first gate. At batch 1 it is the mean over the exits that test rows leave at. Ratios "
-        "are of interleaved "
-        "medians with a 90% interval; plain / plain shows the noise."
+        f"{settings.engine}, first seed and first gate. At batch 1 it is the mean over the exits "
+        "that test rows leave at. Ratios are of interleaved medians with a 90% interval; plain / "
+        "plain shows the noise."
     )
-    each = folded("Batch 1, exit by exit", exit_clocks_table(comparison))
-    return section("clocks", "Wall-clock", tag("p", lead), shown, each)
+    by_exit = folded("Batch 1, exit by exit", exit_clocks_table(comparison))
+    return section("clocks", "Wall-clock", tag("p", lead), shown, by_exit)
 
 
 def _training(comparison: Comparison) -> Html:
-    if not (shown := training_table(comparison)):
+    """Seconds of training; empty if nothing was trained."""
+    shown = training_table(comparison)
+    if not shown:
         return Html()
     lead = (
-        "Time of all epochs on the machine that trained; features that are pooled once are "
-        "computed before them, and "
-        "not counted."
+        "Time of all epochs on the machine that trained. Features that are pooled once are "
+        "computed before them, and not counted."
     )
     return section("training", "Training", tag("p", lead), shown)
 
 
 def _footer(comparison: Comparison) -> Html:
+    """Where the figures come from, and all flags."""
     settings = comparison.settings
-    told = {
+    entries = {
         "calibration": settings.calibration,
         "test": settings.test,
         "engine": settings.engine,
@@ -182,21 +196,21 @@ def _footer(comparison: Comparison) -> Html:
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by offramp {version_text()}",
     }
     flags = [tag("pre", _flags(method)) for method in settings.methods]
-    listed = tag("dl", *(join((tag("dt", name), tag("dd", value))) for name, value in told.items()))
-    return join((listed, folded("All flags", *flags)))
+    listed = []
+    for name, value in entries.items():
+        listed.append(join((tag("dt", name), tag("dd", value))))
+    return join((tag("dl", *listed), folded("All flags", *flags)))
 
 
 def _flags(method: Method) -> str:
-    """The flags that make a method's networks, a line each."""
-    told = {
-        **method.asked(method.seeds[0]),
-        "seeds": list(method.seeds),
-        "gates": list(method.scores),
-    }
-    told.pop("seed", None)
-    lines = [
-        f"{key.replace('_', '-')} = {value}"
-        for key, value in told.items()
-        if value not in (None, [], "")
-    ]
-    return "\n".join([f"[method.{method.name}]", *lines])
+    """The flags of a method's networks, a line each. Flags without a value are left out."""
+    flags = method.asked(method.seeds[0])
+    # The flags of the first seed, with all seeds and gates in the place of its own.
+    flags.pop("seed", None)
+    flags["seeds"] = list(method.seeds)
+    flags["gates"] = list(method.scores)
+    lines = [f"[method.{method.name}]"]
+    for key, value in flags.items():
+        if value not in (None, [], ""):
+            lines.append(f"{key.replace('_', '-')} = {value}")
+    return "\n".join(lines)

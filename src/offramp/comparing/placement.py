@@ -1,12 +1,12 @@
-"""What a method's networks are cut on: the example, inputs of any length, and the places where
-exits pay.
+"""The cuts of a method's networks: the example, inputs of any length, and the modules where exits
+pay.
 
-<folder>/places/<checksum>.json    names and labelled rows of at = "auto", one for all that ask the
-                                   same
+<folder>/places/<checksum>.json    names and labelled rows of at = "auto", one for all methods with
+                                   the same flags
 
-Such places rest on times of this machine, which differ from run to run. They are tried once, so
-that all seeds have the same exits, methods that differ in their recipe differ in nothing else, and
-a run that was stopped can go on.
+These modules depend on times of this machine, which differ from run to run. They are measured only
+once, so that all seeds have the same exits, methods that differ in their recipe differ in nothing
+else, and a run that was stopped can go on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from offramp.plans.provenance import SeenRows
 KIND = "places"
 SCHEMA = 1
 EXAMPLE = 8  # rows
+# The flags that the places depend on.
 ASKED = (
     "model",
     "weights",
@@ -41,17 +42,17 @@ ASKED = (
     "labelled",
     "exit",
     "length",
-)  # what places depend on
+)
 
 
 def example_of(method: Method, settings: Settings) -> Any:
-    """A few rows to cut on: those of the method, else of the calibration rows."""
+    """A few rows to cut on: those of the method, or else calibration rows."""
     source = rows(method.example or settings.calibration)
     return source.take_x(np.arange(min(EXAMPLE, len(source))))
 
 
 def free_of(method: Method, settings: Settings) -> tuple[str, ...]:
-    """The inputs whose length of text is free. Raises InvalidArgument for names of none."""
+    """The inputs whose length of text is free. Raises InvalidArgument for an unknown name."""
     if method.length is None or method.static or method.members:
         return ()
     return texts_of(as_inputs(example_of(method, settings)), words(method.length) or ())
@@ -65,27 +66,42 @@ def places_of(
     preprocess: nn.Module | None,
     begun: object = None,
 ) -> tuple[tuple[str, ...] | None, SeenRows | None]:
-    """The modules to cut after, and the rows that helped to choose them; None and None for cuts
-    into even parts.
+    """The modules to cut after, and the rows that helped to choose them.
 
-    model: makes that of the first seed, on which places are tried; begun: what it was made of by
-    another method, as plain data. Raises as `cut` does.
+    Args:
+        method: whose networks are cut.
+        settings: of the comparison.
+        folder: of the files of places.
+        model: makes the model of the first seed, on which places are measured.
+        preprocess: of the model.
+        begun: the flags of the method that this one starts from, as plain data.
+
+    Returns:
+        The names of the modules, or None for cuts into even parts; and the labelled rows, or None
+        if there were none.
+
+    Raises:
+        OfframpError: as `cut` does.
     """
     if not method.auto:
         return method.cuts or None, None
     flags = method.flags(method.seeds[0])
-    asked = {key: flags[key] for key in (*ASKED, "seed")} | ({} if begun is None else {"of": begun})
+    asked = {key: flags[key] for key in (*ASKED, "seed")}
+    if begun is not None:
+        asked["of"] = begun
     if not method.layer:  # files of methods that convert nothing keep their names
         del asked["layer"], asked["data"]
     file = folder / f"{checksum(asked)}.json"
     if not file.exists():
         example = as_inputs(example_of(method, settings))
         free = free_of(method, settings)
-        most = None if method.parts is None else method.parts - 1
-        found = placed(
+        most = None
+        if method.parts is not None:
+            most = method.parts - 1  # cuts
+        places = placed(
             model(), preprocess, example, method.labelled, exits=method.exit, length=free, most=most
         )
-        told = {"asked": asked, "names": list(found.names), "seen": found.seen.to_json()}
-        write_json(file, KIND, SCHEMA, told)
+        record = {"asked": asked, "names": list(places.names), "seen": places.seen.to_json()}
+        write_json(file, KIND, SCHEMA, record)
     body = read_json(file, KIND, SCHEMA)[1]
     return tuple(body["names"]), SeenRows.from_json(body["seen"])

@@ -1,6 +1,6 @@
-"""What is compared: a flat TOML file of the command line's own flags.
+"""The settings of a comparison: a flat TOML file with the flags of the command line.
 
-    train = "cifar10/train:data/cifar10"          # for all methods; a method may give its own
+    train = "cifar10/train:data/cifar10"          # for all methods; a method may have its own
     calibration = "cifar10:data/cifar10[1000:5000]"
     test = "cifar10:data/cifar10[5000:]"
     model = "offramp:resnet56"
@@ -14,10 +14,10 @@
     model = "offramp:resnet20"
     static = true
 
-Every key is a flag of cut, fit, record, calibrate or bench without its dashes, a flag that is
-repeated a list of texts (`exit-of = ["layer2=mlp"]`); `seeds`, `gates`, `budgets`, `static`,
-`members` and the like are told at the fields of `Method` and `Settings` below. reading.py makes
-them of a file.
+Every key is a flag of cut, fit, record, calibrate or bench without its dashes. A flag that can be
+repeated is a list of texts (`exit-of = ["layer2=mlp"]`). Other keys, such as `seeds`, `gates`,
+`budgets`, `static` and `members`, are described at `Method` and `Settings` below. reading.py reads
+a file into them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO, exits_at
 
 OWN = "own"  # the gate that a network was cut or trained with
-# What means nothing to a network that is not cut, or is not trained; and all that a ladder is made
-# of.
+# Flags without effect on a network that is not cut, and on one that is not trained.
 CUTTING = ("example", "at", "parts", "labelled", "exit", "exit_of", "gate", "length")
 TRAINING = ("arguments", "train", "development", "batch_size", "augment", "views", "precision")
+# All flags with an effect on a ladder.
 STACKING = ("members", "gate")
 CONVERTING = ("layer", "data")
 
@@ -42,19 +42,43 @@ CONVERTING = ("layer", "data")
 class Method:
     """One way to make a network, with the flags of cut and fit.
 
-    seeds: one network each; they also draw the weights of a model that comes without any. gates:
-    scores under which the trained network is measured; "own" is the one that it was cut (or
-    trained) with. recipe: None takes the model as it is. start: the name of an earlier method,
-    whose trained model this one begins with. static: not cut, its last answer alone counts.
-    members: names of other methods whose networks are stacked, cheapest first; nothing is trained
-    then. at = "auto" cuts all seeds where exits pay on the rows of labelled, which count as rows
-    that trained; parts are then the most. exit_of: NODE=EXIT each, at modules named in `at`.
-    Networks with forks, instead of `at` and `parts`: skip, as in `cut --skip`; sizes, as in
-    `resolutions --sizes`; unrolled, the stages of adaptive depth of the model unit by unit, after
-    it was trained. settings: of networks with more than sixteen paths, as in `record --settings`.
-    layer: PATTERN=METHOD each, what `convert` replaces in the model (or in that of `start`) before
-    it is cut; data: labelled rows for methods that use gradients, which count as rows that trained.
-    The recipe recover learns from the model before it was converted.
+    Attributes:
+        name: of the method, from the head of its table.
+        start: the name of an earlier method, whose trained model this one begins with.
+        layer: PATTERN=METHOD texts, as in `convert`: layers that are replaced in the model (or in
+            that of `start`) before it is cut. The recipe recover learns from the model before that.
+        data: labelled rows for methods that use gradients. They count as rows that trained.
+        model: the spec of the model.
+        weights: the file of the model's weights.
+        preprocess: the spec of the preprocessing; "auto" is the model's own.
+        example: rows to cut on; None takes calibration rows.
+        at: the modules to cut after. "auto" cuts all seeds where exits pay on the rows of
+            `labelled`, which count as rows that trained.
+        parts: the number of parts, and with at = "auto" the largest number.
+        labelled: the rows of at = "auto".
+        exit: of all cuts.
+        exit_of: NODE=EXIT texts, at modules named in `at`.
+        gate: that the network is cut with.
+        length: inputs whose length of text is free.
+        recipe: None takes the model as it is.
+        arguments: of the recipe, NAME=VALUE texts.
+        train: rows that train.
+        development: rows that choose, such as a regularizer.
+        batch_size: in training and recording.
+        augment: the name of an augmentation.
+        views: augmented copies of each row.
+        precision: of training.
+        seeds: one network is made for each. They also draw the weights of a model without a file.
+        gates: scores under which the trained network is measured. "own" is the gate that it was cut
+            or trained with.
+        static: True for a network that is not cut. Only its last output counts.
+        members: names of other methods whose networks are stacked, cheapest first. Nothing is
+            trained then.
+        skip: units that rows may skip, as in `cut --skip`. This and the next two make networks with
+            forks, instead of `at` and `parts`.
+        sizes: the sizes that rows choose, as in `resolutions --sizes`.
+        unrolled: True runs the model's stages of adaptive depth unit by unit, after training.
+        settings: of networks with more than sixteen paths, as in `record --settings`.
     """
 
     name: str
@@ -96,10 +120,13 @@ class Method:
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The gates under which its networks are measured; a static one has none but its own way to
-        the end.
+        """The gates under which its networks are measured.
+
+        A static network has only "own", with which every row goes to the end.
         """
-        return (OWN,) if self.static else self.gates
+        if self.static:
+            return (OWN,)
+        return self.gates
 
     @property
     def trained(self) -> bool:
@@ -108,13 +135,15 @@ class Method:
 
     @property
     def training(self) -> tuple[str, ...]:
-        """All rows that have a part in its networks."""
-        parts = [self.train, self.development] if self.trained else []
+        """All rows that its networks have used."""
+        used: list[str | None] = []
+        if self.trained:
+            used += [self.train, self.development]
         if self.auto:
-            parts.append(self.labelled)
+            used.append(self.labelled)
         if self.layer and not self.members:
-            parts.append(self.data)
-        return tuple(data for data in parts if data is not None)
+            used.append(self.data)
+        return tuple(data for data in used if data is not None)
 
     @property
     def auto(self) -> bool:
@@ -123,52 +152,74 @@ class Method:
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """The modules named by `at`."""
-        return () if self.at == AUTO or self.forks else tuple(words(self.at) or ())
+        """The modules that `at` names."""
+        if self.at == AUTO or self.forks:
+            return ()
+        return tuple(words(self.at) or ())
 
     @property
     def exits(self) -> str | dict[str, str]:
-        """The exit of all cuts, or one by cut."""
+        """The exit of all cuts, or one for each cut."""
         return exits_at(self.at, self.exit, self.exit_of)
 
     def asked(self, seed: int) -> dict[str, Any]:
-        """What one network of this method is made of, as plain data: a network of anything else is
-        not taken for it.
+        """The flags that have an effect on one network of this method, as plain data.
+
+        A saved network is used only if these are the same.
         """
-        whole = self.flags(seed)
+        flags = self.flags(seed)
+        # A ladder only stacks networks, whose own flags are in their own folders.
         if self.members:
-            return {key: whole[key] for key in STACKING}
-        dropped = (*(CUTTING if self.static else ()), *(() if self.trained else TRAINING))
+            return {key: flags[key] for key in STACKING}
+        without_effect = set[str]()
+        if self.static:
+            without_effect.update(CUTTING)
+        if not self.trained:
+            without_effect.update(TRAINING)
         if not self.layer:
-            dropped = (*dropped, *CONVERTING)
-        elif self.static:
-            dropped = tuple(key for key in dropped if key != "example")
-        return {key: value for key, value in whole.items() if key not in dropped}
+            without_effect.update(CONVERTING)
+        elif self.static:  # layers are converted on rows of the example
+            without_effect.remove("example")
+        for key in without_effect:
+            del flags[key]
+        return flags
 
     def flags(self, seed: int) -> dict[str, Any]:
         """All flags of one network, as plain data."""
-        told = {
-            key: value
-            for key, value in asdict(self).items()
-            if key not in ("name", "seeds", "gates")
-        }
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in told.items()
-        } | {"seed": seed}
+        flags = asdict(self)
+        # The name does not matter to the network, and a network has one seed and its own gate.
+        for key in ("name", "seeds", "gates"):
+            del flags[key]
+        for key, value in flags.items():
+            if isinstance(value, tuple):
+                flags[key] = list(value)  # as JSON has it
+        flags["seed"] = seed
+        return flags
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Methods, and what is asked of all of them.
+    """The methods, and the settings that they share.
 
-    calibration: rows on which every threshold is chosen; test: those of all figures. budgets:
-    shares of the cost of the plain network of the first method that is cut, which is the unit
-    everywhere. at_most: also certify this level of `risk`. repeated_rows: "independent" or "once",
-    what rows of equal content are in that promise. drop_seen: leave rows out that are in two roles
-    (trained and calibration, either of them and test), instead of refusing them. splits: random
-    splits of all these rows, for the spread beside the first seed's figures. wall_clock: time the
-    best plan of each method's first seed and first gate at batch 1 and 64, `repeats` times.
-    wall_clock_budget: one of the budgets, the one whose plans are timed and looked into.
+    Attributes:
+        methods: in the order of the file.
+        calibration: rows on which every threshold is chosen.
+        test: rows of all figures.
+        title: of the page.
+        budgets: shares of the unit of cost, which is the cost of the plain network of the first
+            method that is cut.
+        risk: the name of the risk of `at_most`.
+        at_most: also certify this level of the risk.
+        confidence: of that promise.
+        engine: the name of the engine.
+        splits: the number of random splits of all these rows. They give the spread of the first
+            seed's figures.
+        wall_clock: time the best plan of each method's first seed and first gate at batch 1 and 64.
+        wall_clock_budget: the one of the budgets whose plans are timed and shown in detail.
+        repeats: how often they are timed.
+        repeated_rows: "independent" or "once", how rows of equal content count in the promise.
+        drop_seen: leave out rows that are in two roles (trained and calibration, or either of them
+            and test), instead of refusing them.
     """
 
     methods: tuple[Method, ...]
@@ -188,14 +239,15 @@ class Settings:
     drop_seen: bool = False
 
     def method(self, name: str) -> Method:
-        """The method of that name. Raises UnknownName."""
+        """The method of this name. Raises UnknownName."""
         for method in self.methods:
             if method.name == name:
                 return method
-        raise unknown(name, [method.name for method in self.methods], "method in this comparison")
+        names = [method.name for method in self.methods]
+        raise unknown(name, names, "method in this comparison")
 
     @property
     def shown(self) -> int:
-        """The place among the budgets of the one whose plans are timed and looked into."""
+        """The index of the budget whose plans are timed and shown in detail."""
         distances = [abs(budget - self.wall_clock_budget) for budget in self.budgets]
         return distances.index(min(distances))

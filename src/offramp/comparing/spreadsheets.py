@@ -1,12 +1,12 @@
-"""Everything on the page of a comparison as CSV, an empty cell where there is nothing to say.
+"""All figures on the page of a comparison as CSV. A cell without a value is empty.
 
-All files begin with method, seed and gate ("own" is the one that the network was cut or trained
+All files begin with method, seed and gate ("own" is the gate that the network was cut or trained
 with).
 
 results.csv   a line per aim: `budget 0.5` (the best plan within that share of the plain cost),
               `certified`, `static`
     static                  True for a network that is not cut
-    accuracy                share of test rows answered right
+    accuracy                share of test rows with a right output
     cost, worst             mean and worst cost of a row, in shares of the plain network of the
                             first method that is cut
     macs                    mean cost of a row in multiply-adds
@@ -74,81 +74,94 @@ Row = Sequence[object]
 
 
 def write_spreadsheets(comparison: Comparison, folder: str | Path) -> tuple[Path, ...]:
-    """Write results.csv, curves.csv and, where there is something to say, clocks.csv and
-    costs.csv; returns their paths. Raises BadFile.
+    """Write results.csv, curves.csv and, if they have lines, clocks.csv and costs.csv.
+
+    Args:
+        comparison: with all results.
+        folder: where the files are written.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        BadFile: a file of the same name is not such a table, or cannot be written.
     """
     home = Path(folder)
-    unit = comparison.unit
+    results: list[Row] = []
+    curves: list[Row] = []
+    for result in comparison.results:
+        results.extend(_results(result, comparison.unit))
+        curves.extend(_curves(result, comparison.unit))
     files: list[tuple[str, Sequence[str], list[Row]]] = [
-        (
-            "results.csv",
-            RESULTS,
-            [row for result in comparison.results for row in _results(result, unit)],
-        ),
-        (
-            "curves.csv",
-            CURVES,
-            [row for result in comparison.results for row in _curves(result, unit)],
-        ),
+        ("results.csv", RESULTS, results),
+        ("curves.csv", CURVES, curves),
         ("clocks.csv", CLOCKS, list(_clocks(comparison))),
         ("costs.csv", COSTS, list(_costs(comparison))),
     ]
     written = []
     for name, head, rows in files:
-        if rows:
+        if rows:  # clocks.csv only if something was timed
             write_csv(home / name, head, rows, what="table of a comparison")
             written.append(home / name)
     return tuple(written)
 
 
 def require_own_tables(folder: Path) -> None:
-    """Raise BadFile, before the work, where a table of the same name is somebody else's."""
+    """Raise BadFile, before the work, if a file of the same name is not such a table."""
     for name in ("results.csv", "curves.csv", "clocks.csv", "costs.csv"):
         require_own_file(folder / name, ",".join(START).encode(), "table of a comparison")
 
 
 def _start(result: Result) -> Row:
+    """The first cells of every line."""
     return result.method, result.seed, result.gate
 
 
 def _results(result: Result, unit: float) -> Iterator[Row]:
+    """The lines of results.csv for one network under one gate."""
     figures = result.figures
-    told: list[tuple[str, Point | None, Sequence[float | None]]] = [
-        (f"budget {each.budget:g}", each.point, each.over_splits) for each in figures.budgets
-    ]
+    aims: list[tuple[str, Point | None, Sequence[float | None]]] = []
+    for budget in figures.budgets:
+        aims.append((f"budget {budget.budget:g}", budget.point, budget.over_splits))
     if result.static:
-        told.append(("static", figures.anytime[0], ()))
+        aims.append(("static", figures.anytime[0], ()))
     if figures.certified is not None:
-        told.append(("certified", figures.certified, ()))
-    for aim, point, splits in told:
-        said: Row = (None,) * 5
+        aims.append(("certified", figures.certified, ()))
+    for aim, point, splits in aims:
+        values: Row = (None,) * 5  # no plan is within the budget
         if point is not None:
             shares = "/".join(f"{share:.4f}" for share in point.shares)
-            said = (*_places(point, unit), point.cost, shares)
-        yield (*_start(result), result.static, aim, *said, *(splits or (None,) * 3), result.seconds)
+            values = (*_places(point, unit), point.cost, shares)
+        splits = splits or (None,) * 3
+        yield (*_start(result), result.static, aim, *values, *splits, result.seconds)
 
 
 def _curves(result: Result, unit: float) -> Iterator[Row]:
+    """The lines of curves.csv for one network under one gate."""
     for kind, points_of in KINDS.items():
         for point in points_of(result.figures):
             yield (*_start(result), kind, *_places(point, unit))
 
 
 def _places(point: Point, unit: float) -> tuple[float, float, float]:
+    """Accuracy, mean cost and worst cost of a plan."""
     return point.accuracy, point.cost / unit, point.worst / unit
 
 
 def _clocks(comparison: Comparison) -> Iterator[Row]:
+    """The lines of clocks.csv."""
     for result in comparison.results:
-        if result.figures.budgets:
-            point = result.figures.budgets[comparison.settings.shown].point
-        else:
-            point = None
-        if result.timed is None or point is None:
+        if result.timed is None or not result.figures.budgets:
+            continue
+        point = result.figures.budgets[comparison.settings.shown].point
+        if point is None:
             continue
         for clock in (*in_use(result.timed, point.shares), *each_exit(result.timed)):
-            exit_ = clock.exit or ("mean" if clock.batch == 1 else None)
-            times = clock.run_ms, clock.plain_ms, *clock.ratio, clock.same
+            # At batch 1 there is a clock for each exit, and one for the mean over test rows.
+            exit_ = clock.exit
+            if exit_ is None and clock.batch == 1:
+                exit_ = "mean"
+            times = (clock.run_ms, clock.plain_ms, *clock.ratio, clock.same)
             yield (*_start(result), clock.batch, exit_, *times)
 
 

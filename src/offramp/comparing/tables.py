@@ -77,7 +77,7 @@ def statics_table(comparison: Comparison) -> Html:
         accuracy = [result.figures.alone[-1] for result in results]
         rows.append((_named(label), percent(cost), _spread(accuracy)))
     if rows:
-        return table("static networks beside them", ["", "cost", "accuracy"], rows)
+        return table("static networks", ["", "cost", "accuracy"], rows)
     return Html()
 
 
@@ -90,7 +90,7 @@ def exits_tables(comparison: Comparison) -> list[Html]:
     for exits, labels in same_exits.items():
         rows: list[Row] = []
         for label in labels:
-            cells = [_spread(accuracies) for accuracies in _alone(comparison, label)]
+            cells = list(map(_spread, _alone(comparison, label)))
             rows.append((_named(comparison.of(label)[0].method), *cells))
         tables.append(table("accuracy of each exit on all test rows", ["", *exits], rows))
     return tables
@@ -153,7 +153,8 @@ def clocks_table(comparison: Comparison) -> Html:
     """Milliseconds at batch 1 (the mean over exits) and at batch 64; empty without timings."""
     rows: list[Row] = []
     for label, timed, shares in _timed(comparison):
-        rows += [_clock_row(label, clock) for clock in in_use(timed, shares)]
+        for clock in in_use(timed, shares):
+            rows.append(_clock_row(label, clock))
     if rows:
         return table("milliseconds per batch", ["", "batch", *CLOCK_HEADS], rows)
     return Html()

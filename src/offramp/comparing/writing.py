@@ -1,4 +1,4 @@
-"""`compare`: measure what a settings file asks for, and write the page and the tables of it."""
+"""`compare`: measure the methods of a settings file, and write the page and the tables."""
 
 from __future__ import annotations
 
@@ -24,30 +24,32 @@ def compare(
     """Train and measure several methods under one protocol, and write index.html and the CSV
     tables.
 
-    Every network is made once and kept in the folder: a run that was stopped goes on where it was,
-    and a file with one more method costs only that method.
+    Every network is made once and kept in the folder. A run that was stopped goes on where it was,
+    and one more method in the file costs only that method.
 
     Args:
         file: a .toml of the command line's flags; `offramp compare --help` shows one.
         folder: where networks, page and tables are written.
-        say: called with a line for each thing that begins.
-        progress: whether to draw bars.
+        say: called with one line of text as each step begins.
+        progress: True to show progress bars.
 
     Returns:
-        All results; `files` names what was written.
+        All results; `files` has the paths of the written files.
 
     Raises:
-        BadFile: the file cannot be read, or the folder holds somebody else's page or table.
-        InvalidArgument: a setting is not what it must be, or a network of the same name was made
-            otherwise.
-        OverlappingRows: rows have two roles.
+        BadFile: the file cannot be read, or the folder has another file in the place of a page or
+            table.
+        InvalidArgument: a setting is wrong, or the folder holds a network of the same name that was
+            made with other settings.
+        OverlappingRows: rows are used in two roles.
         MissingExtra: plotly is not installed.
     """
     home = Path(folder)
     require_writable(home, folder=True)
     require_own_tables(home)
     require_own_file(home / PAGE, MARK, "page")
-    plotly_library()  # a missing one is told before the work, not after it
-    found = measure(file, home, say=say, progress=progress)
-    written = (write_page(found, home / PAGE), *write_spreadsheets(found, home))
-    return found.written(written)
+    plotly_library()  # raises before the work if plotly is missing
+    comparison = measure(file, home, say=say, progress=progress)
+    page = write_page(comparison, home / PAGE)
+    spreadsheets = write_spreadsheets(comparison, home)
+    return comparison.written((page, *spreadsheets))

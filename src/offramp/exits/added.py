@@ -33,11 +33,11 @@ class Added(Exit):
         self.exit = exit
         self.before = before
         self.weight = float(weight)
-        self.reads = tuple(dict.fromkeys((before, *exit.reads)))
+        self.reads = tuple(dict.fromkeys((before, *exit.reads)))  # each once, in order
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C]. Raises BadNetwork if the two exits differ in their number of classes."""
-        own = self.exit(seen)
+        own = self.exit(seen)  # f_n, [B, C]
         before = seen.logits[self.before].detach()
         if own.shape[1] != before.shape[1]:
             raise BadNetwork(

@@ -26,7 +26,7 @@ class Adopted(Exit):
     def __init__(self, module: str) -> None:
         super().__init__()
         self.module = module
-        self.head = None
+        self.head = None  # until `belong_to`
 
     def belong_to(self, model: nn.Module) -> None:
         """Find the head in the model. Raises BadNetwork if the model has no module of this name."""

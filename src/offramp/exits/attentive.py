@@ -116,6 +116,7 @@ class Squeezed(Exit):
         self.classes = int(classes)
         self.width = int(width)
         channels = self.shape[0]
+        # One convolution with this stride leaves about LEFT pixels of a side.
         kernel = max(1, min(self.shape[1:]) // LEFT)
         self.layers = nn.Sequential(
             *_unit(nn.Conv2d(channels, self.width, 1)),
@@ -174,6 +175,7 @@ def _separable(width_in: int, width: int) -> nn.Sequential:
     for stride, out in ((2, width_in), (1, width)):
         layers += [nn.Conv2d(width_in, width_in, 3, stride, padding=1, groups=width_in, bias=False)]
         layers += _unit(nn.Conv2d(width_in, out, 1, bias=False))
+    # The authors' start: He's rule with fan-out.
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -53,6 +53,7 @@ class Branch(Exit):
         layers: list[nn.Module] = []
         if raw:
             layers += [nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()]
+        # The channels of each convolution's input are those of the output before it.
         for width_in, width in zip((shape[0], *widths[:-1]), widths, strict=True):
             layers += [
                 nn.Conv2d(width_in, width, 3, padding=1),

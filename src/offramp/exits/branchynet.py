@@ -121,6 +121,7 @@ class Residual(Exit):
         basic = [branchy_block(channels, channels) for _ in range(self.count)]
         self.blocks = nn.Sequential(*basic)
         self.linear = nn.Linear(channels * height * width, self.classes)
+        # The scale of the authors' initial weights.
         chainer_start(self, WSCALE)
         if not self.biased:
             as_first_edition(self.blocks)

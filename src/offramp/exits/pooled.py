@@ -77,6 +77,7 @@ class Pooled(Exit):
         self.reads: tuple[str, ...] = ()
         if mask is not None:
             self.reads = (mask,)
+        # Hidden layers have a ReLU each; the last layer gives the logits.
         widths = (self.features, *self.hidden)
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):

@@ -30,7 +30,7 @@ class Internal(Exit):
         super().__init__()
         self.shape = tuple(shape)
         self.classes = int(classes)
-        self.mixed = Mixed(self.shape)
+        self.mixed = Mixed(self.shape)  # has the learned share
         self.linear = nn.Linear(self.mixed.features, self.classes)
 
     def pool(self, features: Tensor) -> Tensor:

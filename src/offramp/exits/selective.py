@@ -119,6 +119,7 @@ class Selective(Exit):
     def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """Logits [B, C], and the projected layers [B, m, D], which are handed on."""
         layers = self.layers(seen)
+        # Each channel is a mean over the layers, weighted by their shares.
         mixed = (self.shares(layers) * layers).sum(1)  # [B, m, D] -> [B, D]
         logits: Tensor = self.linear(mixed)
         return logits, layers

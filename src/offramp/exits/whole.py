@@ -25,6 +25,7 @@ def own(shape: Sequence[int], classes: int) -> Own:
     Raises:
         BadNetwork: the shape is not [classes].
     """
+    # A tapped value of another shape may be features, which would be taken for logits.
     if tuple(shape) != (classes,):
         raise BadNetwork(
             f"the exit 'own' needs logits of {classes} classes, got {list(shape)} for each row"

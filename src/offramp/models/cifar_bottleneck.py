@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp.layers.preprocess import Preprocess
+from offramp.models._bottleneck import EXPANSION, BottleneckConvolutions
 
 __all__ = ["resnet101"]
-
-EXPANSION = 4
 
 
 def preprocess() -> Preprocess:
@@ -54,31 +53,26 @@ class BottleneckResNet(nn.Module):
         return logits
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride) and 1x1 convolution, and a shortcut; gives four times `width`
-    channels.
-    """
+class Bottleneck(BottleneckConvolutions):
+    """A bottleneck block whose shortcut is called `shortcut`, and is an identity if it can be."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
-        super().__init__()
+        super().__init__(width_in, width, stride)
         wide = EXPANSION * width
-        self.conv1 = nn.Conv2d(width_in, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, wide, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(wide)
-        same = width_in == wide and stride == 1
-        projection = [nn.Conv2d(width_in, wide, 1, stride=stride, bias=False), nn.BatchNorm2d(wide)]
-        self.shortcut = nn.Identity() if same else nn.Sequential(*projection)
+        # Drawn also where it is not used, so that a seed gives the weights of the first edition.
+        projection = nn.Conv2d(width_in, wide, 1, stride=stride, bias=False)
+        self.shortcut: nn.Module = nn.Identity()
+        if width_in != wide or stride > 1:
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(wide))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, width_in, H, W] -> [B, 4 width, H / stride, W / stride]."""
-        h = torch.relu(self.bn1(self.conv1(x)))
-        h = torch.relu(self.bn2(self.conv2(h)))
-        return torch.relu(self.bn3(self.conv3(h)) + self.shortcut(x))
+        return torch.relu(self.residual(x) + self.shortcut(x))
 
 
 def _stage(width_in: int, width: int, blocks: int, *, stride: int) -> nn.Sequential:
-    rest = (Bottleneck(EXPANSION * width, width, 1) for _ in range(blocks - 1))
-    return nn.Sequential(Bottleneck(width_in, width, stride), *rest)
+    """Blocks of one width; the first has the stride."""
+    units = [Bottleneck(width_in, width, stride)]
+    for _ in range(blocks - 1):
+        units.append(Bottleneck(EXPANSION * width, width, 1))
+    return nn.Sequential(*units)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp.layers.preprocess import Preprocess
+from offramp.models._bottleneck import EXPANSION, BottleneckConvolutions
 
 __all__ = ["resnet50"]
-
-EXPANSION = 4
 
 
 def preprocess() -> Preprocess:
@@ -52,18 +51,12 @@ class ResNet50(nn.Module):
         return logits
 
 
-class WideBottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 and a shortcut; gives four times `width` channels."""
+class WideBottleneck(BottleneckConvolutions):
+    """A bottleneck block whose shortcut has torchvision's name, `downsample`."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
-        super().__init__()
+        super().__init__(width_in, width, stride)
         wide = EXPANSION * width
-        self.conv1 = nn.Conv2d(width_in, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, wide, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(wide)
         self.downsample: nn.Sequential | None = None
         if stride > 1 or width_in != wide:
             shortcut = nn.Conv2d(width_in, wide, 1, stride=stride, bias=False)
@@ -71,14 +64,14 @@ class WideBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, width_in, H, W] -> [B, 4 width, H / stride, W / stride]."""
-        h = torch.relu(self.bn1(self.conv1(x)))
-        h = torch.relu(self.bn2(self.conv2(h)))
-        h = self.bn3(self.conv3(h))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return torch.relu(h + shortcut)
+        h = self.residual(x)
+        if self.downsample is None:
+            return torch.relu(h + x)
+        return torch.relu(h + self.downsample(x))
 
 
 def _stage(width_in: int, width: int, blocks: int, *, stride: int) -> nn.Sequential:
+    """Blocks of one width; the first has the stride."""
     units: list[nn.Module] = [WideBottleneck(width_in, width, stride)]
     for _ in range(blocks - 1):
         units.append(WideBottleneck(EXPANSION * width, width, 1))

@@ -6,6 +6,7 @@ Colours are names of CSS variables; page.js replaces them by the colours of the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -48,7 +49,7 @@ def frontier_chart(
     chosen = view.dot("this plan", view.plan)
     plain = view.plain_dot()
     statics = view.statics()
-    word = "accuracy" if view.labelled else "agreement"
+    word = view.word
     choices = []
     for unit in view.units:
         choices.append(_plane(unit, word, chosen, plain, statics, others, lines))
@@ -65,35 +66,22 @@ def _plane(
     lines: Mapping[Unit, Sequence[Dot]],
 ) -> Figure:
     """The chart for one unit of cost. Later traces are drawn over earlier ones, the plan last."""
-    static = {"color": "--static", "size": 9, "symbol": "square"}
+    dots = partial(_dots, unit, word)
+    small = {"size": 3}
+    steps = {"width": 2, "shape": "hv"}
+    square = {"color": "--static", "size": 9, "symbol": "square"}
+    dotted = {"width": 1, "dash": "dot"}
+    diamond = {"size": 12, "symbol": "diamond"}
+    star = {"size": 17, "symbol": "star"}
     traces = [
-        _dots(
-            unit,
-            word,
-            lines[unit],
-            "found by search",
-            "--frontier",
-            {"size": 3},
-            line={"width": 2, "shape": "hv"},
-        ),
-        _dots(
-            unit,
-            word,
-            statics,
-            "static networks",
-            "--static",
-            static,
-            line={"width": 1, "dash": "dot"},
-            named=True,
-        ),
+        dots(lines[unit], "found by search", "--frontier", small, line=steps),
+        dots(statics, "static networks", "--static", square, line=dotted, named=True),
     ]
     for index, dot in enumerate(others):
         other = {"size": 11, "symbol": SYMBOLS[index % len(SYMBOLS)]}
-        traces.append(_dots(unit, word, [dot], safe(dot.name), "--other", other))
-    diamond = {"size": 12, "symbol": "diamond"}
-    traces.append(_dots(unit, word, [plain], "plain network", "--ink", diamond))
-    star = {"size": 17, "symbol": "star"}
-    traces.append(_dots(unit, word, [chosen], "this plan", "--plan", star))
+        traces.append(dots([dot], safe(dot.name), "--other", other))
+    traces.append(dots([plain], "plain network", "--ink", diamond))
+    traces.append(dots([chosen], "this plan", "--plan", star))
     title = f"mean cost in {unit_name(unit)}, plain network = 100%"
     layout = {
         "xaxis": {"title": {"text": title}, **SHARE},
@@ -124,8 +112,12 @@ def _dots(
     if named:
         mode += "+text"
         names = [safe(dot.name) for dot in dots]
+    costs = []
+    qualities = []
     hover = []
     for dot in dots:
+        costs.append(dot.costs[unit])
+        qualities.append(dot.quality)
         how = safe(dot.how).replace("; ", "<br>")
         hover.append(
             f"<b>{safe(dot.name)}</b><br>{how}<br>"
@@ -135,9 +127,10 @@ def _dots(
         "type": "scatter",
         "mode": mode,
         "name": name,
-        "x": [dot.costs[unit] for dot in dots],
-        "y": [dot.quality for dot in dots],
+        "x": costs,
+        "y": qualities,
         "text": names,
+        # The last name is centred, so that it stays inside the plot.
         "textposition": ["bottom right"] * (len(dots) - 1) + ["bottom center"],
         "textfont": {"color": color, "size": 12},
         "hovertext": hover,
@@ -151,24 +144,31 @@ def _dots(
 def exits_chart(
     view: View, shares: Sequence[float], here: Sequence[float | None], all_rows: Sequence[float]
 ) -> Figure:
-    """Shares as bars, how often the exits are right as marks."""
-    names = [safe(name) for name in view.trace.topology.exits]
-    word = "right" if view.labelled else "agree"
-    marks: tuple[tuple[str, Sequence[float | None], str, Figure], ...] = (
-        (f"{word}, of the rows that leave here", here, "--plan", {"symbol": "diamond", "size": 12}),
-        (
-            f"{word}, of all rows",
-            all_rows,
-            "--ink",
-            {"symbol": "line-ew-open", "size": 28, "line": {"width": 3}},
-        ),
+    """Shares of rows as bars, accuracies of the exits as marks.
+
+    Args:
+        view: a trace under a plan.
+        shares: of the rows that leave at each exit [E].
+        here: accuracy of each exit on the rows that leave there [E]; None if there are none.
+        all_rows: accuracy of each exit on all rows [E].
+    """
+    names = list(map(safe, view.trace.topology.exits))
+    word = "agree"
+    if view.labelled:
+        word = "right"
+    diamond = {"symbol": "diamond", "size": 12, "color": "--plan"}
+    dash = {"symbol": "line-ew-open", "size": 28, "line": {"width": 3}, "color": "--ink"}
+    marks: tuple[tuple[str, Sequence[float | None], Figure], ...] = (
+        (f"{word}, of the rows that leave here", here, diamond),
+        (f"{word}, of all rows", all_rows, dash),
     )
+    # Bars for the shares, and marks over them.
     bars = {
         "type": "bar",
         "name": "share of rows that leave here",
         "x": names,
         "y": list(shares),
-        "text": [percent(share) for share in shares],
+        "text": list(map(percent, shares)),
         "textposition": "auto",
         "insidetextanchor": "start",
         "width": 0.55,
@@ -177,7 +177,7 @@ def exits_chart(
         "hovertemplate": "%{x}<br>%{y:.1%} of the rows leave here<extra></extra>",
     }
     dots = []
-    for name, values, color, marker in marks:
+    for name, values, marker in marks:
         dots.append(
             {
                 "type": "scatter",
@@ -185,7 +185,7 @@ def exits_chart(
                 "name": name,
                 "x": names,
                 "y": list(values),
-                "marker": marker | {"color": color},
+                "marker": marker,
                 "hovertemplate": f"%{{x}}<br>%{{y:.2%}} {name}<extra></extra>",
             }
         )
@@ -198,22 +198,41 @@ def exits_chart(
 
 
 def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
-    """How often an exit is right where its gate's score is low, and where it is high."""
-    word = "right" if view.labelled else "agrees"
-    middle = [(bin_.start + bin_.end) / 2 for bin_ in bins]
+    """How often an exit is right, from low to high scores of its gate.
+
+    Args:
+        view: a trace under a plan.
+        name: of the box on the page.
+        gate: the node of the gate.
+        bins: of its scores.
+    """
+    word = "agrees"
+    axis = "agreement"
+    if view.labelled:
+        word = "right"
+        axis = "right"
+    middle = []
+    right = []
+    reference_right = []
     hover = []
+    lowest = 1.0  # every whisker and every diamond must be on the chart
     for bin_ in bins:
+        middle.append((bin_.start + bin_.end) / 2)
+        right.append(bin_.right)
+        reference_right.append(bin_.reference)
+        lowest = min(lowest, bin_.interval[0], bin_.reference)
         hover.append(
             f"scores {bin_.low:.4g} to {bin_.high:.4g}<br>{bin_.rows:,} rows<br>"
             f"{safe(gate)} {word} for {percent(bin_.right)}<br>{safe(view.reference)} {word} for "
             f"{percent(bin_.reference)}"
         )
+    # A line through the bins with their intervals, and the reference on the same rows.
     line = {
         "type": "scatter",
         "mode": "markers+lines",
         "name": safe(gate),
         "x": middle,
-        "y": [bin_.right for bin_ in bins],
+        "y": right,
         "error_y": _whiskers(bins),
         "marker": {"color": "--frontier", "size": 8},
         "line": {"color": "--frontier", "width": 1.5},
@@ -225,13 +244,11 @@ def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
         "mode": "markers",
         "name": safe(view.reference),
         "x": middle,
-        "y": [bin_.reference for bin_ in bins],
+        "y": reference_right,
         "marker": {"color": "--ink", "size": 7, "symbol": "diamond-open"},
         "hovertext": hover,
         "hoverinfo": "text",
     }
-    # every whisker and every diamond must be on the chart
-    lowest = min(min(bin_.interval[0], bin_.reference) for bin_ in bins)
     layout = {
         "xaxis": {
             "title": {"text": "rows, from the least to the most sure"},
@@ -239,7 +256,7 @@ def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
             "range": [0, 1],
         },
         "yaxis": {
-            "title": {"text": "right" if view.labelled else "agreement"},
+            "title": {"text": axis},
             "tickformat": ".0%",
         },
         "showlegend": True,
@@ -247,7 +264,7 @@ def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
     }
     layout["yaxis"]["range"] = [max(0.0, lowest - 0.05), 1.03]
     traces = [line]
-    if view.labelled:
+    if view.labelled:  # without labels the reference always agrees with itself
         traces.append(reference)
     return figure(name, {"data": traces, "layout": layout})
 
@@ -281,17 +298,19 @@ def _threshold(view: View, gate: str) -> Figure:
     }
     line = {"type": "line", "x0": start, "x1": start, "y0": 0, "y1": 1, "yref": "paper"}
     words = f"leaves from {view.plan.thresholds[gate][0]:.4g}"
-    right = start > 0.5
     note = {
         "x": start,
         "y": 0.03,
         "yref": "paper",
         "yanchor": "bottom",
-        "xanchor": "right" if right else "left",
-        "text": f"{words} → " if right else f" → {words}",
+        "xanchor": "left",
+        "text": f" → {words}",
         "showarrow": False,
         "font": {"color": "--plan"},
     }
+    if start > 0.5:  # on the other side of the line there is not enough room
+        note["xanchor"] = "right"
+        note["text"] = f"{words} → "
     return {
         "shapes": [
             {**shade, "fillcolor": "--shade", "line": {"width": 0}},

@@ -1,5 +1,6 @@
-"""One self-contained page around any sections: style, script, and the charts as data. Needs no
-network.
+"""One self-contained page around any sections: style, script, and the charts as data.
+
+The page needs no internet connection.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def frame(
     Args:
         title: the heading.
         lead: what the page is about.
-        verdict: one line that says the result, on top of everything else; left out if empty.
+        verdict: the result in one line, on top of everything else; left out if empty.
         sections: made by `markup.section`; each gets a line in the table of contents.
         footer: where the figures come from.
         figures: charts, from `charts.figure`.
@@ -50,10 +51,13 @@ def frame(
         promise: the promise in words.
         cards: the most important figures.
     """
+    verdict_line = ""
+    if verdict:
+        verdict_line = tag("p", verdict, class_="verdict")
     return Template(_part("html")).substitute(
         title=text(title),
         lead=text(lead),
-        verdict=tag("p", verdict, class_="verdict") if verdict else "",
+        verdict=verdict_line,
         contents=_contents(sections),
         style=_part("css"),
         warning=warning,
@@ -68,19 +72,20 @@ def frame(
 
 
 def _part(kind: str) -> str:
+    """The text of page.html, page.css or page.js."""
     return files("offramp.reporting").joinpath(f"page.{kind}").read_text(encoding="utf-8")
 
 
 def _embedded(figures: Sequence[Figure]) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element around it."""
 
     def plain(value: object) -> object:
         if isinstance(value, np.generic):
             return value.item()
-        raise TypeError(f"{type(value).__name__} is no plain data")
+        raise TypeError(f"{type(value).__name__} is not plain data")
 
-    said = json.dumps(figures, default=plain, allow_nan=False)
-    return said.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    dumped = json.dumps(figures, default=plain, allow_nan=False)
+    return dumped.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 HEADING = re.compile(r'<h2 id="([\w-]+)-title">(.*?)</h2>')  # as `markup.section` writes it
@@ -88,10 +93,9 @@ HEADING = re.compile(r'<h2 id="([\w-]+)-title">(.*?)</h2>')  # as `markup.sectio
 
 def _contents(sections: Html) -> Html:
     """Links to all sections."""
-    links = [
-        tag("li", tag("a", Html(title), href=f"#{name}"))
-        for name, title in HEADING.findall(sections)
-    ]
+    links = []
+    for name, title in HEADING.findall(sections):
+        links.append(tag("li", tag("a", Html(title), href=f"#{name}")))
     if not links:
         return Html()
     return tag("nav", tag("ul", *links), class_="contents", aria_label="On this page")
@@ -112,11 +116,12 @@ def plotly_library() -> str:
 
 @cache
 def _packed(script: str) -> str:
+    """A script as gzip in base64; mtime=0, so that equal scripts give equal pages."""
     return base64.b64encode(gzip.compress(script.encode(), compresslevel=6, mtime=0)).decode()
 
 
 def version_text() -> str:
-    """Which offramp wrote a page."""
+    """The version of offramp, for the foot of a page."""
     try:
         return version("offramp")
     except PackageNotFoundError:

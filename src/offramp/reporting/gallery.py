@@ -18,16 +18,25 @@ from offramp.reporting.markup import Html, tag
 from offramp.reporting.view import View
 
 PICTURES = 24
-SMALL, LARGE = 96, 224  # sides in pixels: smaller ones are enlarged, larger ones reduced
+SMALL = 96  # pixels of a side; smaller pictures are enlarged
+LARGE = 224  # pixels of a side; larger pictures are reduced
 FEW_GREYS = 16  # images whose largest value is at most this are stretched to 255
 
 
 def gallery(view: View, data: object, maps: Maps | None = None) -> list[Html]:
-    """Two groups of pictures with what they are and how they were answered; of maps a group each,
-    over some of them.
+    """Two groups of pictures with their labels and answers, and a group for each map.
 
-    Raises BadData when `data` does not hold the rows of the trace, or holds no images; MissingExtra
-    for Pillow.
+    Args:
+        view: a trace under a plan.
+        data: the recorded rows.
+        maps: shown over some of the pictures; None for no maps.
+
+    Returns:
+        Headings and groups.
+
+    Raises:
+        BadData: `data` does not hold the rows of the trace, or holds no images.
+        MissingExtra: Pillow is not installed.
     """
     if not view.open_gates:
         note = tag(
@@ -117,34 +126,38 @@ def _setting_ways(view: View) -> list[Way]:
 
 
 def _sides(view: View) -> tuple[Array, Array]:
-    """Positions in the trace: the surest that left at the first open gate, the least sure that
-    reached the end.
+    """Positions in the trace of both groups.
+
+    The first are the rows with the highest scores that left at the first open gate, the second the
+    rows with the lowest scores that reached the end.
     """
     gate = view.open_gates[0]
     scores = np.nan_to_num(
         view.trace.columns[f"score/{gate}"], nan=-np.inf, posinf=np.inf, neginf=-np.inf
     )
-    order = np.argsort(scores, kind="stable")
-    left = view.replay.exit[order] == view.trace.topology.exit_index(gate)
-    return order[left][::-1][:PICTURES], order[view.replay.exit[order] == view.last][:PICTURES]
+    rising = np.argsort(scores, kind="stable")  # [N]
+    exits = view.replay.exit[rising]
+    left = rising[exits == view.trace.topology.exit_index(gate)]
+    ended = rising[exits == view.last]
+    return left[::-1][:PICTURES], ended[:PICTURES]
 
 
 def _images(view: View, source: Rows, wanted: Array) -> Array:
-    """The images [W, C, H, W'] of these positions of the trace, proved to be the recorded rows."""
+    """The images [W, C, H, W'] at these positions of the trace.
+
+    Raises BadData if they are not images, or not the recorded rows.
+    """
     numbers = view.trace.columns["row"][wanted]
     x = _taken(source, numbers)
-    if (
-        not isinstance(x, np.ndarray)
-        or x.dtype != np.uint8
-        or x.ndim != 4
-        or x.shape[1] not in (1, 3)
-    ):
-        if isinstance(x, np.ndarray):
-            got = f"{x.dtype} {list(x.shape[1:])}"
-        else:
-            got = f"{', '.join(x)} by name"
+    if not isinstance(x, np.ndarray):
         raise BadData(
-            f"a row is {got}; the gallery shows images uint8 [1 or 3, H, W]: leave data out"
+            f"the gallery needs images, uint8 [1 or 3, H, W], got rows of {', '.join(x)}. Leave "
+            "data out"
+        )
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise BadData(
+            f"the gallery needs images, uint8 [1 or 3, H, W], got rows of {x.dtype} "
+            f"{list(x.shape[1:])}. Leave data out"
         )
     digests = digests_of(x, view.trace.header.digest_form)
     differs = np.flatnonzero(digests != view.trace.columns["digest"][wanted])
@@ -159,29 +172,33 @@ def _images(view: View, source: Rows, wanted: Array) -> Array:
 
 def _taken(source: Rows, numbers: Array) -> Any:
     """The rows x with these numbers in the source, in their order."""
+    # A source is a slice of its file: row = start + step * index.
     keep = source.keep
-    at, rest = np.divmod(numbers - keep.start, keep.step)
-    if (rest != 0).any() or (at < 0).any() or (at >= len(keep)).any():
-        bad = numbers[(rest != 0) | (at < 0) | (at >= len(keep))]
+    indices, rest = np.divmod(numbers - keep.start, keep.step)
+    is_missing = (rest != 0) | (indices < 0) | (indices >= len(keep))
+    if is_missing.any():
         raise BadData(
-            f"row {bad[0]} of the trace is not among the rows of {source.name}. Give the data "
-            "that was recorded"
+            f"row {numbers[is_missing][0]} of the trace is not among the rows of {source.name}. "
+            "Give the data that was recorded"
         )
     if source.can_take:
-        return source.take_x(at)
-    found: dict[int, Array] = {}
+        return source.take_x(indices)
+    # A stream: read it until its end, and keep the rows that are wanted.
+    by_number: dict[int, Array] = {}
     for batch in source.batches(256):
         if not isinstance(batch.x, np.ndarray):
             return batch.x
-        places = np.flatnonzero(np.isin(batch.row, numbers))
-        found |= {int(batch.row[index]): batch.x[index] for index in places}
-    missing = [number for number in numbers.tolist() if number not in found]
-    if missing:
-        raise BadData(
-            f"{source.name} ended before row {missing[0]} of the trace. Give the data that "
-            "was recorded"
-        )
-    return np.stack([found[number] for number in numbers.tolist()])
+        for index in np.flatnonzero(np.isin(batch.row, numbers)):
+            by_number[int(batch.row[index])] = batch.x[index]
+    images = []
+    for number in numbers.tolist():
+        if number not in by_number:
+            raise BadData(
+                f"{source.name} ended before row {number} of the trace. Give the data that was "
+                "recorded"
+            )
+        images.append(by_number[number])
+    return np.stack(images)
 
 
 def _group(
@@ -203,33 +220,40 @@ def _group(
     return tag("ul", *pictures, class_="gallery")
 
 
-def _picture(view: View, at: int, image: Array, caption: str) -> Html:
-    """One input, its label and, where it differs, the answer."""
-    answer = int(view.replay.answer[at])
-    labels = view.trace.labels
-    names = view.trace.header.class_names or ()
-
-    def named(kind: int) -> str:
-        return names[kind] if 0 <= kind < len(names) else str(kind)
-
-    truth = answer if labels is None else int(labels[at])
-    if truth == answer:
-        said = named(answer)
-    else:
-        said = f"{named(truth)}, answered {named(answer)}"
-    if truth == answer:
-        told = [tag("span", said)]
-    else:
-        told = [tag("span", f"{named(truth)} → "), tag("b", named(answer))]
-    kind = "stages" if view.trace.header.settings else "score"
+def _picture(view: View, position: int, image: Array, caption: str) -> Html:
+    """One input with its label and, if that differs, the answer; below them a caption."""
+    answer = int(view.replay.answer[position])
+    truth = answer
+    if view.trace.labels is not None:
+        truth = int(view.trace.labels[position])
+    answer_name = _class_name(view, answer)
+    words = answer_name
+    classes = [tag("span", answer_name)]
+    kind = None
+    if truth != answer:
+        truth_name = _class_name(view, truth)
+        words = f"{truth_name}, answered {answer_name}"
+        classes = [tag("span", f"{truth_name} → "), tag("b", answer_name)]
+        kind = "wrong"
+    measure = "score"
+    if view.trace.header.settings:
+        measure = "stages"
     picture = tag(
         "img",
         src=data_uri(image),
-        alt=f"row {view.trace.columns['row'][at]}: {said}, {kind} {caption}",
+        alt=f"row {view.trace.columns['row'][position]}: {words}, {measure} {caption}",
         loading="lazy",
     )
-    under = tag("span", caption, class_="note")
-    return tag("li", picture, tag("div", *told), under, class_="wrong" if truth != answer else None)
+    below = tag("span", caption, class_="note")
+    return tag("li", picture, tag("div", *classes), below, class_=kind)
+
+
+def _class_name(view: View, number: int) -> str:
+    """The name of a class, or its number if it has none."""
+    names = view.trace.header.class_names or ()
+    if 0 <= number < len(names):
+        return names[number]
+    return str(number)
 
 
 def data_uri(image: Array) -> str:
@@ -240,11 +264,14 @@ def data_uri(image: Array) -> str:
         raise MissingExtra("pillow", "report", "the gallery") from problem
     if 0 < image.max() <= FEW_GREYS:
         image = (image.astype(np.uint16) * 255 // FEW_GREYS).astype(np.uint8)
-    planes = np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-    picture = Image.fromarray(planes)
+    if len(image) == 1:
+        planes = image[0]  # [H, W]
+    else:
+        planes = image.transpose(1, 2, 0)  # [H, W, 3]
+    picture = Image.fromarray(np.ascontiguousarray(planes))
     side = min(picture.size)
     if side < SMALL:
-        times = -(-SMALL // side)
+        times = -(-SMALL // side)  # rounded up
         picture = picture.resize(
             (picture.width * times, picture.height * times), Image.Resampling.NEAREST
         )

@@ -1,4 +1,4 @@
-"""Maps over real inputs: where in a picture a network spends its work (ponder maps of SACT)."""
+"""Maps over real inputs: the work at each position of a picture (ponder maps of SACT)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ HIGH = np.array([230.0, 60.0, 20.0])
 def map_groups(
     images: Array, rows: Sequence[int], maps: Maps, uri: Callable[[Array], str]
 ) -> list[Html]:
-    """A group of pictures for each map, blue where least is spent and red where most is.
+    """A group of pictures for each map. The lowest values are blue, the highest red.
 
     Args:
         images: uint8 [W, C, H, W'].
         rows: their numbers.
-        maps: gives the maps of these images.
-        uri: makes a picture of an image.
+        maps: computes the maps of these images.
+        uri: turns an image into the address of a picture.
+
+    Returns:
+        A heading and a list of pictures for each map.
 
     Raises:
         BadData: the maps do not fit the images.
@@ -36,19 +39,21 @@ def map_groups(
     images = images[:SHOWN]
     groups = list[Html]()
     for name, values in maps(images).items():
-        found = np.asarray(values, np.float64)
-        if found.ndim != 3 or len(found) != len(images) or not np.isfinite(found).all():
+        heights = np.asarray(values, np.float64)  # [W, h, w]
+        if heights.ndim != 3 or len(heights) != len(images) or not np.isfinite(heights).all():
             raise BadData(
                 f"the map {name!r} must be finite numbers [{len(images)}, h, w], one map for each "
-                f"image, got "
-                f"{list(found.shape)}"
+                f"image, got {list(heights.shape)}"
             )
-        low = float(found.min())
-        high = float(found.max())
+        low = float(heights.min())
+        high = float(heights.max())
         pictures = list[Html]()
-        for image, one, row in zip(images, found, rows, strict=False):
-            mean = float(one.mean())
-            share = (one - low) / (high - low) if high > low else np.zeros_like(one)
+        # There may be more rows than pictures.
+        for image, height, row in zip(images, heights, rows, strict=False):
+            mean = float(height.mean())
+            share = np.zeros_like(height)
+            if high > low:
+                share = (height - low) / (high - low)
             picture = tag(
                 "img",
                 src=uri(over(image, share)),
@@ -62,9 +67,16 @@ def map_groups(
 
 
 def over(image: Array, share: Array) -> Array:
-    """A grey image under a map: uint8 [C, H, W] and numbers [h, w] from 0 to 1 -> uint8 [3, H,
-    W].
+    """A grey image under a map.
+
+    Args:
+        image: uint8 [C, H, W].
+        share: numbers from 0 to 1, [h, w].
+
+    Returns:
+        uint8 [3, H, W].
     """
+    # The map is enlarged to the size of the image by its nearest cell.
     height, width = image.shape[1:]
     down = np.arange(height) * share.shape[0] // height
     across = np.arange(width) * share.shape[1] // width

@@ -23,8 +23,7 @@ def text(value: str) -> Html:
 
 def join(parts: Iterable[str], between: str = "") -> Html:
     """Parts one after the other, with `between` between them; each is escaped if necessary."""
-    escaped = [text(part) for part in parts]
-    return Html(text(between).join(escaped))
+    return Html(text(between).join(map(text, parts)))
 
 
 def tag(name: str, /, *inside: str, **attributes: str | None) -> Html:
@@ -59,9 +58,9 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> H
     """
     heads = [tag("th", cell, scope="col") for cell in head]
     lines = []
-    for row in rows:
-        cells = [tag("td", cell) for cell in row[1:]]
-        lines.append(tag("tr", tag("th", row[0], scope="row"), *cells))
+    for first, *others in rows:
+        cells = [tag("td", cell) for cell in others]
+        lines.append(tag("tr", tag("th", first, scope="row"), *cells))
     element = tag(
         "table",
         tag("caption", caption),
@@ -91,7 +90,9 @@ def switch(name: str, legend: str, labels: Sequence[str]) -> Html:
     """Radio buttons between the choices of the chart `name`; the first is shown."""
     choices = []
     for index, label in enumerate(labels):
-        checked = "" if index == 0 else None  # an empty value checks a button, too
+        checked = None
+        if index == 0:
+            checked = ""  # an empty value checks a button, too
         button = tag("input", type="radio", name=name, value=str(index), checked=checked)
         choices.append(tag("label", button, label))
     return tag("fieldset", tag("legend", legend), *choices, class_="switch")
@@ -99,5 +100,7 @@ def switch(name: str, legend: str, labels: Sequence[str]) -> Html:
 
 def chart(name: str, label: str, *, tall: bool = False) -> Html:
     """An empty box, in which page.js draws the figure of the same name."""
-    classes = "chart tall" if tall else "chart"
+    classes = "chart"
+    if tall:
+        classes = "chart tall"
     return tag("div", id=name, class_=classes, role="img", aria_label=label)

@@ -42,14 +42,14 @@ def report(
     The page needs no internet connection and no other file.
 
     Args:
-        trace: The rows to show; best rows that the plan has not seen.
+        trace: The rows to show. Use rows that the plan has not seen.
         plan: Of the same network.
         path: The .html file. An earlier page of offramp there is replaced.
         data: The recorded rows, for a gallery of images.
-        others: Plans to mark beside it, under their names.
-        maps: What is shown over some of these images: a function from images [W, C, H, W'] to maps
-            [W, h, w] by name, such as `offramp.layers.adaptive_depth.PonderMaps` of a model.
-        title: The heading; by default the names of the exits.
+        others: Further plans to mark on the frontier, by name.
+        maps: Maps to show over some of these images: a function from images [W, C, H, W'] to maps
+            [W, h, w] by name, for example `offramp.layers.adaptive_depth.PonderMaps` of a model.
+        title: The heading. By default it is the names of the exits.
 
     Returns:
         The path.
@@ -73,7 +73,7 @@ def report(
 
 @dataclass(frozen=True)
 class _Page:
-    """The sections of a page. Each method gives the markup of a section and its charts."""
+    """The sections of a page. Each method returns the markup of a section and its charts."""
 
     view: View
     others: Mapping[str, Plan]
@@ -81,6 +81,7 @@ class _Page:
 
     def whole(self, library: str, pictures: Sequence[Html]) -> str:
         """The page, with plotly.js inside."""
+        # The order of the sections on the page.
         parts = [
             self._frontier(),
             self._cost(),
@@ -119,19 +120,20 @@ class _Page:
         )
 
     def _lead(self) -> str:
-        exits = self.view.trace.topology.exits
-        way = f"{len(exits)} exits" if len(exits) > 1 else "one exit"
+        """The subject of the page in one sentence."""
+        rows = f"{len(self.view.trace):,} rows of {self.view.trace.header.data}"
         if not self.view.trace.topology.is_chain:
             return (
-                f"How a network with forks answers when every input takes its own path: "
-                f"{len(self.view.trace):,} rows of {self.view.trace.header.data} under one plan, "
-                f"beside the most expensive path, which would answer them all."
+                f"A network with forks, in which every input takes its own path: {rows} under one "
+                "plan, compared with the most expensive path, which could answer them all."
             )
+        exits = self.view.trace.topology.exits
+        count = "one exit"
+        if len(exits) > 1:
+            count = f"{len(exits)} exits"
         return (
-            f"How a network with {way} answers when the inputs it is sure about leave early: "
-            f"{len(self.view.trace):,} "
-            f"rows of {self.view.trace.header.data} under one plan, beside the plain network that "
-            f"always runs whole."
+            f"A network with {count}, from which inputs leave early if it is sure about them: "
+            f"{rows} under one plan, compared with the plain network, which always runs completely."
         )
 
     def _warning(self) -> Html:
@@ -139,20 +141,24 @@ class _Page:
             return Html()
         return tag(
             "p",
-            "An exit of this network was never trained: its answers mean nothing yet.",
+            "An exit of this network was never trained. Its answers mean nothing yet.",
             class_="warning",
         )
 
     def _frontier(self) -> tuple[Html, list[Figure]]:
+        """Quality against cost."""
         view = self.view
         others = [view.dot(name, plan) for name, plan in self.others.items()]
         points = tables.points_table(view, view.dot("this plan", view.plan), others)
-        word = "accuracy" if view.labelled else f"agreement with {view.plain}"
+        word = f"agreement with {view.plain}"
+        if view.labelled:
+            word = "accuracy"
         lead = (
             f"Higher is better ({word}), further left is cheaper. The line is the best that a "
-            f"search finds on these "
-            "very rows: it shows what is possible here, and it promises nothing for other rows."
+            "search finds on these very rows. It shows what is possible here, and promises nothing "
+            "for other rows."
         )
+        # A trace without costs still has a table of its points.
         if not view.units:
             missing = tag(
                 "p", "The trace holds no costs, so there is nothing to compare.", class_="note"
@@ -161,7 +167,7 @@ class _Page:
         lines = {unit: view.frontier(unit) for unit in view.units}
         figure = chart(
             "frontier-chart",
-            f"{word} against mean cost; the figures stand in the table below",
+            f"{word} against mean cost; the table below has the figures",
             tall=True,
         )
         markup = section(
@@ -173,14 +179,15 @@ class _Page:
         """Radio buttons for the unit of the cost axis."""
         units = self.view.units
         if not units:
-            return tag("p", "Neither MACs nor milliseconds are known of this trace.", class_="note")
+            return tag("p", "This trace has neither MACs nor milliseconds.", class_="note")
         if len(units) < 2:
             return tag(
                 "p", "Milliseconds were not measured when the trace was recorded.", class_="note"
             )
-        return switch("frontier-chart", "Cost in", [unit_name(unit) for unit in units])
+        return switch("frontier-chart", "Cost in", list(map(unit_name, units)))
 
     def _cost(self) -> tuple[Html, list[Figure]]:
+        """The costs in every unit."""
         if not self.view.units:
             return Html(), []
         units = self.view.units
@@ -188,12 +195,12 @@ class _Page:
         price = next(price for price in prices if (price.unit, price.batch) in units)
         mean = percent(price.mean / price.plain)
         worst = percent(price.worst / price.plain)
+        # With exits on the way, the worst case can cost more than the plain network.
         if price.worst > price.plain:
             lead = (
                 f"An input that goes to the end pays for every exit on its way: {worst} of the "
-                f"plain network, where "
-                f"the mean is {mean}. Who must answer within a fixed time plans with the worst "
-                f"case, not with the mean."
+                f"plain network, while the mean is {mean}. If answers must come within a fixed "
+                "time, plan with the worst case and not with the mean."
             )
         else:
             lead = f"No input costs more than {worst} of the plain network; the mean is {mean}."
@@ -219,7 +226,7 @@ class _Page:
             notes.append(f"the same call's timings differ by {percent(noise)}")
         if self.view.trace.prices.with_runner:
             notes.insert(
-                0, "milliseconds hold the runner's own; the plain network is its engine's bare call"
+                0, "milliseconds include the runner; the plain network is its engine's bare call"
             )
         text = "; ".join(notes)
         if text:
@@ -232,8 +239,7 @@ class _Page:
             return Html(), []
         lead = (
             "Every box is a segment, a fork or an exit; an arrow is as thick as the share of rows "
-            "that took it. What "
-            "this plan never runs is pale."
+            "that took it. Parts that this plan never runs are pale."
         )
         return section(
             "ways",
@@ -244,6 +250,7 @@ class _Page:
         ), []
 
     def _exits(self) -> tuple[Html, list[Figure]]:
+        """Shares of rows and accuracies by exit."""
         view = self.view
         exits = self.view.trace.topology.exits
         right = view.replay.answer == view.target  # [N]
@@ -251,21 +258,25 @@ class _Page:
         alone: list[float] = []  # accuracy of an exit on all rows
         for index, name in enumerate(exits):
             leaves = view.replay.exit == index
-            here.append(float(right[leaves].mean()) if leaves.any() else None)
+            if leaves.any():
+                here.append(float(right[leaves].mean()))
+            else:
+                here.append(None)
             alone.append(float((view.trace.answers_at(name) == view.target).mean()))
-        lead = "Where the rows leave, and how good the answers are that they leave with."
+        lead = "The exits at which rows leave, and how good their answers are there."
         if view.labelled:
-            answers = np.column_stack([view.trace.answers_at(name) for name in exits])
+            answers = np.column_stack([view.trace.answers_at(name) for name in exits])  # [N, E]
             better = better_exit(answers == view.target[:, None], exits)
             if better is not None:
                 lead = f"{lead} {better[0].upper()}{better[1:]}"
-        figure = chart("exits-chart", "share of rows by exit; the figures stand in the table below")
+        figure = chart("exits-chart", "share of rows by exit; the table below has the figures")
         markup = section(
             "exits", "Exits", tag("p", lead), figure, tables.exits_table(view, here, alone)
         )
         return markup, [exits_chart(view, view.evaluation.shares, here, alone)]
 
     def _gates(self) -> tuple[Html, list[Figure]]:
+        """The reliability of each gate's scores."""
         view = self.view
         bins_by_gate = {}
         for gate in view.trace.topology.gates:
@@ -279,18 +290,20 @@ class _Page:
         else:
             does = f"how often its exit agrees with {view.plain}"
         lead = (
-            f"A gate is worth its score only if sure means right. All rows stand in order of "
-            f"their score, and the line "
-            f"shows {does}, with 95% intervals. The shaded rows would leave here."
+            "A gate is useful only if a high score means a right answer. All rows are in order of "
+            f"their score, and the line shows {does}, with 95% intervals. The shaded rows would "
+            "leave here."
         )
-        diamonds = f" Diamonds: {view.plain} on the same rows." if view.labelled else ""
+        diamonds = ""
+        if view.labelled:
+            diamonds = f" Diamonds: {view.plain} on the same rows."
         figures = []
         panels = []
         for number, (gate, bins) in enumerate(bins_by_gate.items()):
             name = f"gate-chart-{number}"
             figures.append(gate_chart(view, name, gate, bins))
             figure = chart(
-                name, f"reliability of the score of {gate}; the figures stand in the table below"
+                name, f"reliability of the score of {gate}; the table below has the figures"
             )
             details = folded("As figures", tables.bins_table(view, gate))
             panels.append(tag("div", tag("h3", gate), figure, details, class_="gate"))
@@ -303,6 +316,7 @@ class _Page:
         return markup, figures
 
     def _classes(self) -> tuple[Html, list[Figure]]:
+        """Accuracies by class; empty without labels."""
         view = self.view
         worst = self.view.evaluation.worst_class
         if not view.labelled or worst is None:
@@ -311,9 +325,8 @@ class _Page:
         plain = percent(worst.plain)
         lead = (
             f"A mean can hide a class that pays for the others. Here {worst.name} loses most: "
-            f"{mine} where "
-            f"{view.plain} has {plain}. Classes with few rows move by chance."
+            f"{mine} where {view.plain} has {plain}. Classes with few rows move by chance."
         )
         if worst.accuracy >= worst.plain:
-            lead = f"No class loses: the least gain has {worst.name}, from {plain} to {mine}."
+            lead = f"No class loses. {worst.name} gains least, from {plain} to {mine}."
         return section("classes", "The worst class", tag("p", lead), tables.class_table(view)), []

@@ -28,6 +28,7 @@ def promise_box(view: View) -> Html:
     if freshness:
         note.append(tag("p", freshness, class_="note"))
     sentence = tag("p", tag("b", "The plan: "), str(view.plan), class_="note")
+    # Without a promise the box shows how to get one.
     if promise is None:
         ask = tag(
             "code",
@@ -73,13 +74,18 @@ def big_figures(view: View) -> Html:
     prices = _known_prices(view)
     if prices:
         cards += _price_cards(prices[0])
-    early = sum(share for index, share in enumerate(evaluation.shares) if index != view.last)
+    early = 0.0
+    for index, share in enumerate(evaluation.shares):
+        if index != view.last:
+            early += share
     last_exit = view.trace.topology.exits[view.last]
     cards.append(_card("Leave early", percent(early), f"the others are answered at {last_exit}"))
     value, unit, interval = words.risk_figure(evaluation.risk)
     figure = join([value, tag("small", unit)])
     cards.append(_card(words.risk_title(evaluation.risk), figure, interval))
-    labelled = "labelled" if view.labelled else "unlabelled"
+    labelled = "unlabelled"
+    if view.labelled:
+        labelled = "labelled"
     source = f"{labelled} rows of {view.trace.header.data}"
     cards.append(_card("Rows", f"{evaluation.rows:,}", source))
     return tag("div", *cards, class_="cards")
@@ -157,9 +163,7 @@ def _bar(amount: str, share: float, most: float, kind: str) -> Html:
 
 def points_table(view: View, chosen: Dot, others: Sequence[Dot]) -> Html:
     """The marked points of the frontier, as figures."""
-    word = "accuracy" if view.labelled else "agreement"
-    units = [words.short(unit) for unit in view.units]
-    head = ["", word, *units, "how"]
+    head = ["", view.word, *map(words.short, view.units), "how"]
     rows = []
     for dot in (chosen, *others, view.plain_dot(), *view.statics()):
         costs = [percent(dot.costs[unit]) for unit in view.units]
@@ -175,23 +179,28 @@ def exits_table(view: View, here: Sequence[float | None], all_rows: Sequence[flo
         here: accuracy of each exit on the rows that leave there [E]; None where none do.
         all_rows: accuracy of each exit on all rows [E].
     """
-    word = "accuracy" if view.labelled else "agreement"
-    counts = np.bincount(view.replay.exit, minlength=len(all_rows))
+    counts = np.bincount(view.replay.exit, minlength=len(all_rows))  # [E]
     ran = {stage.name for stage in view.replay.schedule if stage.exit}
     rows = []
-    for name, share, count, right_here, right_of_all in zip(
-        view.trace.topology.exits, view.evaluation.shares, counts, here, all_rows, strict=True
-    ):
+    for index, name in enumerate(view.trace.topology.exits):
+        shown = name
+        if name not in ran:
+            shown = f"{name} (closed)"
+        right_here = here[index]
+        quality_here = DASH
+        if right_here is not None:
+            quality_here = percent(right_here, 2)
         rows.append(
             (
-                name if name in ran else f"{name} (closed)",
+                shown,
                 _leaves_from(view.plan, name, view),
-                percent(share),
-                f"{count:,}",
-                DASH if right_here is None else percent(right_here, 2),
-                percent(right_of_all, 2),
+                percent(view.evaluation.shares[index]),
+                f"{counts[index]:,}",
+                quality_here,
+                percent(all_rows[index], 2),
             )
         )
+    word = view.word
     head = ["exit", "leaves when", "share", "rows", f"{word} of these rows", f"{word} of all rows"]
     return table("Exits as figures", head, rows)
 
@@ -209,7 +218,9 @@ def _leaves_from(plan: Plan, name: str, view: View) -> str:
 
 def bins_table(view: View, gate: str) -> Html:
     """The bins of the scores of a gate as figures."""
-    word = "right" if view.labelled else "agrees"
+    word = "agrees"
+    if view.labelled:
+        word = "right"
     rows = []
     for bin_ in view.bins(gate):
         low, high = bin_.interval
@@ -238,10 +249,11 @@ def class_rows(view: View) -> list[tuple[str, int, float, float]]:
     """
     labels = view.trace.labels
     if labels is None:
-        raise BadData("the trace has no labels, so no accuracy by class; record labelled rows")
+        raise BadData("The trace has no labels, so no accuracy by class. Record labelled rows")
     names = view.trace.header.class_names or ()
     right = view.replay.answer == labels
     plain = view.trace.answers_at(view.reference) == labels
+    # The classes that occur [K], the index of each row's class [N], and their rows [K].
     kinds, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
 
     def shares(hits: Array) -> Array:
@@ -250,8 +262,10 @@ def class_rows(view: View) -> list[tuple[str, int, float, float]]:
 
     class_names = []
     for kind in kinds.tolist():
-        known = 0 <= kind < len(names)
-        class_names.append(names[kind] if known else str(kind))
+        if 0 <= kind < len(names):
+            class_names.append(names[kind])
+        else:
+            class_names.append(str(kind))
     rows = zip(
         class_names,
         counts.tolist(),
@@ -291,8 +305,10 @@ def footer(
     """
     header = view.trace.header
     origin = header.origin
-    has_logits = any(name.startswith("logits/") for name in view.trace.columns)
-    outputs = "logits" if has_logits else "answers"
+    outputs = "answers"
+    for name in view.trace.columns:
+        if name.startswith("logits/"):
+            outputs = "logits"
     facts = {
         "network": origin.network,
         "engine": f"{origin.engine}, {origin.precision}",
@@ -308,22 +324,20 @@ def footer(
     items = []
     for name, fact in facts.items():
         items += [tag("dt", name), tag("dd", fact)]
-    data = _data_option(header.data) if pictured else ""
+    data = ""
+    if pictured:
+        data = _data_option(header.data)
     command = f"offramp report trace.npz plan.json{data} -o report.html"
     again = tag("pre", tag("code", command))
     near = (
-        f"{percent(view.evaluation.in_band, 2)} of the rows lie within the float band of a "
-        "threshold, where the "
+        f"{percent(view.evaluation.in_band, 2)} of the rows are within the float band of a "
+        "threshold, where the last bits of a score decide. There a run at another batch size can "
+        "differ from this page."
     )
     return join(
         [
             tag("dl", *items),
-            tag(
-                "p",
-                near,
-                "last bits of a score decide; there a run at another batch size can differ from "
-                "this page.",
-            ),
+            tag("p", near),
             tag("p", "The same page again, from the saved trace and plan:"),
             again,
         ]
@@ -332,6 +346,7 @@ def footer(
 
 def _data_option(data: str) -> str:
     """The data as an option of the command line; a placeholder for rows that came as arrays."""
+    # Rows that came as arrays have a name that is not a spec.
     try:
         known = ":" in data or specs.parse(data).name in specs.names()
     except InvalidArgument:

@@ -84,6 +84,13 @@ class View:
         return self.trace.labels is not None
 
     @property
+    def word(self) -> str:
+        """The quality in one word."""
+        if self.labelled:
+            return "accuracy"
+        return "agreement"
+
+    @property
     def plain(self) -> str:
         """The plain network in words."""
         if self.reference == BACKBONE:
@@ -176,8 +183,8 @@ class View:
                     along = self.trace.prices.along(path, unit=kind, batch=batch)
                     costs[unit] = along / plain[unit]
                 # a path is named by the nodes that tell it from the other paths to this exit
-                chosen = [node for node in path if node not in always]
-                label = " ".join(chosen or [name])
+                own_nodes = [node for node in path if node not in always]
+                label = " ".join(own_nodes or [name])
                 quality = self.quality(answers)
                 dots.append(Dot(label, "static: answers every row", quality, costs))
         return dots
@@ -191,10 +198,12 @@ class View:
         topology = self.trace.topology
         if not topology.gates:
             return []
-        risk = find_risk("error" if self.labelled else "disagreement")
+        risk = find_risk("disagreement")
+        if self.labelled:
+            risk = find_risk("error")
         if self.trace.header.settings:
             # the plan of a setting sets every threshold to the value of the dial
-            width = sum(topology.routes(gate) for gate in topology.gates)
+            width = sum(map(topology.routes, topology.gates))
             thresholds_PG = np.repeat(np.array(self.trace.header.settings)[:, None], width, axis=1)
         elif topology.is_chain:
             problem = problem_of(self.trace, risk, self.reference, *unit)
@@ -204,8 +213,11 @@ class View:
             thresholds_PG = trade_offs_of_routes(
                 self.trace, losses_NL, unit=unit[0], batch=unit[1]
             ).thresholds_PG
-        plans = [Plan(thresholds=routed_thresholds(topology, row)) for row in thresholds_PG]
-        dots = [self.dot("found by search", plan) for plan in plans]
+        dots = []
+        for thresholds_G in thresholds_PG:
+            plan = Plan(thresholds=routed_thresholds(topology, thresholds_G))
+            dots.append(self.dot("found by search", plan))
+        # From cheap to dear, and of equal costs the best first: keep what improves the quality.
         better: list[Dot] = []
         for dot in sorted(dots, key=lambda dot: (dot.costs[unit], -dot.quality)):
             if not better or dot.quality > better[-1].quality:
@@ -242,10 +254,12 @@ class View:
         # the edges are scores that occur; equal quantiles become one edge
         edges = np.unique(np.quantile(scores, np.linspace(0, 1, BINS + 1), method="lower"))
         numbers = np.searchsorted(edges[1:-1], scores, side="right")  # [N] -> number of the bin
-        masks = [numbers == number for number in np.unique(numbers)]
-        ends = np.cumsum([mask.sum() for mask in masks]) / len(scores)
         bins = []
-        for mask, end in zip(masks, ends, strict=True):
+        counted = 0  # rows so far
+        for number in np.unique(numbers):
+            mask = numbers == number
+            counted += int(mask.sum())
+            end = counted / len(scores)
             hits = right[mask]
             bins.append(
                 Bin(
@@ -299,17 +313,28 @@ def thresholds_of(plan: Plan) -> str:
 def view_of(trace: Trace, plan: Plan) -> View:
     """A trace under a plan, with everything evaluated that a report shows.
 
+    Args:
+        trace: with at least one row.
+        plan: of the same network.
+
+    Returns:
+        The view.
+
     Raises:
         BadData: the trace has no rows.
         Mismatch: the plan belongs to another network.
     """
     if not len(trace):
         raise BadData("the trace must have at least one row, got 0")
-    reference = plan.promise.reference if plan.promise else "last"
+    reference = "last"
+    if plan.promise:
+        reference = plan.promise.reference
     try:
         evaluation = trace.evaluate(plan, batches=BATCHES)
     # the risk of the promise is not built in, or needs labels or logits that this trace lacks
     except InvalidArgument:
-        risk = "accuracy_gap" if trace.labels is not None else "disagreement"
+        risk = "disagreement"
+        if trace.labels is not None:
+            risk = "accuracy_gap"
         evaluation = trace.evaluate(plan, risk=risk, reference=reference, batches=BATCHES)
     return View(trace, plan, evaluation, trace.replay(plan), trace.reference(reference))

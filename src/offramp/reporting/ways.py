@@ -54,7 +54,10 @@ def ways_of(view: View) -> list[Way]:
             passed = [visit.stage.name, *edge.via, edge.to]
             for start, end in itertools.pairwise(passed):
                 shares[(start, end)] += share
-    return [Way(start, end, share) for (start, end), share in shares.items()]
+    ways = []
+    for (start, end), share in shares.items():
+        ways.append(Way(start, end, share))
+    return ways
 
 
 def _ways_of_setting(view: View) -> list[Way]:
@@ -97,12 +100,19 @@ def picture(view: View) -> Html:
             parts.append(_line(way, spots))
         if way.share > 0:
             reached.add(way.end)
-    width = max(x for x, _ in spots.values()) + WIDE + STEP_X // 2
-    height = max(y for _, y in spots.values()) + HIGH + STEP_Y // 2
+    width = 0
+    height = 0
+    for x, y in spots.values():
+        width = max(width, x + WIDE + STEP_X // 2)
+        height = max(height, y + HIGH + STEP_Y // 2)
     for node in topology.nodes:
         x, y = spots[node.name]
-        faint = "" if node.name in reached else " faint"
-        kind = " gate" if len(node.successors) > 1 else ""
+        faint = ""
+        if node.name not in reached:
+            faint = " faint"
+        kind = ""
+        if len(node.successors) > 1:
+            kind = " gate"
         box = tag(
             "rect",
             x=str(x),
@@ -123,8 +133,7 @@ def picture(view: View) -> Html:
         "svg",
         tag(
             "title",
-            f"Ways of the rows through {len(topology.nodes)} nodes; the shares stand in the table "
-            f"below",
+            f"Ways of the rows through {len(topology.nodes)} nodes; the table below has the shares",
         ),
         *parts,
         viewBox=f"0 0 {width} {height}",
@@ -229,8 +238,12 @@ def _line(way: Way, spots: dict[str, tuple[int, int]]) -> Html:
     bend = (x_to - x_from) // 2
     path = f"M {x_from} {y_from} C {x_from + bend} {y_from}, {x_to - bend} {y_to}, {x_to} {y_to}"
     thick = f"{1 + 9 * way.share:.1f}"
-    faint = "" if way.share > 0 else " faint"
-    ends = " out" if way.end == LEAVE else ""
+    faint = " faint"
+    if way.share > 0:
+        faint = ""
+    ends = ""
+    if way.end == LEAVE:
+        ends = " out"
     curve = tag("path", d=path, class_=f"way{ends}{faint}", stroke_width=thick)
     if way.end == LEAVE:
         spot = {"x": str(x_to + 4), "y": str(y_to + 5)}
@@ -243,6 +256,8 @@ def ways_table(view: View) -> Html:
     """The shares as figures."""
     rows = []
     for way in ways_of(view):
-        end = "answered" if way.end == LEAVE else way.end
+        end = way.end
+        if end == LEAVE:
+            end = "answered"
         rows.append((way.start, end, percent(way.share)))
     return table("Shares of all rows by way", ["from", "to", "share"], rows)
