@@ -147,16 +147,11 @@ def test_it_is_trained_recorded_certified_and_replayed(gate):
 def test_a_sure_sample_is_read_no_further():
     net = along(Cell)
     x = texts()
-    runner = off.open(net, off.Plan.by_hand({"chunks.0": -1.0}))
-    read = []
-    handle = net.backbone.reader.cell.register_forward_hook(
-        lambda module, given, out: read.append(len(out))
-    )
-    try:
-        runner(x)
-    finally:
-        handle.remove()
-    assert len(read) <= CHUNK
+    answers, seen = off.open(net, off.Plan.by_hand({"chunks.0": -1.0})).observed(x, 0.0)
+    assert set(answers.exit.tolist()) == {0}
+    assert seen.ran["chunks.0"].all()
+    for later in net.topology.names[1:]:
+        assert not seen.ran[later].any()
 
 
 def test_it_is_exported_saved_and_loaded(tmp_path):
