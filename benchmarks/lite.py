@@ -150,9 +150,18 @@ def runs_parts(steps: list[Any], pieces: dict[bytes, list[tuple[Any, Any]]]) -> 
 
 
 def measured(
-    folder: Path, at_most: float, batches: list[int], repeats: int, cache: Path
+    folder: Path, at_most: float, batches: list[int], repeats: int, first: int | None, cache: Path
 ) -> list[dict[str, Any]]:
-    """The lines of the table: for each batch size the ratio of times beside that of work."""
+    """The lines of the table: for each batch size the ratio of times beside that of work.
+
+    Args:
+        folder: of images.
+        at_most: the certified level of disagreement.
+        batches: batch sizes.
+        repeats: how often all timed images run.
+        first: time only so many of the second half; None for all.
+        cache: where traces are kept.
+    """
     sys.path.insert(0, str(EXAMPLES))
     from imagenet_classifiers import READ, member
 
@@ -182,7 +191,8 @@ def measured(
     print(runner)
     found = list[dict[str, Any]]()
     for batch in batches:
-        used = rows[: len(rows) // batch * batch]
+        used = rows[:first]
+        used = used[: len(used) // batch * batch]
         pieces = dict[bytes, list[tuple[Any, Any]]]()
         for start in range(0, len(used), batch):
             piece = used[start : start + batch]
@@ -191,12 +201,12 @@ def measured(
         def plain(some: np.ndarray) -> object:
             return bind({"x": torch.from_numpy(some)})()
 
-        first = steps[0].run
+        bare_first = steps[0].run
         calls = {
             "plain": plain,
             "run": runner,
             "parts": runs_parts(steps, pieces),
-            "lite0": lambda some, first=first: first({"x": some}),
+            "lite0": lambda some, call=bare_first: call({"x": some}),
             "same": plain,
         }
         times = timed(calls, used, batch, repeats)
@@ -246,6 +256,7 @@ def main() -> None:
     measuring.add_argument("folder", type=Path)
     measuring.add_argument("--at-most", type=float, default=0.2, help="level of disagreement")
     measuring.add_argument("--batch", action="append", type=int, metavar="N")
+    measuring.add_argument("--first", type=int, metavar="N", help="time only so many images")
     measuring.add_argument("--repeats", type=int, default=5)
     measuring.add_argument("--cache", type=Path, default=Path("out"))
     measuring.add_argument("--json", type=Path)
@@ -255,7 +266,9 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     args.cache.mkdir(parents=True, exist_ok=True)
-    found = measured(args.folder, args.at_most, args.batch or [1, 16], args.repeats, args.cache)
+    found = measured(
+        args.folder, args.at_most, args.batch or [1, 16], args.repeats, args.first, args.cache
+    )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 
