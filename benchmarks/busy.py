@@ -50,6 +50,14 @@ from offramp.runtime.measuring import ratio
 
 GOES_ON = 0.25  # share of the rows
 ROWS = 1024
+WARMUPS = 12  # batches in which the default measures
+# A program that ends with the one that started it.
+LOOP = """
+import os, sys
+while os.getppid() == int(sys.argv[1]):
+    for _ in range(100_000):
+        pass
+"""
 
 Call = Callable[[], object]
 
@@ -57,7 +65,8 @@ Call = Callable[[], object]
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
     """So many programs that compute without a pause, ended afterwards."""
-    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    command = [sys.executable, "-c", LOOP, str(os.getpid())]
+    programs = [subprocess.Popen(command) for _ in range(loops)]
     try:
         yield
     finally:
@@ -112,6 +121,7 @@ def main() -> None:
     parser.add_argument("--batch", action="append", type=int, metavar="N")
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--loops", type=int, action="append", metavar="N", help="0, then per core")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -122,15 +132,22 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for batch in args.batch or [64]:
         calls, runner = calls_of(network, plan, rows, batch)
-        for loops in (0, args.threads):
+        for loops in args.loops or (0, args.threads):
             with busy(loops):
-                timed(calls, 8)  # the default measures its batches
+                timed({"run": calls["run"]}, WARMUPS)
                 times = timed(calls, args.repeats)
-            print(f"\nbatch {batch}, {loops} busy loops, {args.threads} threads, {runner}")
+            load = os.getloadavg()[0]
+            print(
+                f"\nbatch {batch}, {loops} busy loops, {args.threads} threads, load {load:.1f}\n"
+                f"{runner}"
+            )
             for name, values in times.items():
                 over = ratio(values, times["plain"])
                 mean = values.mean() / times["plain"].mean()
-                print(f"{name:<9} {np.median(values):9.1f} ms {over}   of means {mean:.3f}")
+                print(
+                    f"{name:<9} {np.median(values):9.1f} ms {over}   of means {mean:.3f}",
+                    flush=True,
+                )
                 results.append(
                     {"batch": batch, "loops": loops, "call": name, "ms": values.tolist()}
                 )

@@ -214,14 +214,15 @@ def clock(args: argparse.Namespace) -> None:
     # at the first unit of each stage half of the rows leave, others go through all of it
     halves = dict[str, float]()
     for name in firsts:
-        runner = off.open(net, off.Plan.by_hand(halves | {name: -1.0}))
         seen = list[Tensor]()
         hook = net.backbone[name].register_forward_hook(
             lambda _m, _x, out, seen=seen: seen.append(out)
         )
+        # opened with the hook, because a hook that comes later is a change of the network
+        runner = off.open(net, off.Plan.by_hand(halves | {name: -1.0}))
         runner(x)
         hook.remove()
-        halves[name] = float(net.gate_of(name).score(Seen(seen[0], {})).median())
+        halves[name] = float(net.gate_of(name).score(Seen(seen[-1], {})).median())
     plans["half leave after the first unit"] = off.Plan.by_hand(halves)
     calls: dict[str, Any] = {name: off.open(net, plan) for name, plan in plans.items()}
     # a bias of -3: all units

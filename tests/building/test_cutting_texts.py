@@ -134,7 +134,9 @@ def test_an_input_that_is_not_there_is_refused():
 
 
 def test_a_mask_of_another_length_is_refused():
-    with pytest.raises(BadNetwork, match=r"mask has shape \(6, 9\) and the features \(6, 5, 8\)"):
+    with pytest.raises(
+        BadNetwork, match=r"shapes \[B, T\] and \[B, T, F\], got \(6, 9\) and \(6, 5, 8\)"
+    ):
         off.cut(encoder(halves=True), texts(6, 9), at=["blocks.1"], exits="linear_masked")
 
 

@@ -13,6 +13,7 @@ import offramp as off
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.gates.ended import FAR
 from offramp.plans.plan import Plan
+from offramp.runtime.measuring import macs
 from small import seeded
 
 WORDS = 40
@@ -145,18 +146,14 @@ def test_it_is_trained_recorded_certified_and_replayed(gate):
 
 
 def test_a_sure_sample_is_read_no_further():
-    net = along(Cell)
+    net = along(Causal)
     x = texts()
-    runner = off.open(net, off.Plan.by_hand({"chunks.0": -1.0}))
-    read = []
-    handle = net.backbone.reader.cell.register_forward_hook(
-        lambda module, given, out: read.append(len(out))
-    )
-    try:
-        runner(x)
-    finally:
-        handle.remove()
-    assert len(read) <= CHUNK
+    early = off.open(net, off.Plan.by_hand({"chunks.0": -1.0}))
+    never = off.open(net, off.Plan.never_leave(net.topology))
+    chunk = WIDTH * WIDTH  # `looks`, for a row
+    head = 2 * CHUNK * WIDTH * 3  # three classes, from the state [2 CHUNK, WIDTH]
+    assert macs(lambda: early(x)) == 120 * (chunk + head)
+    assert macs(lambda: never(x)) == 120 * (3 * chunk + head)
 
 
 def test_it_is_exported_saved_and_loaded(tmp_path):

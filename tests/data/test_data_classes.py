@@ -511,6 +511,16 @@ def test_preprocessing_that_knows_its_size_proposes_it(album, made, option):
     assert len(off.record(net, proposed, timed=False, progress=False)) == 5
 
 
+@pytest.mark.parametrize("sizes", [(28, 32), (32, 28)])
+def test_of_preprocessings_of_several_sizes_the_largest_is_proposed(album, sizes):
+    from offramp.layers.preprocess import Preprocess
+
+    small, large = (Preprocess(size=(side, side), short=side + 4) for side in sizes)
+    net = off.ladder({"a": (Ideal(), small), "b": (Ideal(), large)}).eval()
+    with pytest.raises(BadData, match=r"read them with .*\?resize=36&crop=32"):
+        off.record(net, f"imagefolder:{album}", timed=False, progress=False)
+
+
 # Tables and arrays with labels as text, or under other names.
 
 

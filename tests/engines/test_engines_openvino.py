@@ -58,7 +58,8 @@ def test_it_leaves_signals_and_forks_alone_and_says_nothing_to_anyone():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_it_computes_in_float32_on_the_threads_of_torch_and_pins_none(monkeypatch):
+def test_it_computes_in_float32_on_the_threads_of_torch_and_pins_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where nothing was compiled before
     seen = []
     whole = package.Core.compile_model
 

@@ -14,7 +14,7 @@ from offramp.networks.hooks import (
     global_tables,
     hook_tables,
     hooks_in,
-    is_ours,
+    only_looks,
 )
 from offramp.networks.taps import listening
 
@@ -61,6 +61,6 @@ def test_hooks_of_offramp_do_not_count():
         handle = module.register_forward_hook(nothing)
         assert forward_hooks(module) == [("_forward_hooks", nothing)]
         handle.remove()
-    assert is_ours(functools.partial(functools.partial(is_ours), None))
-    assert not is_ours(functools.partial(nothing))
-    assert not is_ours(nn.Tanh())
+    assert only_looks(functools.partial(functools.partial(only_looks), None))
+    assert not only_looks(functools.partial(nothing))
+    assert not only_looks(nn.Tanh())

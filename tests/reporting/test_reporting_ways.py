@@ -11,8 +11,9 @@ import torch
 import offramp as off
 from forked import CLASSES, THREE, WIDTH, three
 from offramp.plans.plan import Plan
+from offramp.plans.topology import LEAVE
 from offramp.reporting.view import view_of
-from offramp.reporting.ways import picture, ways_of
+from offramp.reporting.ways import BEND, LANE, Way, _detour, _passes_boxes, picture, ways_of
 from routes import drawn
 
 pytest.importorskip("plotly")
@@ -70,3 +71,19 @@ def test_a_report_of_a_network_with_forks(tmp_path, timed):
     assert f"{np.mean(share.replay.answer == trace.labels):.2%}" in page
     for name in THREE.names:
         assert f">{name}</text>" in page
+
+
+def test_an_edge_goes_round_the_boxes_in_its_way():
+    """The arm that skips "first" and "second" must not be taken for one that comes from them."""
+    names = ("fork", "first", "second", "head")
+    spots = {name: (10 + 170 * column, 26) for column, name in enumerate(names)}
+    skip = Way("fork", "head", 0.25)
+    assert _passes_boxes(skip, spots)
+    lane = 26 - LANE
+    drawn = str(_detour(skip, spots))
+    assert f"L {10 + 3 * 170 - BEND} {lane}" in drawn
+    assert "25%" in drawn
+    for way in (Way("fork", "first", 0.5), Way("first", "second", 1.0), Way("first", LEAVE, 0.1)):
+        assert not _passes_boxes(way, spots)
+    spots["first"] = spots["second"] = (180, 26 + 2 * 62)
+    assert not _passes_boxes(skip, spots)

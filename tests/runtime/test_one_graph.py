@@ -5,6 +5,7 @@ print says why.
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -214,6 +215,33 @@ def test_an_operator_that_one_graph_lacks_is_named_and_stages_run_instead(monkey
     runner = off.open(net, Plan.by_hand({"small": 0.5}), engine="onnxruntime", example=x)
     assert "one after the other on onnxruntime" in repr(runner)
     assert "operator Conv" in repr(runner)
+    assert runner(x).exit.tolist() == off.run(net, runner.plan, x).exit.tolist()
+
+
+def test_an_operator_that_the_runtime_lacks_in_one_graph_is_named_by_itself(monkeypatch):
+    """The runtime refuses a real graph here; stages run instead, and answer the same."""
+    from onnx import TensorProto, helper
+
+    engine = import_module("offramp.engines.onnxruntime")
+    whole = engine.lowered
+
+    def with_cosh(*args):
+        graph = whole(*args)
+        graph.model.graph.initializer.append(
+            helper.make_tensor("doubles", TensorProto.DOUBLE, [1], [1.0])
+        )
+        graph.model.graph.node.append(helper.make_node("Cosh", ["doubles"], ["cosh"]))
+        graph.model.graph.output.append(
+            helper.make_tensor_value_info("cosh", TensorProto.DOUBLE, [1])
+        )
+        return graph
+
+    monkeypatch.setattr(engine, "lowered", with_cosh)
+    net = ladder_of(2)
+    x = rows_of(6)
+    runner = off.open(net, Plan.by_hand({"small": 0.5}), engine="onnxruntime", example=x)
+    assert "one after the other on onnxruntime" in repr(runner)
+    assert "one graph cannot run: it has no implementation of the operator Cosh" in repr(runner)
     assert runner(x).exit.tolist() == off.run(net, runner.plan, x).exit.tolist()
 
 

@@ -215,16 +215,23 @@ class GiveAgain(InvalidArgument):
         parts: (kind, name, spec) of each part. The kind is model, preprocess, gate or exit; the
             spec is the text that names it, None if there is none.
         models: the specs of all models by name.
+        has_forks: whether `route` may have made the network.
 
     Attributes:
         what: the parts, as the beginning of a sentence.
         flags: the flags to type for them at the command line.
         exits: the names of those that are exits; the command line cannot give them.
+        has_forks: see above.
     """
 
     def __init__(
-        self, parts: Sequence[tuple[str, str, str | None]], models: Mapping[str, str | None]
+        self,
+        parts: Sequence[tuple[str, str, str | None]],
+        models: Mapping[str, str | None],
+        *,
+        has_forks: bool = False,
     ) -> None:
+        self.has_forks = has_forks
         by_kind: dict[str, dict[str, str | None]] = {
             "model": {},
             "preprocess": {},
@@ -305,7 +312,8 @@ def _require_given(
             if code is not None and name not in given_parts:
                 parts.append((kind, name, code))
     if parts:
-        raise GiveAgain(parts, specs)
+        has_forks = not Topology.from_json(body["chain"]).is_chain
+        raise GiveAgain(parts, specs, has_forks=has_forks)
 
 
 def _code_in(config: Mapping[str, Any], kind: str) -> str | None:

@@ -181,7 +181,7 @@ def network_of(
         known = {flag.split("=")[0] for flag in typed}
         missing = [flag for flag in problem.flags if flag.split("=")[0] not in known]
         ending = ""
-        if len(missing) > 1:
+        if problem.has_forks and len(missing) > 1:
             ending = ". If `offramp route` wrote it, --model my.module:factory alone is enough"
         if problem.exits:
             ending += (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -355,16 +356,33 @@ def proposing(preprocessing: Iterable[object]) -> Iterator[None]:
         preprocessing: the preprocessing modules of the network's models; some of them have a size.
 
     Raises:
-        OtherSize: the same error, with the options that resize to the network's size.
+        OtherSize: the same error, with the options that resize to the network's size. If its models
+            have several sizes, it is the largest, from which the others can be made.
     """
     try:
         yield
     except OtherSize as problem:
+        largest: str | None = None
+        most_pixels = 0
         for module in preprocessing:
             option = option_of(module)
-            if option is not None:
-                raise OtherSize(problem.found, problem.spec, option) from problem
+            if option is None:
+                continue
+            pixels = math.prod(sides_of(module) or ())
+            if pixels > most_pixels:
+                largest = option
+                most_pixels = pixels
+        if largest is not None:
+            raise OtherSize(problem.found, problem.spec, largest) from problem
         raise
+
+
+def sides_of(preprocess: object) -> Size | None:
+    """The height and width that a preprocessing module makes or expects; None if it says none."""
+    sides = getattr(preprocess, "size", None) or getattr(preprocess, "expects", None)
+    if not isinstance(sides, tuple) or len(sides) != 2:
+        return None
+    return sides
 
 
 def option_of(preprocess: object) -> str | None:
@@ -378,8 +396,8 @@ def option_of(preprocess: object) -> str | None:
     """
     short = getattr(preprocess, "short", None)
     size = getattr(preprocess, "size", None)
-    sides = size or getattr(preprocess, "expects", None)
-    if not isinstance(sides, tuple) or len(sides) != 2:
+    sides = sides_of(preprocess)
+    if sides is None:
         return None
     height, width = sides
     kind = getattr(preprocess, "interpolation", "bilinear")

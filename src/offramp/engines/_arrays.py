@@ -54,7 +54,7 @@ class ArrayCall:
         try:
             arrays = self.run(as_arrays(state, self.reads))
         except Exception as problem:  # errors of runtimes share no class but Exception
-            reason = _reason(problem, self.explain)
+            reason = reason_of(problem, self.explain)
             raise BadData(
                 f"segment {self.node!r} failed in {self.runtime}: {reason}. Use engine='torch'"
             ) from problem
@@ -86,7 +86,7 @@ def on_arrays(
     try:
         run = compiled(graph)
     except Exception as problem:  # errors of runtimes share no class but Exception
-        reason = _reason(problem, explain)
+        reason = reason_of(problem, explain)
         raise BadNetwork(
             f"segment {graph.node!r} cannot run on {runtime}: {reason}. Use engine='torch'"
         ) from problem
@@ -102,6 +102,7 @@ def bound(run: Run, reads: Sequence[str]) -> Callable[[State], Callable[[], obje
     return bind
 
 
-def _reason(problem: Exception, explain: Callable[[str], str]) -> str:
+def reason_of(problem: Exception, explain: Callable[[str], str]) -> str:
+    """An error of a runtime as one sentence without its full stop, by the runtime's `explain`."""
     text = " ".join(str(problem).split())  # on one line
     return explain(text)[:300].rstrip(".")

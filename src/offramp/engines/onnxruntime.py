@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offramp.engines._arrays import Run, bound, on_arrays, package
+from offramp.engines._arrays import Run, bound, on_arrays, package, reason_of
 from offramp.engines._quantizing import Quantizer, scaling_rows
 from offramp.errors import BadNetwork
 from offramp.networks.inputs import State
@@ -72,7 +72,11 @@ class OnnxRuntime(Engine):
         """
         if self.int8 is not None:
             raise BadNetwork("stages in eight bits are rounded one by one")
-        return _session(lowered(network, schedule, engine_stages, rows))
+        graph = lowered(network, schedule, engine_stages, rows)
+        try:
+            return _session(graph)
+        except Exception as problem:  # errors of runtimes share no class but Exception
+            raise BadNetwork(f"one graph cannot run: {reason_of(problem, _explained)}") from problem
 
     def bare(
         self, network: Network, schedule: Schedule, state: State

@@ -63,6 +63,10 @@ class SwitchableNorm(Layer):
         normed: Tensor = self.norms[-1](x)
         return normed
 
+    def options(self) -> dict[str, Any]:
+        """The number of routes."""
+        return {"routes": len(self.norms)}
+
     def cost(self, shape: Sequence[int]) -> LayerCost:
         """What runs: no multiply-add; the numbers of all norms are stored."""
         return dense_cost(self, shape)

@@ -15,8 +15,11 @@ from offramp.reporting.words import percent
 # pixels: the size of a box, and the distance from one box to the next
 WIDE = 116
 HIGH = 34
-STEP_X = 190
+STEP_X = 170
 STEP_Y = 62
+MARGIN = 36  # above the drawing: room for a lane above the first row, and its label
+LANE = 14  # how far above a row of boxes an edge runs that would pass behind them
+BEND = 38  # pixels to the right in which such an edge comes to its lane
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,10 @@ def picture(view: View) -> Html:
     reached = {topology.names[0]}
     parts: list[Html] = []
     for way in ways_of(view):
-        parts.append(_line(way, spots))
+        if _passes_boxes(way, spots):
+            parts.append(_detour(way, spots))
+        else:
+            parts.append(_line(way, spots))
         if way.share > 0:
             reached.add(way.end)
     width = 0
@@ -180,8 +186,41 @@ def _spots(topology: Topology) -> dict[str, tuple[int, int]]:
             row += 1
         occupied.add((column, row))
         rows[node.name] = row
-        spots[node.name] = (10 + column * STEP_X, 10 + row * STEP_Y)
+        spots[node.name] = (10 + column * STEP_X, MARGIN + row * STEP_Y)
     return spots
+
+
+def _passes_boxes(way: Way, spots: dict[str, tuple[int, int]]) -> bool:
+    """Whether a straight edge would pass behind the box of another node."""
+    if way.end == LEAVE:
+        return False
+    x_start, y_start = spots[way.start]
+    x_end, y_end = spots[way.end]
+    for x, y in spots.values():
+        if x_start < x < x_end:
+            share = (x - x_start) / (x_end - x_start)
+            if abs(y_start + share * (y_end - y_start) - y) < HIGH:
+                return True
+    return False
+
+
+def _detour(way: Way, spots: dict[str, tuple[int, int]]) -> Html:
+    """An edge above the boxes of its row: up into a lane, along it, and to its end."""
+    x, y = spots[way.start]
+    x_from = x + WIDE
+    y_from = y + HIGH // 2
+    x_to, y_to = spots[way.end]
+    lane = min(y, y_to) - LANE
+    y_to += HIGH // 2
+    path = (
+        f"M {x_from} {y_from} C {x_from + BEND // 2} {y_from}, {x_from + BEND // 2} {lane}, "
+        f"{x_from + BEND} {lane} L {x_to - BEND} {lane} C {x_to - BEND // 2} {lane}, "
+        f"{x_to - BEND // 2} {y_to}, {x_to} {y_to}"
+    )
+    faint = "" if way.share > 0 else " faint"
+    curve = tag("path", d=path, class_=f"way{faint}", stroke_width=f"{1 + 9 * way.share:.1f}")
+    spot = {"x": str((x_from + x_to) // 2), "y": str(lane - 4)}
+    return join([curve, tag("text", percent(way.share, 0), class_=f"share{faint}", **spot)])
 
 
 def _line(way: Way, spots: dict[str, tuple[int, int]]) -> Html:
