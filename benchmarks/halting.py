@@ -215,12 +215,11 @@ def clock(args: argparse.Namespace) -> None:
     halves = dict[str, float]()
     for name in firsts:
         seen = list[Tensor]()
+        # before `open`, because a Runner notices new hooks
         hook = net.backbone[name].register_forward_hook(
             lambda _m, _x, out, seen=seen: seen.append(out)
         )
-        # opened with the hook, because a hook that comes later is a change of the network
-        runner = off.open(net, off.Plan.by_hand(halves | {name: -1.0}))
-        runner(x)
+        off.open(net, off.Plan.by_hand(halves | {name: -1.0}))(x)
         hook.remove()
         halves[name] = float(net.gate_of(name).score(Seen(seen[-1], {})).median())
     plans["half leave after the first unit"] = off.Plan.by_hand(halves)

@@ -48,10 +48,10 @@ def test_rows_leave_a_stage_and_meet_again():
     model = adaptive(["layer1", "layer2", "layer3"])
     net = off.unrolled(model, X[:1])
     plan = off.Plan.by_hand(dict.fromkeys(net.topology.gates, 0.99))
-    rows = counting(net)
+    rows = counting(net)  # before `open`, because a Runner notices new hooks
     runner = off.open(net, plan)
-    for counts in rows.values():
-        counts.clear()
+    for calls in rows.values():
+        calls.clear()
     y = runner(X)
     with torch.no_grad():
         torch.testing.assert_close(y.logits, model(X), atol=1e-4, rtol=1e-4)
@@ -154,3 +154,12 @@ def test_it_runs_and_is_exported_on_onnx_runtime(tmp_path):
     torch.testing.assert_close(there.logits, here.logits, atol=1e-4, rtol=1e-4)
     written = off.export(net, plan, tmp_path / "act", example=X[:4])
     assert len([name for name in written.files if name.endswith(".onnx")]) == 4
+
+
+def test_it_runs_on_a_compiled_engine():
+    pytest.importorskip("onnxruntime")
+    model = adaptive(["layer1"], blocks=2)
+    net = off.unrolled(model, X[:2])
+    y = off.run(net, off.Plan.by_hand({"layer1-0": 0.99}), X, engine="onnxruntime")
+    with torch.no_grad():
+        torch.testing.assert_close(y.logits, model(X), atol=1e-4, rtol=1e-4)

@@ -14,7 +14,7 @@ from offramp.networks.hooks import (
     global_tables,
     hook_tables,
     hooks_in,
-    only_looks,
+    only_observes,
 )
 from offramp.networks.taps import listening
 
@@ -61,6 +61,6 @@ def test_hooks_of_offramp_do_not_count():
         handle = module.register_forward_hook(nothing)
         assert forward_hooks(module) == [("_forward_hooks", nothing)]
         handle.remove()
-    assert only_looks(functools.partial(functools.partial(only_looks), None))
-    assert not only_looks(functools.partial(nothing))
-    assert not only_looks(nn.Tanh())
+    assert only_observes(functools.partial(functools.partial(only_observes), None))
+    assert not only_observes(functools.partial(nothing))
+    assert not only_observes(nn.Tanh())

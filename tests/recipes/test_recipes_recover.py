@@ -167,3 +167,42 @@ def test_a_ladder_and_a_model_without_new_layers_are_refused():
 def test_only_models_and_networks_are_fitted():
     with pytest.raises(InvalidArgument, match="must be a Network"):
         off.fit("a text", X, recipe="recover", progress=False)
+
+
+class Flat(nn.Sequential):
+    """Convolutions as children of the model: a pruned one is a feature of its own."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32, 3),
+        )
+
+
+def test_where_channels_were_taken_out_no_features_are_compared():
+    teacher = seeded(Flat, 0).eval()
+    narrow = {"0": "resized?inputs=1&outputs=4", "2": "resized?inputs=4&outputs=8"}
+    model = seeded(lambda: convert(teacher, narrow), 1)
+    before = copy.deepcopy(model)
+    options = {"epochs": 10, "rate": 1e-2, "progress": False, "batch_size": 16}
+    off.fit(model, X, recipe="recover", original=teacher, **options)
+    with torch.no_grad():
+        errors = [(one(X) - teacher(X)).pow(2).mean().item() for one in (model, before)]
+    assert errors[0] < errors[1]
+    with pytest.raises(BadNetwork, match=r"'0' gives \(4, 8, 8\) and gave \(8, 8, 8\)"):
+        off.fit(model, X, recipe="recover", original=teacher, at="0", **options)
+
+
+def test_a_layer_beside_one_with_fewer_channels_cannot_learn_alone():
+    teacher = seeded(Flat, 0).eval()
+    narrow = {"0": "resized?inputs=1&outputs=4", "2": "resized?inputs=4&outputs=8"}
+    model = convert(convert(teacher, narrow), {"2": "low_rank?rank=2"})
+    options = {"epochs": 1, "original": teacher, "progress": False}
+    with pytest.raises(BadNetwork, match=r"'2' takes or gives other shapes .* use by='whole'"):
+        off.fit(model, X, recipe="recover", **options)
+    off.fit(model, X, recipe="recover", by="whole", **options)

@@ -246,7 +246,7 @@ def test_it_learns_and_keeps_what_it_learned(tmp_path):
             cut_of,
             WaveletLike(),
             BadNetwork,
-            "the parameters of a model of offramp.wae, got a Stages",
+            "of a model made by offramp.wae, got a Stages",
         ),
         (net_of, WaveletLike(gamma=-1.0), InvalidArgument, "gamma must be at least 0, got -1.0"),
         (net_of, WaveletLike(images=0, classes=0, joint=0), InvalidArgument, "0 epochs in all"),

@@ -256,7 +256,7 @@ def test_another_hook_in_the_same_place_is_noticed():
         detector.spot_check()
 
 
-def test_hooks_elsewhere_and_hooks_that_only_look_are_left_alone():
+def test_hooks_elsewhere_and_hooks_that_only_observe_are_left_alone():
     net = ladder_of(2)
     detector = SettingsDetector(net.modules())
     nn.Tanh().register_forward_hook(lambda *_: None)

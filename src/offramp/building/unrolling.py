@@ -214,7 +214,7 @@ class First(nn.Module):
         x = row if self.shape is None else closed(row, self.shape)
         state = _only(self.piece(x))  # [n, C, ...]
         out = torch.zeros_like(state)
-        total = state.new_zeros(state.shape[0], 1)  # len() would fix the batch in an export
+        total = state.new_zeros(state.shape[0], 1)  # `len` fixes the batch in an export
         score = self.halt(state).flatten(1)  # [n, 1]
         return packed(state, out, total, score)
 

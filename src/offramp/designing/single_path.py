@@ -193,7 +193,9 @@ def train_supernet(
                     keep(_state_of(supernet, optimizer, rng, losses, step + 1))
                     kept = time.monotonic()
                 if interrupted.is_set():
-                    raise KeyboardInterrupt
+                    break
+            if interrupted.is_set():  # also where Ctrl-C came while the last state was kept
+                raise KeyboardInterrupt
     finally:
         supernet.eval()
         for read in tasks.values():

@@ -1,7 +1,7 @@
 """The hooks that a forward pass of a module calls, in torch's own tables.
 
-Hooks that only look do not count. Some verbs of offramp (`print(net)`, `inspect`, `fit`) put them
-on for a moment, and so do torch's own tools, such as `FlopCounterMode`.
+Hooks that only observe do not count. Some verbs of offramp (`print(net)`, `inspect`, `fit`) put
+them on for a moment, and so do torch's own tools, such as `FlopCounterMode`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_modules
 
-# Packages whose hooks only look.
-LOOKING = ("offramp.", "torch.utils.", "torch.profiler.", "torch.autograd.profiler")
+# Packages whose hooks only observe.
+OBSERVERS = ("offramp.", "torch.utils.", "torch.profiler.", "torch.autograd.profiler")
 TABLES = ("_forward_pre_hooks", "_forward_hooks")  # in the order in which they are called
 
 
@@ -47,14 +47,14 @@ def hooks_in(tables: Iterable[Mapping[int, Any]]) -> list[Any]:
     hooks = list[Any]()
     for table in tables:
         for hook in list(table.values()):
-            if not only_looks(hook):
+            if not only_observes(hook):
                 hooks.append(hook)
     return hooks
 
 
-def only_looks(hook: Any) -> bool:
+def only_observes(hook: Any) -> bool:
     """Whether a hook is a function or a method of offramp, or of torch's tools that measure."""
     while isinstance(hook, functools.partial):
         hook = hook.func
     module_name = getattr(hook, "__module__", None) or type(hook).__module__
-    return bool(module_name.startswith(LOOKING))
+    return bool(module_name.startswith(OBSERVERS))

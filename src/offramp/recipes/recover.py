@@ -54,7 +54,8 @@ class Recover(Recipe):
         temperature: T.
         features: the weight of the features' errors.
         at: modules after which features are compared, separated by commas. By default these are the
-            outermost modules that hold something that was converted.
+            outermost modules that hold something that was converted and give the shapes that they
+            gave.
         labels: the share of the loss that comes from labels instead of the original's logits.
         decay: weight decay of training as a whole.
     """
@@ -224,7 +225,7 @@ class Recover(Recipe):
         penalties: list[Tensor] = []
         for name in names:
             layer = student.get_submodule(name)
-            errors.append(relative_error(layer(layer_inputs[name]), layer_outputs[name]))
+            errors.append(_own_error(name, layer, layer_inputs[name], layer_outputs[name]))
             if isinstance(layer, Layer):
                 penalty = layer.penalty()
                 if penalty is not None:
@@ -254,9 +255,17 @@ class Recover(Recipe):
         last = outputs.network.topology.exits[-1]
         student, _ = self._models(outputs.network)
         for name, value in self._students.items():
-            if name in self._teachers and self.features:
-                error = relative_error(value, self._teachers[name])
-                losses[last] = losses[last] + self.features * error
+            if name not in self._teachers or not self.features:
+                continue
+            wanted = self._teachers[name]
+            if value.shape != wanted.shape:  # channels were taken out there
+                if self.at is None:
+                    continue
+                raise BadNetwork(
+                    f"at must name modules that give the same shapes in both models; {name!r} "
+                    f"gives {tuple(value.shape[1:])} and gave {tuple(wanted.shape[1:])}"
+                )
+            losses[last] = losses[last] + self.features * relative_error(value, wanted)
         for layer in outer_layers(student).values():
             penalty = layer.penalty()
             if penalty is not None:
@@ -308,6 +317,22 @@ def _recorded(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _own_error(name: str, layer: nn.Module, x: Tensor, wanted: Tensor) -> Tensor:
+    """The error of a new layer on the input of the old one. Raises BadNetwork if it takes or gives
+    other shapes, because channels were taken out beside it.
+    """
+    try:
+        got: Tensor = layer(x)
+        if got.shape == wanted.shape:
+            return relative_error(got, wanted)
+    except RuntimeError:
+        pass
+    raise BadNetwork(
+        f"{name!r} takes or gives other shapes than in the original, so it cannot learn layer by "
+        f"layer; use by='whole'"
+    )
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> Tensor:

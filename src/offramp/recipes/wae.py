@@ -262,9 +262,7 @@ def _model_of(network: Network) -> Wae:
     model = network.model_of(network.members[0])
     if len(network.members) > 1 or not isinstance(model, Wae):
         kind = type(model).__name__
-        raise BadNetwork(
-            f"the recipe wae trains the parameters of a model of offramp.wae, got a {kind}"
-        )
+        raise BadNetwork(f"wae trains the parameters of a model made by offramp.wae, got a {kind}")
     if not set(model.cuts) <= set(network.members[0].cuts):
         raise BadNetwork(
             "The recipe wae needs head A's logits. Use cut(model, example, at=model.cuts, "
