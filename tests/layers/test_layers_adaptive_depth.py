@@ -147,6 +147,24 @@ def test_what_is_skipped_changes_nothing(per, break_even, kind):
 
 
 @pytest.mark.parametrize("per", ["position", "sample"])
+@pytest.mark.parametrize("break_even", [0.0, 1.0])
+def test_a_row_with_nan_gives_nan_and_leaves_the_others_alone(per, break_even):
+    """Its score never reaches 1, so it never halts."""
+    stage = images(per, break_even=break_even, tile=2)
+    x = torch.randn(5, 6, 8, 8, generator=torch.Generator().manual_seed(6))
+    spoiled = x.clone()
+    spoiled[1] = torch.nan
+    spoiled[3, 0, 2, 2] = torch.nan
+    with torch.no_grad():
+        got = stage(spoiled)
+        want = stage(x)
+        masked, _ = stage.masked(spoiled)
+    assert got.isnan().flatten(1).any(1).tolist() == [False, True, False, True, False]
+    assert torch.equal(got.isnan(), masked.isnan())
+    torch.testing.assert_close(got[[0, 2, 4]], want[[0, 2, 4]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("per", ["position", "sample"])
 def test_the_weights_add_up_to_one(per):
     class Ones(nn.Module):
         def forward(self, x):
@@ -243,6 +261,8 @@ def test_where_tiles_pay_is_measured():
         ({"per": "row"}, "'position' or 'sample', got 'row'"),
         ({"eps": 0.0}, "eps"),
         ({"tile": 0}, "tile"),
+        ({"bias": float("nan")}, "bias must be a number, got nan"),
+        ({"bias": "low"}, "bias must be a number, got 'low'"),
     ],
 )
 def test_options_that_are_none(options, says):

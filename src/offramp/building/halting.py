@@ -44,7 +44,7 @@ def halting(
         >>> type(adaptive.layer1).__name__
         'AdaptiveDepth'
     """
-    names = [stages] if isinstance(stages, str) else [*stages]
+    names = [stages] if isinstance(stages, str) else [*(stages or ())]
     if not names or len(set(names)) != len(names):
         raise InvalidArgument(f"stages must be names of stages, each once, got {names}")
     known = dict(model.named_modules())

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers._sparse import Step, Tiles, computes, on_tiles, steps_of, tile_of
 from offramp.networks.layer import Layer, LayerCost, dense_cost
@@ -139,6 +140,7 @@ class AdaptiveDepth(Layer):
             raise InvalidArgument(
                 f"break_even must be from 0 to 1 and tile at least 1, got {break_even} and {tile}"
             )
+        bias = require("bias", bias)
         self.width = width
         self.units = nn.ModuleList(units)
         self.dims = _dims_of(self.units) if dims is None else dims
@@ -267,9 +269,12 @@ class AdaptiveDepth(Layer):
         out = torch.zeros_like(state)
         cost = torch.zeros_like(now.total)
         rows: Tensor | None = None  # numbers of those that are still here; None for all
+        last = len(self.units) - 1
         for number in range(len(self.units)):
             self._advance(number, now)
             here = now.going.flatten(1).any(1)  # [b]
+            if number == last:  # also rows with NaN scores, which never halt
+                here = torch.zeros_like(here)
             left = int(here.sum())
             if left == len(here):
                 continue
