@@ -76,6 +76,7 @@ def test_the_shelf_lists_its_methods():
         ({"stem.0": "ghost?ratio=9"}, InvalidArgument, "'stem.0': ratio must be at most 4"),
         ({"head": "low_rank?energy=1.0"}, BadNetwork, "saves nothing here: 'head'"),
         ({}, InvalidArgument, "must map patterns to methods"),
+        ({1: "ghost"}, InvalidArgument, "a pattern of names or a class of modules, got 1"),
         ({"head": 3}, InvalidArgument, "must be a name, a Layer or a function"),
         ({"head": lambda layer: 3}, InvalidArgument, "must give a module, got int"),
     ],

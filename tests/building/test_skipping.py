@@ -89,6 +89,7 @@ def test_with_preprocessing(model):
         ({"skip": "layer9.*"}, UnknownName, "module of this model called 'layer9"),
         ({"skip": "layer3.0"}, BadNetwork, "must give the shape that it takes"),
         ({"skip": []}, InvalidArgument, "skip must be a name"),
+        ({"skip": 5}, InvalidArgument, "skip must be a name.*, got 5"),
         ({"skip": "layer3.*", "at": ["layer1"]}, InvalidArgument, "at must be None with skip="),
     ],
 )

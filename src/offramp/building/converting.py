@@ -69,6 +69,11 @@ def convert(
         raise InvalidArgument(
             'layers must map patterns to methods, such as {"layer3.*": "ghost?ratio=2"}'
         )
+    for key in layers:
+        if not isinstance(key, (str, type)):
+            raise InvalidArgument(
+                f"a key of layers must be a pattern of names or a class of modules, got {key!r}"
+            )
     inner = unwrapped(model)[0]
     require_plain(inner, "model")
     changed = copy.deepcopy(inner)

@@ -59,8 +59,7 @@ def skippable(
     x = given(inputs)
     with torch.no_grad():
         floats = x if preprocess is None else preprocess(x)
-    patterns = [skip] if isinstance(skip, str) else skip
-    names = _matching(model, patterns)
+    names = _matching(model, skip)
     units = _units(model, names, floats)
     if not units:
         raise BadNetwork(
@@ -90,16 +89,24 @@ def skippable(
         else:
             steps.append((segment, module))
     network = route(steps, example=example)
+    patterns = [skip] if isinstance(skip, str) else [*skip]
     network.whole = WholeModel(spec, SKIP, tuple(patterns))
     return network
 
 
-def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """The modules that patterns name, in order. Raises UnknownName, InvalidArgument."""
+def _matching(model: nn.Module, skip: object) -> list[str]:
+    """The modules that a pattern or a list of them names, in order. Raises UnknownName,
+    InvalidArgument.
+    """
+    patterns = list[str]()
+    if isinstance(skip, str):
+        patterns.append(skip)
+    elif isinstance(skip, (list, tuple, set, frozenset)):
+        patterns.extend(skip)
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidArgument(
             f"skip must be a name of a module, a pattern such as 'layer3.*', or a list, got "
-            f"{patterns!r}"
+            f"{skip!r}"
         )
     names = [name for name, _ in model.named_modules() if name]
     matches = set[str]()
