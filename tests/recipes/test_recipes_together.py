@@ -18,7 +18,7 @@ from offramp.networks.nodes import Exit
 from offramp.networks.recipe import TrainingBatch, TrainingOutputs
 from offramp.recipes._equilibrium import equilibrium
 from offramp.recipes._schedules import cosine, dropped
-from offramp.recipes._together import last_layer
+from offramp.recipes._together import last_layer, soft_cross_entropy
 from offramp.recipes.boosted import AVERAGES, Boosted, add_up, pieces_of
 from offramp.recipes.decorrelated import Decorrelated, divergence, mean_log, own_logs
 from offramp.recipes.joint import Joint
@@ -509,3 +509,10 @@ def test_alone_every_model_of_a_ladder_learns():
     assert all(
         not torch.equal(value, before[key]) for key, value in net.backbone.state_dict().items()
     )
+
+
+def test_a_teacher_of_other_classes_is_refused():
+    logits = torch.zeros(4, 10)
+    assert soft_cross_entropy(logits, torch.zeros(4, 10), 1.0) == pytest.approx(math.log(10))
+    with pytest.raises(BadNetwork, match="must have the student's 10 classes, got 7"):
+        soft_cross_entropy(logits, torch.zeros(4, 7), 1.0)

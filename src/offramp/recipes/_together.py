@@ -125,6 +125,15 @@ def teacher_network(teacher: nn.Module, student: Network) -> Network:
     return network.eval().requires_grad_(False).to(student.device())
 
 
+def require_same_classes(logits: Tensor, teacher: Tensor) -> None:
+    """Raise BadNetwork unless the logits [b, C] of student and teacher have the same classes."""
+    if teacher.shape[-1] != logits.shape[-1]:
+        raise BadNetwork(
+            f"the teacher must have the student's {logits.shape[-1]} classes, got "
+            f"{teacher.shape[-1]}"
+        )
+
+
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """The mean over rows of -sum_c q_c log p_c, with p and q the softmax of logits and teacher.
 
@@ -132,6 +141,10 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> T
         logits: of the student, [b, C].
         teacher: logits of the teacher, [b, C].
         temperature: of both softmaxes.
+
+    Raises:
+        BadNetwork: the teacher has another number of classes.
     """
+    require_same_classes(logits, teacher)
     q = (teacher / temperature).softmax(-1)
     return -(q * (logits / temperature).log_softmax(-1)).sum(-1).mean()

@@ -34,7 +34,7 @@ from offramp.networks.inputs import given
 from offramp.networks.layer import outer_layers
 from offramp.networks.network import Network
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
-from offramp.recipes._together import parameters_of, teacher_network
+from offramp.recipes._together import parameters_of, require_same_classes, teacher_network
 
 __all__ = ["Consecutive"]
 
@@ -166,6 +166,8 @@ def consecutive_loss(logits: Tensor, teachers: Sequence[Tensor]) -> Tensor:
     Returns:
         A loss without dimensions.
     """
+    for teacher in teachers:
+        require_same_classes(logits, teacher)
     log_softmax = logits.log_softmax(-1)  # [b, C]
     by_teacher = list[Tensor]()
     for teacher in teachers:
