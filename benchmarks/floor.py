@@ -183,7 +183,7 @@ def torch_steps(case: Case) -> list[Step]:
     for part in shelved.open(case.network, schedule, case.network.device()):
 
         def run(state: Any, part: Any = part) -> Any:
-            for piece in part.pieces.values():
+            for piece in part.functions.values():
                 state |= piece(state)
             return [state[name] for name in part.writes]
 

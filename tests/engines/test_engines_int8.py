@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.errors import BadData, InvalidArgument, Mismatch, OverlappingRows
+from offramp.engines import _quantizing
+from offramp.engines._quantizing import Quantizer
+from offramp.errors import BadData, BadFile, InvalidArgument, Mismatch, OverlappingRows
 from offramp.networks.nodes import Seen
 from offramp.plans.schedule import full_schedule
 from offramp.runtime.benching import bench
@@ -99,3 +101,84 @@ def test_texts_that_are_refused(tmp_path):
     np.savez(tmp_path / "many.npz", x=np.zeros((2001, 4), np.float32))
     with pytest.raises(BadData, match=r"int8 must have 1 to 2000 rows .* 2001 rows"):
         engine_of(f"onnxruntime:int8=npz:{tmp_path / 'many.npz'}")
+
+
+@pytest.fixture
+def reaching(tmp_path):
+    """Rows for scales, a plan under which only some of them go on, and where both are saved."""
+    net = ladder_of(2)
+    rows = rows_of(64, seed=1).numpy()
+    np.savez(tmp_path / "some.npz", x=rows)
+    scores = off.record(net, rows, timed=False, progress=False).scores[:, 0]
+    plan = off.Plan.by_hand({"small": float(np.median(scores))})
+    plan.save(tmp_path / "plan.json")
+    text = f"onnxruntime:int8=npz:{tmp_path / 'some.npz'}"
+    return net, rows, scores < np.float32(np.median(scores)), text, tmp_path / "plan.json"
+
+
+def test_only_rows_that_reach_a_segment_set_its_scales(reaching, monkeypatch):
+    net, rows, stay, text, file = reaching
+    seen = {}
+    whole = _quantizing._Reader._inputs
+
+    def inputs(network, source, reads, chosen):
+        batches = list(whole(network, source, reads, chosen))
+        seen[len(seen)] = np.concatenate([batch["x"] for batch in batches])
+        return iter(batches)
+
+    monkeypatch.setattr(_quantizing._Reader, "_inputs", staticmethod(inputs))
+    off.open(net, off.Plan.never_leave(net.topology), engine=f"{text},reach={file}", example=rows)
+    counts = sorted(map(len, seen.values()))
+    assert counts == [32, 64]
+    later = next(found for found in seen.values() if len(found) == 32)
+    np.testing.assert_array_equal(later, rows[stay])
+
+
+def test_where_too_few_rows_arrive_all_of_them_set_the_scales(reaching, tmp_path):
+    net, _, _, text, _ = reaching
+    source = _quantizing.scaling_rows(text.partition("int8=")[2])
+    leave = Quantizer(net, source, off.Plan.by_hand({"small": -1e30}))
+    assert leave.reached("small") is None or leave.reached("small").all()
+    assert leave.reached("middle") is None
+    assert Quantizer(net, source).reached("middle") is None
+
+
+def test_another_plan_makes_another_engine_and_a_promise_is_refused_there(reaching, tmp_path):
+    net, rows, _, text, file = reaching
+    other = tmp_path / "other.json"
+    off.Plan.by_hand({"small": 0.25}).save(other)
+    again = tmp_path / "again.json"
+    again.write_bytes(file.read_bytes())
+    plain, first, same, second = (
+        engine_of(text)[1],
+        engine_of(f"{text},reach={file}")[1],
+        engine_of(f"{text},reach={again}")[1],
+        engine_of(f"{text},reach={other}")[1],
+    )
+    assert first == same
+    assert len({plain, first, second}) == 3
+    trace = off.record(net, rows_of(20), timed=False, progress=False, engine=f"{text},reach={file}")
+    assert trace.header.origin.engine == first
+    plan = off.Plan(thresholds={"small": (0.5,)}, origin=trace.header.origin)
+    for engine in (text, f"{text},reach={other}"):
+        with pytest.raises(Mismatch, match="int8="):
+            off.open(net, plan, engine=engine, example=rows)
+
+
+def test_rows_that_made_the_plan_of_reach_count_as_training_rows(reaching, tmp_path):
+    net, _, _, text, _ = reaching
+    trace = off.record(net, rows_of(400, seed=5), timed=False, progress=False)
+    calibrated = off.calibrate(trace, risk="disagreement", at_most=0.3)
+    calibrated.save(tmp_path / "calibrated.json")
+    engine, _ = engine_of(f"{text},reach={tmp_path / 'calibrated.json'}")
+    assert set(trace.columns["digest"].tolist()) <= set(engine.trained_on.tolist())
+    assert len(engine.trained_on) == 400 + 64
+
+
+def test_reach_without_rows_for_scales_is_refused(tmp_path):
+    with pytest.raises(
+        InvalidArgument, match=r"^reach must come with int8=ROWS, got reach=p alone$"
+    ):
+        engine_of("onnxruntime:reach=p")
+    with pytest.raises(BadFile):
+        engine_of(f"onnxruntime:int8=digits[0:20],reach={tmp_path / 'none.json'}")

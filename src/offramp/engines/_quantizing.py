@@ -2,13 +2,16 @@
 
 If the scales followed each batch (ONNX Runtime's dynamic quantisation), the score of a row would
 depend on the other rows, which no gate allows. So the scales are fixed, and rows are needed to set
-them. Exits and gates stay in float32. Weights have a scale per channel and seven bits, because
+them. With a plan, the scales of a segment follow only those rows that reach it under this plan, as
+computed in float32: easy rows, which leave before, need not fit into them. Exits and gates stay in
+float32. Weights have a scale per channel and seven bits, because
 processors without eight-bit dot products add up in sixteen bits and would overflow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import tempfile
 import weakref
@@ -23,14 +26,17 @@ import torch
 
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadNetwork
-from offramp.networks.inputs import State, as_inputs
+from offramp.networks.inputs import State, as_inputs, count_of
 from offramp.networks.network import HANDED, LOGITS, SCORE, Network
+from offramp.plans.plan import Plan
 from offramp.plans.schedule import full_schedule
 from offramp.runtime.engine import kind_of
 from offramp.runtime.onnx_graphs import Graph
+from offramp.runtime.running import Runner
 
 BATCH = 32
 MOST = 2000  # rows that may set scales
+LEAST = 8  # rows that must reach a segment to set its scales alone
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -47,6 +53,21 @@ def scaling_rows(text: str) -> Rows:
     return source
 
 
+@cache
+def reaching_plan(file: str) -> Plan:
+    """The plan in a file of `Plan.save`. Raises BadFile."""
+    return Plan.load(file)
+
+
+def plan_mark(plan: Plan) -> str:
+    """A digest of what decides which rows reach a segment: thresholds and the latest exit."""
+    thresholds = dict[str, tuple[str, ...]]()
+    for gate in sorted(plan.thresholds):
+        thresholds[gate] = tuple(value.hex() for value in plan.thresholds[gate])
+    described = f"{thresholds} {plan.max_exit}"
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
 class Quantizer:
     """Turns float32 graphs of a network into eight-bit graphs.
 
@@ -55,11 +76,29 @@ class Quantizer:
     Args:
         network: whose graphs they are.
         source: rows that set the scales.
+        plan: a segment's scales follow only rows that reach it under this plan; None for all rows.
     """
 
-    def __init__(self, network: Network, source: Rows) -> None:
+    def __init__(self, network: Network, source: Rows, plan: Plan | None = None) -> None:
         self.network = weakref.ref(network)
         self.source = source
+        self.plan = plan
+        self._reached: dict[str, Array] | None = None
+
+    def reached(self, node: str) -> Array | None:
+        """Which of the rows [N] set the scales of a node; None for all of them.
+
+        Where fewer than LEAST rows arrive, all rows set the scales: this holds also for segments
+        that the plan never runs, as they run for `anytime`.
+        """
+        if self.plan is None:
+            return None
+        if self._reached is None:
+            network = self.network()
+            assert network is not None, "its stages outlive the network"
+            self._reached = _reached(network, self.source, self.plan)
+        rows = self._reached[node]
+        return rows if rows.sum() >= LEAST else None
 
     def __call__(self, graph: Graph) -> Graph:
         """The graph with the operations of its segment in eight bits. Raises BadNetwork."""
@@ -81,7 +120,7 @@ class Quantizer:
                 quantization.quantize_static(
                     prepared_path,
                     int8_path,
-                    _Reader(network, self.source, graph.reads),
+                    _Reader(network, self.source, graph.reads, self.reached(graph.node)),
                     quant_format=quantization.QuantFormat.QDQ,
                     activation_type=quantization.QuantType.QUInt8,
                     weight_type=quantization.QuantType.QInt8,
@@ -98,14 +137,37 @@ class Quantizer:
             return replace(graph, model=onnx.load(int8_path))
 
 
+def _reached(network: Network, source: Rows, plan: Plan) -> dict[str, Array]:
+    """By node, which of the rows [N] reach it under a plan, computed in float32 on torch."""
+    torch_engine = kind_of("torch")()
+    device = network.device()
+    engine_stages = torch_engine.open(network, plan.schedule(network.topology), device)
+    every = torch_engine.open(network, full_schedule(network.topology), device)
+    runner = Runner(network, plan, engine_stages, every, None)
+    by_node: dict[str, list[Array]] = {name: [] for name in network.topology.names}
+    for batch in source.batches(BATCH):
+        _, observed = runner.observed(batch.x, 0.0)
+        for name, arrived in observed.ran.items():
+            by_node[name].append(arrived)
+    return {name: np.concatenate(parts) for name, parts in by_node.items()}
+
+
 class _Reader:
     """The inputs of a graph for the rows that set the scales, batch by batch.
 
     torch computes them in float32. onnxruntime calls `get_next`.
+
+    Args:
+        network: whose graph it is.
+        source: the rows.
+        reads: what the graph reads.
+        chosen: which of the rows [N] count; None for all of them.
     """
 
-    def __init__(self, network: Network, source: Rows, reads: tuple[str, ...]) -> None:
-        self.batches = self._inputs(network, source, reads)
+    def __init__(
+        self, network: Network, source: Rows, reads: tuple[str, ...], chosen: Array | None
+    ) -> None:
+        self.batches = self._inputs(network, source, reads, chosen)
 
     def get_next(self) -> dict[str, Array] | None:
         """The next batch; None after the last."""
@@ -113,19 +175,25 @@ class _Reader:
 
     @staticmethod
     def _inputs(
-        network: Network, source: Rows, reads: tuple[str, ...]
+        network: Network, source: Rows, reads: tuple[str, ...], chosen: Array | None
     ) -> Iterator[dict[str, Array]]:
         schedule = full_schedule(network.topology)
         engine_stages = kind_of("torch")().open(network, schedule, network.device())
+        start = 0
         for batch in source.batches(BATCH):
             state: State = as_inputs(batch.x)
+            count = count_of(state)
+            here = np.ones(count, bool) if chosen is None else chosen[start : start + count]
+            start += count
+            if not here.any():
+                continue
             # Run stages only until everything that the graph reads has been computed.
             with torch.inference_mode():
                 for engine_stage in engine_stages:
                     if set(reads) <= state.keys():
                         break
                     engine_stage.call(state)
-            yield {name: state[name].numpy() for name in reads}
+            yield {name: state[name].numpy()[here] for name in reads}  # [B, ...] -> [n, ...]
 
 
 def _outside_the_segment(graph: Graph) -> list[str]:

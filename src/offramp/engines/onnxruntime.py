@@ -3,6 +3,9 @@ torch has.
 
 int8=ROWS: segments in eight bits, on scales that these rows set (a spec such as digits[0:200]). Use
 rows that are used for nothing else: they count as training rows.
+reach=FILE, with int8: the scales of a segment follow only those of the rows that reach it under the
+plan in this file, such as one that was calibrated in float32. Another plan there makes another
+engine. The rows that made this plan count as training rows too.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.engines._arrays import Run, bound, on_arrays, package, reason_of
-from offramp.engines._quantizing import Quantizer, scaling_rows
-from offramp.errors import BadNetwork
+from offramp.engines._quantizing import Quantizer, plan_mark, reaching_plan, scaling_rows
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import State
 from offramp.networks.network import EngineStage, Network
+from offramp.plans.provenance import FORM
 from offramp.plans.schedule import Schedule
 from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import Call, graphs_of, parts_of
@@ -34,10 +38,27 @@ Digests = NDArray[np.uint64]
 class OnnxRuntime(Engine):
     """Graphs in sessions of ONNX Runtime, on the CPU."""
 
-    def __init__(self, *, int8: str | None = None) -> None:
-        """int8: a spec of the rows that set scales; None computes in float32."""
-        super().__init__(**({} if int8 is None else {"int8": int8}))
+    def __init__(self, *, int8: str | None = None, reach: str | None = None) -> None:
+        """Keep the options.
+
+        Args:
+            int8: a spec of the rows that set scales; None computes in float32.
+            reach: the file of a plan; only rows that reach a segment under it set its scales. None
+                for all rows.
+
+        Raises:
+            InvalidArgument: reach without int8.
+        """
+        options = dict[str, str]()
+        if int8 is not None:
+            options["int8"] = int8
+        if reach is not None:
+            options["reach"] = reach
+        super().__init__(**options)
+        if reach is not None and int8 is None:
+            raise InvalidArgument(f"reach must come with int8=ROWS, got reach={reach} alone")
         self.int8 = int8
+        self.reach = reach
 
     def open(
         self, network: Network, schedule: Schedule, device: torch.device
@@ -52,7 +73,7 @@ class OnnxRuntime(Engine):
         told = f"{self.version()}, {torch.get_num_threads()} threads"
         if self.int8 is None:
             return parts_of(network, schedule, device, told, _compiled)
-        narrow = Quantizer(network, scaling_rows(self.int8))
+        narrow = self._quantizer(network, self.int8)
         told = ", ".join([told, *self.marks()])
         # Each node is quantised as it was when it was recorded: what stands between two would be
         # rounded otherwise.
@@ -84,7 +105,7 @@ class OnnxRuntime(Engine):
         """Only `session.run` on NumPy arrays. The session has the options of `open`."""
         (graph,) = graphs_of(network, schedule, dict(state))
         if self.int8 is not None:
-            graph = Quantizer(network, scaling_rows(self.int8))(graph)
+            graph = self._quantizer(network, self.int8)(graph)
         return bound(_session(graph), graph.reads)
 
     def version(self) -> str:
@@ -92,10 +113,15 @@ class OnnxRuntime(Engine):
         return f"onnxruntime {package('onnxruntime').__version__}"
 
     def marks(self) -> list[str]:
-        """The option with the fingerprint of its rows, which does not depend on where they are."""
-        if self.int8 is None:
-            return []
-        return [f"int8={scaling_rows(self.int8).fingerprint}"]
+        """The options with fingerprints of their rows and plan, which do not depend on where these
+        are.
+        """
+        marks = list[str]()
+        if self.int8 is not None:
+            marks.append(f"int8={scaling_rows(self.int8).fingerprint}")
+        if self.reach is not None:
+            marks.append(f"reach={plan_mark(reaching_plan(self.reach))}")
+        return marks
 
     @property
     def compiles(self) -> bool:
@@ -109,11 +135,21 @@ class OnnxRuntime(Engine):
 
     @property
     def trained_on(self) -> Digests | None:
-        """The digests [n] of the rows that set scales; None without int8."""
+        """The digests [n] of the rows that set scales, and of those that made the plan of `reach`.
+        None without int8.
+        """
         if self.int8 is None:
             return None
         source = scaling_rows(self.int8)
-        return source.take(np.arange(len(source))).digest
+        digests = source.take(np.arange(len(source))).digest
+        seen = None if self.reach is None else reaching_plan(self.reach).rows
+        if seen is None:
+            return digests
+        return np.concatenate([digests, seen.in_form(FORM)])
+
+    def _quantizer(self, network: Network, int8: str) -> Quantizer:
+        plan = None if self.reach is None else reaching_plan(self.reach)
+        return Quantizer(network, scaling_rows(int8), plan)
 
 
 def _compiled(graph: Graph) -> Call:
