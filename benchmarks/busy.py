@@ -3,7 +3,7 @@
     python benchmarks/busy.py --data DIR [--batch 64] [--batch 1] [--repeats 25] [--json FILE]
 
 ResNet-20 and 56 on CIFAR-10. The threshold lets a quarter of the rows go on, so that a row costs
-0.56 of the plain ResNet-56 in multiply-adds. Timed in turn, in wall-clock, first as the machine is
+0.58 of the plain ResNet-56 in multiply-adds. Timed in turn, in wall-clock, first as the machine is
 and then beside one busy loop per core:
 
     plain       the plain network on torch's threads
