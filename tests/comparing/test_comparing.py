@@ -183,7 +183,8 @@ def test_another_test_set_is_recorded_and_trains_nothing(made: Path) -> None:
     found, _ = compared(made, *MADE, shared=(SMALL + CLOCK).replace("[1000:1300]", "[1000:1200]"))
     after = contents(made / "out")
     changed = {Path(name).name for name in after if after[name] != before.get(name)}
-    assert changed == {"test.npz", "figures-own.json", "figures-max_prob.json", "bench-own.json"}
+    figures = {"figures-own.json", "figures-max_prob.json", "bench-own.json", "cost.json"}
+    assert changed == {"test.npz", *figures}
     assert {each.figures.rows for each in found.results} == {200}
 
 

@@ -19,7 +19,13 @@ from offramp.comparing.reading import read_settings
 pytest.importorskip("accelerate")
 
 FILES = sorted((Path(__file__).parents[2] / "benchmarks" / "compare").glob("*.toml"))
-ROWS = {"train": "[0:32]", "development": "[32:48]", "calibration": "[48:108]", "test": "[108:148]"}
+ROWS = {
+    "train": "[0:32]",
+    "data": "[0:32]",
+    "development": "[32:48]",
+    "calibration": "[48:108]",
+    "test": "[108:148]",
+}
 LONG = (
     "resnet101-cross-entropy",
     "densenet201-cross-entropy",

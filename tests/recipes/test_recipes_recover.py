@@ -160,7 +160,9 @@ def test_a_ladder_and_a_model_without_new_layers_are_refused():
     net = off.ladder({"small": converted(), "large": original()}).eval()
     with pytest.raises(BadNetwork, match="got a ladder of 2"):
         off.fit(net, X, recipe="recover", original=original(), progress=False)
-    with pytest.raises(BadNetwork, match="by='layers' needs replaced layers whose outputs"):
+    with pytest.raises(
+        BadNetwork, match="by='layers' needs replaced layers with parameters, whose"
+    ):
         off.fit(original(), X, recipe="recover", original=original(), by="layers", progress=False)
 
 
@@ -206,3 +208,14 @@ def test_a_layer_beside_one_with_fewer_channels_cannot_learn_alone():
     with pytest.raises(BadNetwork, match=r"'2' takes or gives other shapes .* use by='whole'"):
         off.fit(model, X, recipe="recover", **options)
     off.fit(model, X, recipe="recover", by="whole", **options)
+
+
+def test_a_layer_without_parameters_has_nothing_to_learn_alone():
+    teacher = seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)), 0)
+    model = convert(teacher.eval(), {"1": "skip"})
+    x = torch.randn(16, 4)
+    options = {"recipe": "recover", "original": teacher, "epochs": 2, "progress": False}
+    history = off.fit(model, x, **options)
+    assert {epoch.phase for epoch in history.epochs} == {"whole"}
+    with pytest.raises(BadNetwork, match="needs replaced layers with parameters"):
+        off.fit(model, x, by="layers", **options)

@@ -18,6 +18,10 @@ async function asked() {
   const second = document.querySelectorAll(".switch input")[1];
   if (second) second.click();
   await new Promise((done) => setTimeout(done, 1500));
+  // A busy machine is slow to measure the tables.
+  for (let turn = 0; turn < 20 && !document.querySelector(".scroll.wide"); turn += 1) {
+    await new Promise((done) => setTimeout(done, 100));
+  }
   return {
     plots: [...document.querySelectorAll(".chart")]
       .filter((each) => each.querySelector(".point")).length,

@@ -130,10 +130,10 @@ class Recover(Recipe):
             )
         network.auxiliary = {ORIGINAL: teacher_network(self.original, network)}
         student, teacher = self._models(network)
-        if self.by == LAYERS and not replaced_names(student, teacher):
+        if self.by == LAYERS and not _new_parameters(student, teacher):
             raise BadNetwork(
-                "by='layers' needs replaced layers whose outputs have the original shapes, but "
-                "this model has none. Use by='whole'"
+                "by='layers' needs replaced layers with parameters, whose outputs have the "
+                "original shapes, but this model has none. Use by='whole'"
             )
         self._feature_names(student, teacher)  # refuses unknown names before anything is trained
         # Layers that harden in training begin soft.
@@ -161,11 +161,8 @@ class Recover(Recipe):
         """The layers, then the whole."""
         student, teacher = self._models(network)
         phases: list[Phase] = []
-        names = replaced_names(student, teacher)
-        if self.by != WHOLE and names:
-            values = list[nn.Parameter]()
-            for name in names:
-                values.extend(student.get_submodule(name).parameters())
+        values = _new_parameters(student, teacher)
+        if self.by != WHOLE and values:
             adam = partial(torch.optim.Adam, lr=self.layer_rate)
             phases.append(
                 Phase(
@@ -351,6 +348,14 @@ def replaced_names(student: nn.Module, teacher: nn.Module) -> list[str]:
         if name in before and not isinstance(before[name], Layer):
             names.append(name)
     return names
+
+
+def _new_parameters(student: nn.Module, teacher: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the replaced layers; a layer such as `skip` has none."""
+    values = list[nn.Parameter]()
+    for name in replaced_names(student, teacher):
+        values.extend(student.get_submodule(name).parameters())
+    return values
 
 
 def changed_children(student: nn.Module, teacher: nn.Module) -> list[str]:
