@@ -73,11 +73,11 @@ def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = Tr
         model = find("members", "wrapped")(model) or model  # such as a scikit-learn estimator
     model = _as_module(spec, model)
     if weights is not None:
-        _load_weights(model, weights)
+        _load_whole_or_part(model, weights)
     return model.eval()
 
 
-def _load_weights(model: nn.Module, weights: str | Path) -> None:
+def _load_whole_or_part(model: nn.Module, weights: str | Path) -> None:
     """Load the weights of a model, or of the one part that has any, such as a model behind a layer
     that resizes.
     """

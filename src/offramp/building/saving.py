@@ -221,7 +221,7 @@ class GiveAgain(InvalidArgument):
         what: the parts, as the beginning of a sentence.
         flags: the flags to type for them at the command line.
         exits: the names of those that are exits; the command line cannot give them.
-        has_forks: see above.
+        has_forks: whether `route` may have made the network.
     """
 
     def __init__(

@@ -108,6 +108,15 @@ OutputFolder = Annotated[
 BatchSize = Annotated[
     int, typer.Option("--batch-size", metavar="N", min=1, help="Rows that run together.")
 ]
+Augmented = Annotated[
+    str | None,
+    typer.Option(
+        "--augment", metavar="NAME", help="crop_flip, flip, or my.module:function of a batch."
+    ),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", help="Everything that is drawn depends on it alone.")
+]
 EngineName = Annotated[
     str,
     typer.Option(

@@ -12,11 +12,13 @@ from offramp._support.arguments import pairs, words
 from offramp.cli.converting import model_of
 from offramp.cli.options import (
     AsJson,
+    Augmented,
     BatchSize,
     DataSpec,
     GateName,
     OutputFolder,
     Preprocess,
+    Seed,
     Weights,
     require_apart,
     writable,
@@ -83,20 +85,11 @@ Paths = Annotated[
     int, typer.Option("--paths", metavar="N", min=1, help="Networks that are drawn for a step.")
 ]
 Rate = Annotated[float, typer.Option("--rate", metavar="R", help="Of SGD at the first step.")]
-Augmented = Annotated[
-    str | None,
-    typer.Option(
-        "--augment", metavar="NAME", help="crop_flip, flip, or my.module:function of a batch."
-    ),
-]
 Population = Annotated[
     int, typer.Option("--population", metavar="N", min=1, help="Networks of a generation.")
 ]
 Generations = Annotated[
     int, typer.Option("--generations", metavar="N", min=1, help="Generations of the evolution.")
-]
-Seed = Annotated[
-    int, typer.Option("--seed", metavar="N", help="Everything that is drawn depends on it alone.")
 ]
 Folder = Annotated[
     str | None,

@@ -10,12 +10,14 @@ from typer.core import TyperCommand
 
 from offramp.cli.options import (
     AsJson,
+    Augmented,
     BatchSize,
     DataSpec,
     Given,
     GivenGate,
     GivenPreprocess,
     NetworkFolder,
+    Seed,
     network_of,
     require_apart,
     writable,
@@ -90,15 +92,6 @@ Development = Annotated[
         "--development",
         metavar="DATA",
         help="Rows on which the recipe chooses, and each epoch is measured.",
-    ),
-]
-Seed = Annotated[
-    int, typer.Option("--seed", metavar="N", help="Everything that is drawn depends on it alone.")
-]
-Augmented = Annotated[
-    str | None,
-    typer.Option(
-        "--augment", metavar="NAME", help="crop_flip, flip, or my.module:function of a batch."
     ),
 ]
 Views = Annotated[

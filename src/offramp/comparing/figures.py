@@ -128,17 +128,11 @@ def figures_of(
         unit: MACs per row; the budgets are shares of it.
         splits: number of random splits of all rows; 0 for none.
     """
-    plain = plain_of(test)
-    # budgets are shares of the common unit; plans want shares of the network's own plain cost
-    shares = [budget * unit / plain for budget in settings.budgets]
-    spreads = over_splits(calibration, test, shares, splits, _along)
-    labels = _labels(test)
+    budgets = budgets_of(calibration, test, settings, unit, splits, _along)
+    labels = labels_of(test)
     alone = []  # the accuracy of each exit
     for name in test.topology.exits:
         alone.append(float((test.columns[f"answer/{name}"] == labels).mean()))
-    budgets = []
-    for budget, share, quantiles in zip(settings.budgets, shares, spreads, strict=True):
-        budgets.append(Budget(budget, within(calibration, test, share), quantiles))
     problem = problem_of(calibration, find_risk("error"))
     certified, words = certified_on(calibration, settings)
     certified_point = None
@@ -147,7 +141,7 @@ def figures_of(
     return Figures(
         exits=test.topology.exits,
         rows=len(test),
-        plain=plain,
+        plain=plain_of(test),
         alone=tuple(alone),
         anytime=tuple([point_of(test, plan) for plan in _anytime(test)]),
         powers=_points(test, powers(problem)),
@@ -157,6 +151,34 @@ def figures_of(
         certified=certified_point,
         certified_said=words,
     )
+
+
+def budgets_of(
+    calibration: Trace,
+    test: Trace,
+    settings: Settings,
+    unit: float,
+    splits: int,
+    along: Callable[[Trace, Trace, Sequence[float]], list[float]],
+) -> list[Budget]:
+    """The best plan within each budget of a comparison, with its spread over random splits.
+
+    Args:
+        calibration: outputs on the rows from which thresholds come.
+        test: outputs of the same network on test rows.
+        settings: of the comparison.
+        unit: MACs per row; the budgets are shares of it.
+        splits: number of random splits of all rows; 0 for none.
+        along: accuracies on other rows of the best plan on some rows within each budget.
+    """
+    plain = plain_of(test)
+    # budgets are shares of the common unit; plans want shares of the network's own plain cost
+    shares = [budget * unit / plain for budget in settings.budgets]
+    spreads = over_splits(calibration, test, shares, splits, along)
+    budgets = []
+    for budget, share, quantiles in zip(settings.budgets, shares, spreads, strict=True):
+        budgets.append(Budget(budget, within(calibration, test, share), quantiles))
+    return budgets
 
 
 def figures_of_plain(test: Trace) -> Figures:
@@ -206,7 +228,7 @@ def within(calibration: Trace, test: Trace, share: float) -> Point | None:
     return point_of(test, plan)
 
 
-def _labels(trace: Trace) -> Array:
+def labels_of(trace: Trace) -> Array:
     """The labels of a trace [N]. Raises InvalidArgument if it has none."""
     if trace.labels is None:
         raise InvalidArgument(
@@ -220,7 +242,7 @@ def point_of(test: Trace, plan: Plan) -> Point:
     replay = test.replay(plan)
     price = test.price(plan)
     shares = np.bincount(replay.exit, minlength=len(test.topology.exits)) / len(test)  # [E]
-    accuracy = float((replay.answer == _labels(test)).mean())
+    accuracy = float((replay.answer == labels_of(test)).mean())
     return Point(price.mean, price.worst, accuracy, tuple(map(float, shares)))
 
 
@@ -258,7 +280,7 @@ def _leaving(test: Trace) -> tuple[tuple[float, float, float], ...]:
     """Triples of a threshold of the first gate, the share of rows that reach it, their accuracy."""
     first = test.topology.gates[0]
     score = test.columns[f"score/{first}"]
-    right = test.columns[f"answer/{first}"] == _labels(test)
+    right = test.columns[f"answer/{first}"] == labels_of(test)
     known = np.isfinite(score)  # rows that the gate scored
     if not known.any():
         return ()
@@ -350,7 +372,7 @@ def _along(rows: Trace, test: Trace, shares: Sequence[float]) -> list[float]:
             continue
         best = affordable[np.argmin(front.loss_P[affordable])]
         plan = _by_hand(rows, front.thresholds_PG[best])
-        accuracies.append(float((test.replay(plan).answer == _labels(test)).mean()))
+        accuracies.append(float((test.replay(plan).answer == labels_of(test)).mean()))
     return accuracies
 
 

@@ -13,18 +13,16 @@ from offramp.calibration.descending import trade_offs_of_routes
 from offramp.calibration.dial import plan_at
 from offramp.calibration.routed import thresholds_of
 from offramp.comparing.figures import (
-    Budget,
     Figures,
     Point,
     best_within,
+    budgets_of,
     certified_on,
-    over_splits,
+    labels_of,
     plain_of,
     point_of,
-    within,
 )
 from offramp.comparing.settings import Settings
-from offramp.errors import InvalidArgument
 from offramp.guarantees.risks import find_risk
 from offramp.plans.evaluation import exits_alone
 from offramp.plans.plan import Plan
@@ -46,17 +44,8 @@ def figures_of_forks(
         unit: MACs per row; the budgets are shares of it.
         splits: number of random splits of all rows; 0 for none.
     """
-    if test.labels is None:
-        raise InvalidArgument(
-            f"{test.header.data} has no labels, and a comparison reports accuracies. Give (x, y)"
-        )
-    plain = plain_of(test)
-    # budgets are shares of the common unit; plans want shares of the network's own plain cost
-    shares = [budget * unit / plain for budget in settings.budgets]
-    spreads = over_splits(calibration, test, shares, splits, _best_of_each)
-    budgets = []
-    for budget, share, quantiles in zip(settings.budgets, shares, spreads, strict=True):
-        budgets.append(Budget(budget, within(calibration, test, share), quantiles))
+    labels_of(test)  # without labels a comparison is refused before it is computed
+    budgets = budgets_of(calibration, test, settings, unit, splits, _best_of_each)
     certified, words = certified_on(calibration, settings)
     alone = exits_alone(test)
     if test.header.settings:
@@ -64,7 +53,7 @@ def figures_of_forks(
     return Figures(
         exits=tuple(one.exit for one in alone),
         rows=len(test),
-        plain=plain,
+        plain=plain_of(test),
         alone=tuple(one.accuracy or 0.0 for one in alone),
         anytime=_alone_points(test),
         powers=(),

@@ -51,6 +51,7 @@ FIRST = "resolutions"
 GATE = "gate"
 SECOND = "choices"
 MOST = 1e9  # the largest eta, and the most epochs of the first phase
+SGD = partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4, nesterov=True)
 TEMPERATURE = 4.0  # at which small arms imitate the largest one
 
 
@@ -144,7 +145,7 @@ class Drnet(Recipe):
         network.auxiliary = {PRICES: prices_of(network).to(network.device())}
 
     def phases(self, network: Network) -> list[Phase]:
-        """All arms, then choices."""
+        """All arms, then the gate alone, then choices."""
         exits = tuple(network.exits.parameters())
         gates = tuple(network.gates.parameters())
         phases = list[Phase]()
@@ -152,16 +153,12 @@ class Drnet(Recipe):
         # All arms: batch norms learn here in any case.
         if self.first:
             models, _ = models_of(network, "moving")
-            sgd = partial(
-                torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=1e-4, nesterov=True
-            )
+            sgd = partial(SGD, lr=self.rate)
             phases.append(Phase(FIRST, (*models, *exits), self.first, sgd, cosine, looks=False))
 
         # The gate alone.
         if self.gate_epochs:
-            sgd = partial(
-                torch.optim.SGD, lr=self.gate_rate, momentum=0.9, weight_decay=1e-4, nesterov=True
-            )
+            sgd = partial(SGD, lr=self.gate_rate)
             phases.append(Phase(GATE, gates, self.gate_epochs, sgd, cosine, looks=False))
 
         # Choices.
@@ -268,4 +265,4 @@ def two_rates(
 ) -> Optimizer:
     """SGD with a separate learning rate for the gates."""
     groups = rate_groups(parameters, gates=gates, rate=rate, gate_rate=gate_rate)
-    return torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    return SGD(groups, lr=rate)

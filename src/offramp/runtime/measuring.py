@@ -191,7 +191,7 @@ def costs_of(
     for engine_stage in engine_stages:
         alone = len(engine_stage.stage.nodes) == 1
         prices: dict[str, Array] = {}
-        before = dict(state)  # what the stage reads, for `rows_of_stage`
+        before = dict(state)  # what the stage reads
         for node in engine_stage.stage.nodes:
             plain = plain_of_node[node]
             for kind, function in plain.functions.items():
