@@ -59,9 +59,9 @@ def pruned(
         InvalidArgument: a ratio that leaves no channel, an unknown importance, missing rows.
         BadNetwork: no layer can lose channels, or the model no longer runs.
     """
-    tp = _library()
     _require(example, data, ratio, importance)
     require_whole("round_to", round_to, 0)
+    tp = _library()
     modules = dict(model.named_modules())
     targets = {name: modules[name] for name in chosen if type(modules[name]) in KINDS}
     if not targets:
