@@ -123,7 +123,7 @@ EngineName = Annotated[
         "--engine",
         metavar="ENGINE",
         help="torch, torch:bf16,channels_last, torch:threads=1, torch:compile, torch:cuda_graphs, "
-        "onnxruntime, openvino; a plan keeps to its own.",
+        "onnxruntime, openvino, openvino:bf16; a plan keeps to its own.",
     ),
 ]
 Repeats = Annotated[
