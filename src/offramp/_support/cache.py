@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -24,11 +25,19 @@ def folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "offramp"
 
 
-def read(key: str) -> bytes | None:
-    """What is kept under a key; None where that is nothing, or is not what was written."""
+def read(key: str, *, private: bool = False) -> bytes | None:
+    """What is kept under a key; None where that is nothing, or is not what was written.
+
+    Args:
+        key: that it was written under.
+        private: None also where another user could have written the file. Ask for it before you run
+            what the file holds: a digest is no proof against someone who computes it anew.
+    """
     try:
         content = _file(key).read_bytes()
     except OSError:
+        return None
+    if private and not _is_private(_file(key)):
         return None
     head, _, body = content.partition(b"\n")
     if head != _head(key, body):
@@ -68,6 +77,17 @@ def edition() -> str:
 
 def _file(key: str) -> Path:
     return folder() / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".bin")
+
+
+def _is_private(path: Path) -> bool:
+    """Whether only this user can write a file, and put another one in its place."""
+    if not hasattr(os, "geteuid"):  # Windows has other means, which we do not read
+        return False
+    for place in (path, path.parent):
+        state = place.stat()
+        if state.st_uid != os.geteuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+    return True
 
 
 def _head(key: str, body: bytes) -> bytes:
