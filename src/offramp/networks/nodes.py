@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -169,15 +169,26 @@ def answer(exit_: Exit, seen: Seen, name: str) -> Tensor:
     return logits
 
 
-def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
+def answers(
+    exit_: Exit, seen: Seen, name: str, *, hands: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """Call an exit as `answer` does, also for the tensor that it hands to later exits.
+
+    Args:
+        exit_: to call.
+        seen: the tensors that it may read.
+        name: of its node, for the message.
+        hands: whether the exit `Hands`; None to find out. That takes ten microseconds, for which
+            every batch would wait.
 
     Returns:
         Logits [B, C], and the handed tensor. They are the same, unless the exit `Hands`.
     """
     handed: Tensor | None = None
-    if isinstance(exit_, Hands):
-        logits, handed = exit_.both(seen)
+    if hands is None:
+        hands = isinstance(exit_, Hands)
+    if hands:
+        logits, handed = cast("Hands", exit_).both(seen)
     else:
         logits = exit_(seen)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
