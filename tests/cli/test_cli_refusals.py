@@ -349,11 +349,11 @@ def test_a_factory_that_fails_is_one_sentence(workdir, case, factory, got):
         ),
         (
             "ladder --model broken_own:model --model offramp:digits_large -o own",
-            "cannot import 'broken_own:model' (ZeroDivisionError: division by zero (broken_own.py:1))",
+            "(ZeroDivisionError: division by zero (broken_own.py:1)). Write module:attribute",
         ),
         (
             "ladder --model ended_own:model --model offramp:digits_large -o own",
-            "cannot import 'ended_own:model' (SystemExit: 0 (ended_own.py:1))",
+            "(SystemExit: 0 (ended_own.py:1)). Write module:attribute as Python would import it",
         ),
         (
             "cut users_own:Ending --example digits[0:4] --preprocess none --at linear -o own",
