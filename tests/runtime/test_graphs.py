@@ -14,7 +14,8 @@ from offramp.networks.compiled import compiled_of
 from offramp.plans.plan import BAND
 from offramp.runtime import graphs
 from offramp.runtime.engine import engine_of
-from small import rows_of
+from serving import Exporting
+from small import dense, rows_of
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +96,18 @@ def test_a_damaged_cache_is_made_again(folder, counted, damage, monkeypatch):
     got = off.open(anew(net), plan, engine="onnxruntime", example=x)(x)
     assert counted
     assert torch.equal(got.logits, want.logits)
+
+
+def test_a_network_serves_while_it_is_exported(tmp_path):
+    model = Exporting().eval()
+    net = off.ladder({"a": model, "b": dense(1)})
+    plan = off.Plan.by_hand({"a": 0.3})
+    x = rows_of(20)
+    runner = off.open(net, plan)
+    wanted = runner(x).logits
+    model.service.during_export(lambda: runner(x).logits)
+    off.export(net, plan, tmp_path / "exported", example=x)
+    results = model.service.all_results()
+    assert results
+    for logits in results:
+        assert torch.equal(logits, wanted)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from offramp._support.find import failure
 from offramp.cli.comparing import compare
 from offramp.cli.converting import convert
 from offramp.cli.cuts import adopt, cut, inspect
@@ -65,6 +66,9 @@ class Commands(TyperGroup):
             raise _ended(f"{message}; see {where} --help", 2) from problem
         except KeyboardInterrupt as problem:
             raise _ended("interrupted; nothing was written", 130) from problem
+        except SystemExit as problem:  # a command ends with typer.Exit, so this is the user's code
+            text = f"your own code must not end the program, got {failure(problem)}"
+            raise _ended(text, 2) from problem
 
 
 app = typer.Typer(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from offramp._support.arguments import name_of, require_count, require_flag
 from offramp._support.files import checksum, require_writable
-from offramp._support.find import find, find_file, imported, unknown
+from offramp._support.find import find, find_file, imported, unknown, users_code
 from offramp._support.processes import Processes, here
 from offramp._support.replacement import restored
 from offramp.data.rows import Rows, proposing, rows_for
@@ -289,13 +289,15 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
             if argument not in known:
                 raise unknown(argument, [*known], f"argument of the recipe {recipe!r}")
     _require_kinds(recipe, known, arguments)
-    try:
-        made: Recipe = factory(**arguments)
-    except TypeError as problem:
-        names = ", ".join(known) or "none"
-        raise InvalidArgument(
-            f"the recipe {recipe!r} cannot be made ({problem}). Its arguments are {names}"
-        ) from problem
+    is_typed = isinstance(recipe, str) and ":" in recipe
+    with users_code(str(recipe), "make a Recipe") if is_typed else contextlib.nullcontext():
+        try:
+            made: Recipe = factory(**arguments)
+        except TypeError as problem:
+            names = ", ".join(known) or "none"
+            raise InvalidArgument(
+                f"the recipe {recipe!r} cannot be made ({problem}). Its arguments are {names}"
+            ) from problem
     return made
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -229,19 +231,23 @@ def plain_attention() -> Iterator[None]:
 def listening(
     modules: Mapping[str, nn.Module], heard: Callable[[str, object], None]
 ) -> Iterator[None]:
-    """While it is open, `heard(name, output)` is called whenever one of the modules has run.
+    """While it is open, `heard(name, output)` is called whenever one of the modules has run in this
+    thread. Another thread may be serving with the same modules.
 
     Args:
         modules: by name.
         heard: the hook; it is removed at the end.
     """
+    here = threading.get_ident()
+
+    def hook(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if threading.get_ident() == here:
+            heard(name, output)
+
     handles = []
     try:
         for name, module in modules.items():
-            # `name=name` binds the name of this module, and not that of the last one.
-            handles.append(
-                module.register_forward_hook(lambda _m, _x, output, name=name: heard(name, output))
-            )
+            handles.append(module.register_forward_hook(partial(hook, name)))
         yield
     finally:
         for handle in handles:

@@ -69,14 +69,18 @@ def program_of(engine_stage: EngineStage, reads: Sequence[str], state: State) ->
 
 
 class _StageModule(nn.Module):
-    """A stage as a module of positional tensors."""
+    """A stage as a module of positional tensors.
+
+    The modules of the stage are not registered. During an export torch puts fake tensors in place
+    of the parameters of registered modules, and another thread may be serving with these modules.
+    The parameters of other modules become constants of the program.
+    """
 
     def __init__(self, engine_stage: EngineStage, reads: Sequence[str]) -> None:
         super().__init__()
         self.engine_stage = engine_stage
         self.reads = reads
-        self.held = nn.ModuleList(engine_stage.modules)  # so that the export finds their parameters
-        self.training = self.held.training = False
+        self.training = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         # The export must know that all tensors have the same number of rows.
