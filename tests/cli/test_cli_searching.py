@@ -55,14 +55,14 @@ def test_another_budget_and_task_from_the_same_folder(workdir, as_json):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "give either budget=.*or limit="),
+        ((), "exactly one of budget= and limit= must be given, got neither"),
         (("--budget", "50"), r"budget must be above 0 and at most 1, got 50"),
         (("--budget", "0.5", "--unit", "joules"), "unit must be one of macs, ms, got 'joules'"),
         (("--budget", "0.5", "--choice", "9x=dense"), "'9x' matches no module"),
         (("--budget", "0.5", "--choice", "3=gost"), "did you mean 'ghost'"),
         (("--budget", "0.5", "--other-task", "task=digits"), "another name than 'task'"),
         (("--budget", "0.5", "--task", "odd"), "no task of this search called 'odd'"),
-        (("--budget", "1e-9"), "no network within a budget of"),
+        (("--budget", "1e-9"), "no network is within the budget of"),
     ],
 )
 def test_refusals_are_one_sentence(workdir, words, says):

@@ -175,7 +175,7 @@ def test_the_page_and_the_table_tell_the_costs(
         (
             (PLAIN, EXITS, PRUNED.replace('data = "digits[200:260]"\n', "")),
             InvalidArgument,
-            "needs data=",
+            "data must be rows with labels, .x, y., for importance='taylor', got None",
         ),
         (
             (PLAIN, EXITS, LOW + 'data = "digits[690:710]"\n'),

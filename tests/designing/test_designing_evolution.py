@@ -250,9 +250,9 @@ def test_the_front_holds_no_network_that_another_one_beats():
 def test_what_cannot_be_searched_is_refused(trained):
     table = cost_table(trained)
     arguments = (trained, "three", (X[64:], Y[64:]), X[:64])
-    with pytest.raises(InvalidArgument, match="no network within a budget of 1 macs"):
+    with pytest.raises(InvalidArgument, match="no network is within the budget of 1 macs"):
         evolve(*arguments, costs=table, budget=1.0, population=2, generations=1, progress=False)
-    with pytest.raises(InvalidArgument, match="mutation 0 to 1"):
+    with pytest.raises(InvalidArgument, match=r"mutation must be between 0 and 1, got 2\.0"):
         evolve(*arguments, costs=table, budget=1e9, mutation=2.0, progress=False)
     with pytest.raises(UnknownName, match="task"):
         evolve(trained, "four", *arguments[2:], costs=table, budget=1e9, progress=False)

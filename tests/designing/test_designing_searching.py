@@ -200,12 +200,12 @@ def test_a_stopped_evolution_goes_on_where_it_was(found, tmp_path, monkeypatch):
 def test_the_folder_is_for_the_same_inputs_only(tmp_path):
     folder = tmp_path / "search"
     searched(folder=folder, steps=2)
-    with pytest.raises(Mismatch, match="has steps 2, this one has 3"):
+    with pytest.raises(Mismatch, match=r"steps must be the same as in the search in .*, 2, got 3"):
         searched(folder=folder, steps=3, resume=True)
     other = {**DATA, "two": (X[:60], Y[:60])}
-    with pytest.raises(Mismatch, match="has rows"):
+    with pytest.raises(Mismatch, match="rows must be the same as in the search"):
         searched(folder=folder, steps=2, resume=True, data=other)
-    with pytest.raises(Mismatch, match="has choices"):
+    with pytest.raises(Mismatch, match="choices must be the same as in the search"):
         searched(folder=folder, steps=2, resume=True, choices={"body.*": ["dense", "skip"]})
     # without resume it begins again
     assert searched(folder=folder, steps=3).searcher.state.training.step == 3
@@ -278,16 +278,16 @@ ODD = np.asarray(DIGITS.y) % 2
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
-        ({"budget": None}, InvalidArgument, "give either budget=.*or limit="),
-        ({"limit": 5.0}, InvalidArgument, "give either budget=.*or limit="),
+        ({"budget": None}, InvalidArgument, "exactly one of budget= and limit=.*got neither"),
+        ({"limit": 5.0}, InvalidArgument, "exactly one of budget= and limit=.*got both"),
         ({"budget": 1.5}, InvalidArgument, "budget must be above 0 and at most 1, got 1.5"),
-        ({"budget": 1e-9}, InvalidArgument, "no network within a budget of"),
+        ({"budget": 1e-9}, InvalidArgument, "no network is within the budget of"),
         ({"budget": None, "limit": -1}, InvalidArgument, "limit must be a number above 0|above 0"),
         ({"unit": "joules"}, InvalidArgument, "unit must be one of macs, ms, got 'joules'"),
         ({"steps": 0}, InvalidArgument, "steps must be a whole number of at least 1, got 0"),
         ({"rate": 0}, InvalidArgument, "rate must be"),
         ({"rate": 1e9}, Diverged, "must be finite, got nan at step|must be finite, got inf at"),
-        ({"resume": True}, InvalidArgument, "resume needs the folder of the search"),
+        ({"resume": True}, InvalidArgument, "folder must be the folder of the search.*got None"),
         ({"task": "four"}, UnknownName, "no task of this search called 'four'"),
         ({"augment": "crop_flipp"}, UnknownName, "crop_flip"),
         ({"choices": {}}, InvalidArgument, "choices must map modules to options"),

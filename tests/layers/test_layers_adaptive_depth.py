@@ -251,7 +251,7 @@ def test_where_tiles_pay_is_measured():
     assert images("sample").tuned(torch.randn(4, 6, 8, 8)) == {}
     with pytest.raises(BadNetwork, match="must be in eval mode"):
         images("position").train().tuned(torch.randn(4, 6, 8, 8))
-    with pytest.raises(BadNetwork, match="tiles need residual units"):
+    with pytest.raises(BadNetwork, match="must be residual units on images"):
         made([[0.1]]).sparse_over_dense(torch.randn(2, 2, 4), 0.5)
 
 

@@ -49,7 +49,12 @@ def test_what_it_costs():
     [
         (nn.Linear(4, 4), {}, BadNetwork, "replaces a Conv2d, got Linear"),
         (nn.Conv2d(4, 4, 3, groups=2), {}, BadNetwork, "grouped convolution"),
-        (nn.Conv2d(4, 4, 3), {"ratio": 5}, InvalidArgument, "less than one channel would be left"),
+        (
+            nn.Conv2d(4, 4, 3),
+            {"ratio": 5},
+            InvalidArgument,
+            "ratio must be at most 4, the number of channels, got 5",
+        ),
         (nn.Conv2d(4, 4, 3), {"ratio": 1}, InvalidArgument, "at least 2, got 1"),
         (nn.Conv2d(4, 4, 3), {"kernel": 2}, InvalidArgument, "kernel must be odd"),
     ],

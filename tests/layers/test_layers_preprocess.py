@@ -60,10 +60,15 @@ def test_a_cubic_of_bytes_stays_within_them():
 
 
 @pytest.mark.parametrize(
-    "given", [{"interpolation": "cubic"}, {"short": 4}, {"size": (5, 5), "short": 4}]
+    ("given", "says"),
+    [
+        ({"interpolation": "cubic"}, "one of nearest, bilinear, bicubic, got 'cubic'"),
+        ({"short": 4}, "short must come with size, got short=4 alone"),
+        ({"size": (5, 3), "short": 4}, "short must be at least 5, the longer side of size, got 4"),
+    ],
 )
-def test_sizes_that_do_not_go_together(given):
-    with pytest.raises(InvalidArgument, match="expected short >= size"):
+def test_sizes_that_do_not_go_together(given, says):
+    with pytest.raises(InvalidArgument, match=says):
         Preprocess(**given)
 
 

@@ -94,9 +94,14 @@ def test_without_the_package_the_sentence_names_the_extra(monkeypatch):
     ("method", "given", "error", "says"),
     [
         ("pruned?ratio=1.5", {"example": X}, InvalidArgument, "ratio must be above 0 and below 1"),
-        ("pruned?importance=luck", {"example": X}, InvalidArgument, "importance must be taylor"),
-        ("pruned?importance=magnitude", {}, InvalidArgument, "needs example="),
-        ("pruned", {"example": X}, InvalidArgument, "needs data="),
+        (
+            "pruned?importance=luck",
+            {"example": X},
+            InvalidArgument,
+            "importance must be one of taylor",
+        ),
+        ("pruned?importance=magnitude", {}, InvalidArgument, "example must be a small batch"),
+        ("pruned", {"example": X}, InvalidArgument, "data must be rows with labels"),
         (
             "pruned?ratio=0.9&round_to=8",
             {"example": X, "data": (X, Y)},
@@ -139,7 +144,7 @@ def test_weights_that_are_shared_stay_shared_or_it_is_refused():
 def test_the_answers_keep_their_classes():
     pytest.importorskip("torch_pruning")
     for pattern in ("head", "Linear"):
-        with pytest.raises(BadNetwork, match=r"would give \(16, 2\) instead of \(16, 4\)"):
+        with pytest.raises(BadNetwork, match=r"must still give \(16, 4\), got \(16, 2\)"):
             convert(model(), {pattern: "pruned?importance=magnitude"}, example=X)
 
 

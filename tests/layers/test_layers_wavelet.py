@@ -65,7 +65,9 @@ def test_the_decoder_gives_the_image_its_size_again():
 def test_starts_are_refused():
     with pytest.raises(InvalidArgument, match="start must be one of xavier, mean, got 'zero'"):
         WaveletEncoder(3, "zero")
-    with pytest.raises(InvalidArgument, match="at most 8 channels, got 9"):
+    with pytest.raises(
+        InvalidArgument, match="channels must be at most 8 with start='mean', got 9"
+    ):
         WaveletEncoder(9, "mean")
 
 

@@ -1,12 +1,12 @@
 """Evolutionary search over the networks of a supernet, within a budget of multiply-adds or
 milliseconds.
 
-Guo et al., 2020, arXiv 1904.00420: of every generation the best are parents; half of the next one
-are crossovers of two of them, half are mutants. A network is judged by its accuracy on held-out
-rows after its batch norms have been estimated anew. Ours: exits are searched along. With exits the
-budget holds for the mean over the rows, by one threshold on the largest probability that all exits
-share. Such a threshold is chosen here on the rows that judge, and promises
-nothing: calibrate the network that was found, on other rows.
+Guo et al., 2020, arXiv 1904.00420: the best networks so far are the parents of the next generation.
+Half of it are crossovers of two parents, half are mutants of one. A network is judged by its
+accuracy on held-out rows, after its batch norms have been estimated anew. Ours: the search also
+chooses the exits. The budget then holds for the mean cost over the rows, and all exits share one
+threshold on the largest probability. The threshold is chosen on the rows that judge, so it promises
+nothing. Calibrate the final network on other rows.
 Shapes: N rows, E exits and the head, C classes.
 """
 
@@ -15,12 +15,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from offramp._support.arguments import require, require_count
 from offramp._support.progress import track
 from offramp.designing.single_path import reestimate
 from offramp.designing.supernet import Subnet, Supernet
@@ -30,8 +32,8 @@ from offramp.networks.taps import listening, logits_in
 from offramp.runtime.measuring import interleaved, macs
 
 UNITS = ("macs", "ms")
-LEVELS = 200  # thresholds that are looked at
-TRIES = 20  # draws for one place in a generation until it is given up
+LEVELS = 200  # thresholds that are tried for a network with exits
+TRIES = 20  # draws for one new network of a generation, before the search gives it up
 
 Floats = NDArray[np.float64]
 
@@ -63,7 +65,10 @@ class CostTable:
             Costs [E], the head last.
         """
         places = list(self.options)
-        spent = 0.0  # on options and exits so far; a row pays for every exit that it passes
+        # Walk through the network as a row does, and add up what it pays: the option at each
+        # place, and every exit that it passes. At an exit, the part of the network that is at no
+        # place and has run by then is added.
+        spent = 0.0
         costs = []
         for name in self.order:
             if name in self.options:
@@ -72,7 +77,8 @@ class CostTable:
             if name in subnet.exits:
                 spent += self.exits[name, task]
                 costs.append(self.before[name] + spent)
-        return np.array([*costs, self.rest[task] + spent])
+        costs.append(self.rest[task] + spent)  # the head, where all other rows leave
+        return np.array(costs)
 
     def whole(self, subnet: Subnet, task: str) -> float:
         """The cost of a row that leaves at no exit."""
@@ -117,6 +123,7 @@ class Search:
         by_cost = sorted(self.candidates, key=lambda judged: (judged.cost, -judged.accuracy))
         front: list[Judged] = []
         for judged in by_cost:
+            # everything on the front so far is cheaper, so this network has to be more accurate
             if not front or judged.accuracy > front[-1].accuracy:
                 front.append(judged)
         return front
@@ -130,34 +137,40 @@ def cost_table(
     repeats: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> CostTable:
-    """Count or measure every part of a supernet once.
+    """Count or measure the cost of every part of a supernet once.
 
     Args:
-        supernet: in eval mode.
+        supernet: the supernet; it ends in eval mode.
         unit: "macs" or "ms" (for one row of a batch).
-        rows: of the batch.
+        rows: size of the batch.
         repeats: how often each part is timed; its median counts.
         clock: seconds, for "ms".
 
+    Returns:
+        The costs, from which the cost of every network of the supernet can be added up.
+
     Raises:
-        InvalidArgument: another unit.
+        InvalidArgument: `unit` is another one.
     """
     if unit not in UNITS:
         raise InvalidArgument(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
     supernet.eval()
-    # the example rows over again until there are enough of them
+
+    # 1. Repeat the example rows until the batch is full. x: [rows, ...]
     picks = torch.arange(rows) % len(supernet.example)
     x = supernet.example[picks]
+
+    # 2. Run the dense network, and record the inputs of all places and the values at all taps.
     first = next(iter(supernet.heads))
-    # one run of the dense network records the inputs of all places and the values at all taps
     with supernet.along(supernet.dense, first) as model, torch.no_grad():
         watched = {name: model.get_submodule(name) for name in supernet.places}
         inputs = _inputs_of(model, watched, supernet.prepared(x))
-        taps = dict[str, Tensor]()
+        taps = dict[str, Any]()
         tapped = {name: model.get_submodule(name) for name in supernet.taps}
-        with listening(tapped, lambda name, value: taps.update({name: value})):  # type: ignore[dict-item]
+        with listening(tapped, taps.__setitem__):
             model(supernet.prepared(x))
-    # a call for every part that is timed or counted
+
+    # 3. Make a call for every part, and count or time the calls.
     calls: dict[tuple[str, ...], Callable[[], object]] = {}
     for place, choices in zip(supernet.places, supernet.options, strict=True):
         assert isinstance(choices, nn.ModuleList)
@@ -174,18 +187,23 @@ def cost_table(
     for place, names in zip(supernet.places, supernet.names, strict=True):
         costs = [figures["option", place, str(number)] for number in range(len(names))]
         options[place] = tuple(costs)
-    # The dense network runs option 0 at every place. Its cost less that of these options is the
-    # cost of the rest, up to a tap and in total. Timings are noisy, so it is at least 0.
+
+    # 4. Separate the places from the rest of the network. The dense network runs option 0 at every
+    # place. Its cost less that of these options is the cost of the rest, up to a tap and in total.
+    # Timings are noisy, so the difference can be negative; then it counts as 0.
     before: dict[str, float] = {}
     for tap in supernet.taps:
-        ran = supernet.order[: supernet.order.index(tap) + 1]
-        inside = sum(options[place][0] for place in supernet.places if place in ran)
-        before[tap] = max(0.0, figures["until", tap] - inside)
-    everything = sum(costs_of_place[0] for costs_of_place in options.values())
+        run_so_far = supernet.order[: supernet.order.index(tap) + 1]
+        at_places = 0.0
+        for place in supernet.places:
+            if place in run_so_far:
+                at_places += options[place][0]
+        before[tap] = max(0.0, figures["until", tap] - at_places)
+    at_all_places = sum(costs_of_place[0] for costs_of_place in options.values())
     rest: dict[str, float] = {}
     exits: dict[tuple[str, str], float] = {}
     for task in supernet.heads:
-        rest[task] = max(0.0, figures["whole", task] - everything)
+        rest[task] = max(0.0, figures["whole", task] - at_all_places)
         for tap in supernet.taps:
             exits[tap, task] = figures["exit", tap, task]
     return CostTable(unit, options, rest, before, exits, supernet.order)
@@ -210,36 +228,40 @@ def evolve(
     after: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> Search:
-    """Search the most accurate network of a task within a budget.
+    """Find the most accurate network for a task within a budget.
 
     Args:
-        supernet: trained.
+        supernet: a trained supernet.
         task: one of its tasks.
         judging: held-out rows x [N, ...] and labels y [N], which promise nothing afterwards.
-        norm_rows: rows [M, ...] for batch norms, such as some that trained it.
-        costs: what `cost_table` gave.
-        budget: of one row, in the unit of the table; the mean where there are exits.
-        population: networks of a generation.
-        generations: how many, the first included.
-        parents: how many of all judged so far have children.
-        mutation: how likely each option, and each exit, is drawn anew in a mutant.
-        batch_size: of rows that are looked at together.
+        norm_rows: rows [M, ...] for the batch norms, such as some training rows.
+        costs: the table from `cost_table`.
+        budget: the most that a row may cost, in the unit of the table. With exits it holds for the
+            mean over the rows.
+        population: number of networks in a generation.
+        generations: number of generations, the first included.
+        parents: how many of the best networks so far have children.
+        mutation: probability that an option or an exit is drawn anew in a mutant.
+        batch_size: rows that are computed together.
         exits: whether networks may have exits.
         seed: of all draws.
         memory: networks that were judged before on the same rows within the same budget; None for
             those outside of it. They are not judged again, and new ones are added.
         after: called after every generation, also after one that was interrupted.
-        progress: whether to show how far it is.
+        progress: whether to show progress.
+
+    Returns:
+        All judged networks within the budget.
 
     Raises:
-        InvalidArgument: a number out of range, or a budget below every network that was drawn.
-        UnknownName: no such task.
+        InvalidArgument: a number is out of range, or every network that was drawn is outside the
+            budget.
+        UnknownName: the supernet does not have this task.
     """
-    if min(population, generations, parents) < 1 or not 0 <= mutation <= 1:
-        raise InvalidArgument(
-            "population, generations and parents must be 1 or more and mutation 0 to 1, got "
-            f"{population}, {generations}, {parents} and {mutation}"
-        )
+    require_count("population", population)
+    require_count("generations", generations)
+    require_count("parents", parents)
+    require("mutation", mutation, low=0, high=1)
     supernet.require(supernet.dense, task)
     rng = np.random.default_rng(seed)
     if memory is None:
@@ -282,13 +304,12 @@ def evolve(
                 after()
     ranked = _ranked(known)
     if not ranked:
+        cheapest = ""
         if known:
-            cheapest = min(costs.whole(subnet, task) for subnet in known)
-        else:
-            cheapest = float("nan")
+            cost = min(costs.whole(subnet, task) for subnet in known)
+            cheapest = f". The cheapest network that was drawn costs {cost:g}"
         raise InvalidArgument(
-            f"no network within a budget of {budget:g} {costs.unit}; the cheapest drawn costs "
-            f"{cheapest:g}"
+            f"no network is within the budget of {budget:g} {costs.unit}{cheapest}"
         )
     return Search(tuple(ranked), refused=len(known) - len(ranked))
 
@@ -305,10 +326,10 @@ def judge(
     budget: float = float("inf"),
     batch_size: int = 200,
 ) -> Judged | None:
-    """The accuracy of one network within a budget, with its batch norms estimated anew.
+    """Measure the accuracy of one network within a budget, with its batch norms estimated anew.
 
     Args:
-        supernet: trained.
+        supernet: a trained supernet.
         subnet: the network.
         task: one of the tasks of the supernet.
         judging: held-out rows x [N, ...] and labels y [N].
@@ -321,16 +342,16 @@ def judge(
         None if the network is outside the budget.
     """
     leaving = costs.leaving(subnet, task)
-    if leaving.min() > budget:
+    if leaving.min() > budget:  # even if all rows left at the cheapest exit
         return None
     model = supernet.extract(subnet, task)
     reestimate(model, map(supernet.prepared, torch.split(norm_rows, batch_size)))
     x, y = judging
-    logits = _logits(supernet, model, subnet, task, x, batch_size)
+    logits = _logits(supernet, model, subnet, task, x, batch_size)  # [E, N, C]
     sure = logits.softmax(-1).amax(-1).numpy().astype(np.float64)  # [E, N]
-    right = (logits.argmax(-1) == y.cpu()).numpy()
+    right = (logits.argmax(-1) == y.cpu()).numpy()  # [E, N]
     accuracy, cost, threshold = along_thresholds(sure, right, leaving, budget)
-    if accuracy < 0:  # no threshold keeps the budget
+    if accuracy < 0:  # every threshold exceeds the budget
         return None
     return Judged(subnet, accuracy, cost, threshold)
 
@@ -338,25 +359,27 @@ def judge(
 def along_thresholds(
     sure: Floats, right: NDArray[np.bool_], leaving: Floats, budget: float
 ) -> tuple[float, float, float]:
-    """The best accuracy, its mean cost and its threshold, of one threshold that all exits share.
+    """Find the threshold, shared by all exits, that is most accurate within a budget.
 
     Args:
-        sure: [E, N], the largest probability; the last row is that of the head, where all others
-            leave.
+        sure: [E, N], the largest probability at each exit and, last, at the head, where all
+            remaining rows leave.
         right: [E, N], whether an answer is right.
         leaving: [E], the cost of leaving there.
         budget: of the mean cost.
 
     Returns:
-        An accuracy of -1 where no threshold keeps the budget.
+        Accuracy, mean cost and threshold. The accuracy is -1 if every threshold exceeds the budget.
     """
-    exits = sure[:-1]
+    exits = sure[:-1]  # [E - 1, N]
+    # Quantiles of the probabilities, so that the thresholds lie where the rows are. At infinity no
+    # row leaves early.
     levels = np.array([np.inf])
     if exits.size:
         levels = np.append(np.quantile(exits, np.linspace(0, 1, LEVELS)), np.inf)
     best = (-1.0, float("inf"), float("inf"))
     rows = np.arange(sure.shape[1])
-    at_head = np.ones((1, sure.shape[1]), bool)  # every row that is left leaves at the head
+    at_head = np.ones((1, sure.shape[1]), bool)  # every remaining row leaves at the head
     for level in levels:
         leaves = np.concatenate([exits >= level, at_head])  # [E, N]
         index = leaves.argmax(0)  # [N], the first exit that is sure, or the head
@@ -385,7 +408,7 @@ def _generation(
     """New and different networks, each with at least one exit that is within the budget. The first
     generation begins with the networks of one option everywhere.
     """
-    subnets: dict[Subnet, None] = {}  # a dict keeps the order
+    subnets: dict[Subnet, None] = {}  # used as a set that keeps the order
     if number == 0:
         for subnet in uniform(supernet):
             if costs.leaving(subnet, task).min() <= budget and len(subnets) < population:
@@ -394,6 +417,7 @@ def _generation(
         # Many draws are known already or too expensive. After TRIES of them the generation stays
         # one network smaller.
         for _ in range(TRIES):
+            # at random without parents, otherwise mutants and crossovers in turn
             if number == 0 or not best:
                 subnet = _some_exits(supernet, supernet.drawn(rng), rng, 0.5)
             elif turn % 2:
@@ -411,23 +435,26 @@ def _generation(
 
 
 def uniform(supernet: Supernet) -> list[Subnet]:
-    """The networks with one option everywhere and no exits; where a place does not have this
-    option, its first one stands there.
+    """List the networks that have the same option at every place, without exits. A place that does
+    not have this option has its first one.
     """
-    every: dict[str, None] = {}  # a dict keeps the order
+    all_options: dict[str, None] = {}  # used as a set that keeps the order
     for names in supernet.names:
-        every |= dict.fromkeys(names)
+        all_options |= dict.fromkeys(names)
     subnets: dict[Subnet, None] = {}
-    for option in every:
+    for option in all_options:
         numbers = []
         for names in supernet.names:
-            numbers.append(names.index(option) if option in names else 0)
+            number = 0
+            if option in names:
+                number = names.index(option)
+            numbers.append(number)
         subnets[Subnet(tuple(numbers))] = None
     return list(subnets)
 
 
 def mutated(supernet: Supernet, subnet: Subnet, chance: float, rng: np.random.Generator) -> Subnet:
-    """A network with some options drawn anew, and some exits added or removed.
+    """Mutate a network: draw some of its options anew, and add or remove some exits.
 
     Args:
         supernet: of the network.
@@ -437,9 +464,8 @@ def mutated(supernet: Supernet, subnet: Subnet, chance: float, rng: np.random.Ge
     """
     fresh = supernet.drawn(rng).options
     changes = rng.random(len(fresh)) < chance
-    options = []
-    for new, old, change in zip(fresh, subnet.options, changes, strict=True):
-        options.append(int(new if change else old))
+    mutated_options = np.where(changes, fresh, subnet.options)
+    options = [int(option) for option in mutated_options]
     exits = []
     for tap in supernet.taps:
         present = tap in subnet.exits
@@ -451,14 +477,15 @@ def mutated(supernet: Supernet, subnet: Subnet, chance: float, rng: np.random.Ge
 
 
 def crossed(supernet: Supernet, one: Subnet, other: Subnet, rng: np.random.Generator) -> Subnet:
-    """A network that takes each option and each exit from one of two parents at random."""
-    picks = rng.random(len(one.options)) < 0.5
-    options = []
-    for first, second, pick in zip(one.options, other.options, picks, strict=True):
-        options.append(first if pick else second)
+    """Cross two networks: take each option and each exit from one of them at random."""
+    from_one = rng.random(len(one.options)) < 0.5
+    crossed_options = np.where(from_one, one.options, other.options)
+    options = [int(option) for option in crossed_options]
     exits = []
     for tap in supernet.taps:
-        parent = one if rng.random() < 0.5 else other
+        parent = other
+        if rng.random() < 0.5:
+            parent = one
         if tap in parent.exits:
             exits.append(tap)
     return Subnet(tuple(options), tuple(exits))
@@ -489,13 +516,17 @@ def _logits(
     """Logits [E, N, C] of the exits and the head of an extracted network."""
     batches: list[Tensor] = []
     taps = {name: model.get_submodule(name) for name in subnet.exits}
-    for part in torch.split(x, batch_size):
-        heard = dict[str, Tensor]()
-        with listening(taps, lambda name, value, heard=heard: heard.update({name: value})):  # type: ignore[misc]
-            last = logits_in(model(supernet.prepared(part)))
-        exits = [supernet.exit_of(name, task)(Seen(heard[name], {})) for name in subnet.exits]
-        batches.append(torch.stack([*exits, last]))  # [E, batch, C]
-    return torch.cat(batches, 1).cpu()
+    for batch in torch.split(x, batch_size):
+        # the run through the model records the values at its taps, and the exits read them
+        tapped = dict[str, Any]()
+        with listening(taps, tapped.__setitem__):
+            last = logits_in(model(supernet.prepared(batch)))
+        logits = []
+        for name in subnet.exits:
+            exit = supernet.exit_of(name, task)
+            logits.append(exit(Seen(tapped[name], {})))
+        batches.append(torch.stack([*logits, last]))  # [E, B, C]
+    return torch.cat(batches, 1).cpu()  # [E, N, C]
 
 
 class _Reached(Exception):
@@ -524,6 +555,8 @@ def _stop(_name: str, _value: object) -> None:
 
 
 def _bound(module: nn.Module, value: object) -> Callable[[], object]:
+    """A call of a module on one value."""
+
     def call() -> object:
         with torch.no_grad():
             return module(value)
@@ -536,11 +569,11 @@ def _inputs_of(model: nn.Module, watched: Mapping[str, nn.Module], x: Tensor) ->
     inputs = dict[str, Tensor]()
     handles = []
     for name, module in watched.items():
-        handles.append(
-            module.register_forward_pre_hook(
-                lambda _m, given, name=name: inputs.update({name: given[0]})
-            )
-        )
+
+        def note(_module: nn.Module, arguments: tuple[Tensor, ...], name: str = name) -> None:
+            inputs[name] = arguments[0]
+
+        handles.append(module.register_forward_pre_hook(note))
     try:
         model(x)
     finally:
@@ -559,6 +592,7 @@ def _figures(
     """The cost of each call for one row: multiply-adds, or the median of the timings."""
     if unit == "macs":
         return {key: macs(call) / rows for key, call in calls.items()}
+    # `interleaved` times all calls in turn, so that a busy moment does not fall on one of them
     named = {"/".join(key): call for key, call in calls.items()}
     times = interleaved(named, repeats=repeats, warmup=1, clock=clock)
     return {key: float(np.median(times["/".join(key)])) / rows for key in calls}

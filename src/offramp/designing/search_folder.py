@@ -1,4 +1,4 @@
-"""The folder of a search: what it has trained and judged, so that it can go on or search again.
+"""The folder of a search, from which it can go on or search again.
 
 search.json             the inputs of the training, its progress, cost tables and judged networks
 supernet.safetensors    weights and buffers of the supernet, and the momentum of its training
@@ -38,13 +38,13 @@ Memory = dict[Subnet, Judged | None]
 
 @dataclass
 class SearchState:
-    """What a search has done so far.
+    """The progress of a search.
 
     Args:
-        training: where the training is; None before its first step.
-        tables: what the parts cost, by the text that says how they were counted or timed.
-        judged: judged networks, by the text that says on which rows and within which budget; None
-            for networks outside of it.
+        training: the state of the training; None before its first step.
+        tables: cost tables; the key describes how the costs were counted or timed.
+        judged: judged networks, with None for those outside the budget; the key describes the rows
+            and the budget.
     """
 
     training: TrainingState | None = None
@@ -58,11 +58,11 @@ def write_search(
     """Write a folder in one step; an earlier search there is replaced.
 
     Args:
-        folder: where.
+        folder: the folder.
         supernet: its weights are written.
-        identity: the inputs of the training as plain data. Only a search with the same ones goes
-            on from the folder.
-        state: what is done.
+        identity: the inputs of the training as plain data. Only a search with the same inputs can
+            go on from the folder.
+        state: the progress so far.
 
     Raises:
         BadFile: the folder cannot be written, or holds a file that offramp did not write.
@@ -82,6 +82,7 @@ def write_search(
         }
     body["tables"] = {key: _table_to_json(table) for key, table in state.tables.items()}
     body["judged"] = {key: _memory_to_json(memory) for key, memory in state.judged.items()}
+    # the weights come first, because the manifest holds their digest
     with replacing_folder(folder, FOLDER.require_own) as path:
         write_tensors(path / WEIGHTS, tensors)
         body["weights"] = digest_file(path / WEIGHTS)
@@ -92,12 +93,12 @@ def read_search(folder: Path, supernet: Supernet, identity: Mapping[str, Any]) -
     """Load the weights of a search into a supernet.
 
     Args:
-        folder: that `write_search` wrote.
+        folder: a folder from `write_search`.
         supernet: built from the same model and choices; its weights are replaced.
         identity: the inputs of this search.
 
     Returns:
-        What is done.
+        The progress so far.
 
     Raises:
         BadFile: the folder is missing or damaged.
@@ -113,7 +114,7 @@ def _read(folder: Path, supernet: Supernet, identity: Mapping[str, Any]) -> Sear
             before = body["begun"].get(key)
             if before != value:
                 raise Mismatch(
-                    f"the search in {folder} has {key} {before!r:.200}, this one has "
+                    f"{key} must be the same as in the search in {folder}, {before!r:.200}, got "
                     f"{value!r:.200}. Use the same inputs, or another folder"
                 )
         if digest_file(folder / WEIGHTS) != body["weights"]:
@@ -151,16 +152,17 @@ def _read(folder: Path, supernet: Supernet, identity: Mapping[str, Any]) -> Sear
 
 def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, without it."""
-    found = dict[str, Tensor]()
+    selected = dict[str, Tensor]()
     for name, value in tensors.items():
         if name.startswith(prefix):
-            found[name.removeprefix(prefix)] = value
-    return found
+            selected[name.removeprefix(prefix)] = value
+    return selected
 
 
 def _table_to_json(table: CostTable) -> dict[str, Any]:
+    # JSON has no tuples as keys, so the exits are a list of [tap, task, cost]
     exits = [[tap, task, cost] for (tap, task), cost in table.exits.items()]
-    # a list, because the order of places is that in which a subnet lists its options
+    # also a list, because the places must keep the order in which a subnet lists its options
     options = [[place, list(costs)] for place, costs in table.options.items()]
     return {
         "unit": table.unit,
@@ -186,8 +188,9 @@ def _memory_to_json(memory: Memory) -> list[list[Any]]:
     for subnet, judged in memory.items():
         row: list[Any] = [list(subnet.options), list(subnet.exits)]
         if judged is not None:
-            # JSON has no infinity: where no row leaves early there is no threshold
-            threshold = judged.threshold if math.isfinite(judged.threshold) else None
+            threshold: float | None = judged.threshold
+            if judged.threshold == math.inf:  # no row leaves early, and JSON has no infinity
+                threshold = None
             row += [judged.accuracy, judged.cost, threshold]
         rows.append(row)
     return rows

@@ -1,7 +1,7 @@
 """`search`: train many networks that share weights, and find the best one within a budget.
 
-The supernet, its training and the evolution are in `supernet`, `single_path` and `evolution`. Here
-they become one call on a model, on rows and on a folder.
+The supernet, its training and the evolution are in `supernet`, `single_path` and `evolution`. This
+file joins them into one call that takes a model, rows and a folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ from offramp.designing.evolution import (
     evolve,
 )
 from offramp.designing.search_folder import FOLDER, SearchState, read_search, write_search
-from offramp.designing.single_path import Labelled, labelled, reestimate, train_supernet
+from offramp.designing.single_path import (
+    Labelled,
+    TrainingState,
+    labelled,
+    reestimate,
+    train_supernet,
+)
 from offramp.designing.supernet import Option, Supernet, option_of
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError, UnknownName
 from offramp.networks.members import BACKBONE, ModelSpec
@@ -43,9 +49,9 @@ from offramp.networks.trained import remember
 from offramp.networks.wrappers import require_plain, unwrapped
 from offramp.plans.provenance import union
 
-TASK = "task"  # the name of the only task
+TASK = "task"  # the name of the task, if there is only one
 EXAMPLE = 2  # rows on which options are tried
-JUDGED_TOGETHER = 200  # rows
+JUDGED_TOGETHER = 200  # rows of a batch when networks are judged
 REPEATS = 9  # timings of each part; the median counts
 
 
@@ -88,7 +94,7 @@ class SearchResult:
         return Search(self.candidates, self.refused).frontier()
 
     def told(self, judged: Judged | None = None) -> str:
-        """A network in words: its options by place, and its exits.
+        """Describe a network in words: its options by place, and its exits.
 
         Args:
             judged: one of the candidates; None for the best.
@@ -96,14 +102,14 @@ class SearchResult:
         return self.supernet.told((judged or self.best).subnet)
 
     def model(self, judged: Judged | None = None) -> nn.Module:
-        """Make a model of its own of a network, with copies of the weights and with statistics of
-        its own in the batch norms. Exits are not part of it.
+        """Make a separate model of a candidate, with copies of the weights. Its batch norms are
+        estimated on this network alone. Exits are not part of it.
 
         Args:
             judged: one of the candidates; None for the best.
 
         Returns:
-            A model in eval mode, to be trained on, cut and exported like any other.
+            A model in eval mode. It can be trained further, cut and exported like any other.
         """
         return self.searcher.extracted(judged or self.best, self.task)
 
@@ -112,10 +118,10 @@ class SearchResult:
 
         Args:
             judged: one of the candidates; None for the best.
-            gate: as `cut` takes it; for exits.
+            gate: the gate of the exits, as `cut` takes it.
 
         Returns:
-            A network in eval mode, to be trained on with `fit`. Without exits it has one node.
+            A network in eval mode, to be trained further with `fit`. Without exits it has one node.
         """
         return self.searcher.network(judged or self.best, self.task, gate)
 
@@ -134,9 +140,9 @@ class SearchResult:
         Args:
             budget: as for `search`.
             limit: as for `search`.
-            unit: "macs" or "ms"; None for that of this search.
-            task: None for that of this search.
-            exits: False leaves them out.
+            unit: "macs" or "ms"; None for the unit of this search.
+            task: the task to search for; None for the task of this search.
+            exits: False searches networks without exits.
             development: labelled rows that judge; None for those of this search.
         """
         searcher = self.searcher
@@ -148,6 +154,9 @@ class SearchResult:
         """The Pareto front as plain data."""
         front = []
         for judged in self.frontier():
+            threshold = None  # JSON has no infinity, the threshold of a network without exits
+            if judged.subnet.exits:
+                threshold = judged.threshold
             front.append(
                 {
                     "options": list(judged.subnet.options),
@@ -155,7 +164,7 @@ class SearchResult:
                     "network": self.told(judged),
                     "accuracy": judged.accuracy,
                     "cost": judged.cost,
-                    "threshold": judged.threshold if judged.subnet.exits else None,
+                    "threshold": threshold,
                 }
             )
         return {
@@ -225,39 +234,40 @@ def search(
 ) -> SearchResult:
     """Find the best network within a budget among many that share weights (one-shot search).
 
-    At some places of the model several layers could stand. All of them are trained at once: every
+    At some places of the model there is a choice of layers. All of them are trained at once: every
     step draws some networks at random and averages their gradients. Then an evolution finds the
-    most accurate network within the budget. The network that is found is trained on with `fit`, and
-    a promise about it needs fresh rows.
+    most accurate network within the budget. Train the final network further with `fit`. A promise
+    about it needs fresh rows.
 
     Args:
         model: a trained classifier; it is not changed.
-        choices: by the name of a module, or by a pattern as `convert` takes it, what could stand
-            there: "dense" (the module itself), "skip" (nothing), "narrow?by=2" (a residual block
-            with fewer channels within), a method of `convert` for all convolutions and linear
-            layers within ("ghost?ratio=2", "low_rank?energy=0.8"), a mapping as `convert` takes it,
-            a module, or a function of the module. The first one is the reference for budgets. If a
-            pattern names several places, an option that does not fit at one of them is left out
-            there.
-        data: labelled rows that train; or rows by the name of a task, all of whose heads share the
-            rest of the network. The first task has the model's own head, others have new ones.
-        development: held-out labelled rows that judge, for the task that is searched for; or such
-            rows by task.
+        choices: the options at each place. The key is the name of a module, or a pattern as
+            `convert` takes it. An option is "dense" (the module itself), "skip" (nothing),
+            "narrow?by=2" (a residual block with fewer channels inside), a method of `convert` for
+            all convolutions and linear layers inside ("ghost?ratio=2", "low_rank?energy=0.8"), a
+            mapping as `convert` takes it, a module, or a function of the module. Budgets are shares
+            of the network of first options. If a pattern names several places, an option that does
+            not fit at one of them is left out there.
+        data: labelled training rows; or a mapping from the name of a task to its rows. The heads of
+            all tasks share the rest of the network. The first task has the model's own head, others
+            have new ones.
+        development: held-out labelled rows that judge, for the task that is searched for; or a
+            mapping from the name of a task to its rows.
         budget: the most that a row may cost on average, as a share of the dense network's cost.
-        limit: the same in the unit itself, instead of a budget: MACs or milliseconds.
+        limit: the same in MACs or milliseconds, instead of a budget.
         unit: "macs", counted, or "ms", measured on this machine at a batch of `timing_rows`.
         task: the task that is searched for; None for the first one.
-        at: modules after which an exit may stand. Then the budget is the mean over the rows that
-            leave early and those that do not.
-        exit: what stands there, as `cut` takes it.
+        at: modules that an exit may follow. The budget is then the mean cost over all rows, those
+            that leave early and those that do not.
+        exit: the kind of the exits, as `cut` takes it.
         head: the linear layer that gives the logits; None finds it.
-        preprocess: makes the model's input of the rows.
-        spec: how to build the model again, such as "offramp:resnet20"; then a saved network can be
-            loaded without giving the model again.
+        preprocess: turns the rows into the model's input.
+        spec: how to build the model again, such as "offramp:resnet20". With it a saved network can
+            be loaded without the model.
         steps: of training, over all tasks together.
         paths: networks that are drawn for a step.
         batch_size: rows of a step.
-        rate: of SGD at the first step; it falls linearly to 0.
+        rate: learning rate of SGD at the first step; it falls linearly to 0.
         augment: a name of the shelf `augments`, or a function of a batch.
         norm_rows: training rows from which a network's batch norms are estimated before it is
             judged.
@@ -266,7 +276,7 @@ def search(
         generations: of the evolution.
         clock: seconds, for "ms"; such as `time.process_time` for CPU time of one thread.
         seed: of everything that is drawn.
-        folder: where the supernet and the judged networks are kept, every minute and at the end.
+        folder: where the supernet and the judged networks are saved, every minute and at the end.
         resume: whether to go on from `folder`. With other budgets, tasks or units nothing is
             trained again.
         progress: whether to show progress.
@@ -275,10 +285,10 @@ def search(
         The judged networks; `result.network()` makes the best one.
 
     Raises:
-        UnknownName: a module, a method, a task or an augmentation that does not exist.
+        UnknownName: a module, a method, a task or an augmentation does not exist.
         InvalidArgument: an argument has a wrong value, or no network is within the budget.
         BadNetwork: an option does not fit at its place, or the model has no linear head.
-        BadData: rows without labels, or with labels that are no classes.
+        BadData: rows have no labels, or a label is not a class.
         Mismatch: `folder` belongs to a search with other inputs.
         Diverged: a loss is no longer finite.
 
@@ -313,13 +323,18 @@ def search(
     require_count("seed", seed, 0)
     require("rate", rate, above=0)
     _require_budget(budget, limit, unit)
-    home = None if folder is None else Path(folder)
-    if require_flag("resume", resume) and home is None:
-        raise InvalidArgument("resume needs the folder of the search, folder=")
-    if home is not None:
+    home: Path | None = None
+    if folder is not None:
+        home = Path(folder)
         require_writable(home, folder=True)
         FOLDER.require_own(home)
-    function: Any = find("augments", augment) if isinstance(augment, str) else augment
+    if require_flag("resume", resume) and home is None:
+        raise InvalidArgument("folder must be the folder of the search for resume=True, got None")
+    augment_function: Any = augment
+    augment_name = getattr(augment, "__qualname__", None)
+    if isinstance(augment, str):
+        augment_function = find("augments", augment)
+        augment_name = augment
 
     # 2. Read the rows, and build the supernet.
     with proposing([preprocess]):
@@ -332,7 +347,8 @@ def search(
     torch.manual_seed(seed)  # of new heads, exits and layers
     supernet = _supernet(model, choices, tasks, example, at, exit, head, preprocess)
 
-    # 3. Continue from the folder, if it holds this search.
+    # 3. Continue from the folder, if it holds this search. The identity is everything that the
+    # weights depend on.
     identity = {
         "model": _digest_of(model),
         "choices": [list(names) for names in supernet.names],
@@ -343,15 +359,15 @@ def search(
         "paths": paths,
         "batch_size": batch_size,
         "rate": rate,
-        "augment": augment if isinstance(augment, str) else getattr(augment, "__qualname__", None),
+        "augment": augment_name,
         "seed": seed,
     }
     state = SearchState()
     if resume and home is not None and restored(home, FOLDER.require_own).is_dir():
         state = read_search(home, supernet, identity)
 
-    # 4. Train what is left to train.
-    def keep(training: Any) -> None:
+    # 4. Train the remaining steps.
+    def keep(training: TrainingState) -> None:
         state.training = training
         if home is not None:
             write_search(home, supernet, identity, state)
@@ -363,15 +379,15 @@ def search(
         paths=paths,
         batch_size=batch_size,
         rate=rate,
-        augment=function,
+        augment=augment_function,
         seed=seed,
         begin=state.training,
         keep=keep,
         progress=progress,
     )
-    # Weights that came from a folder were trained in another process: say again by which rows.
-    for read in tasks.values():
-        remember(supernet, read.seen)
+    # Weights from a folder were trained in another process. Note again which rows trained them.
+    for training_rows in tasks.values():
+        remember(supernet, training_rows.seen)
 
     # 5. Search.
     searcher = Searcher(
@@ -398,8 +414,8 @@ def search(
 class Searcher:
     """A trained supernet with everything that another search of it needs.
 
-    Args: see `search`. tasks: the training rows by task. state: what is done. identity: the inputs
-    of the training.
+    Args: see `search`. tasks: the training rows by task. state: the progress so far. identity: the
+    inputs of the training.
     """
 
     model: nn.Module
@@ -427,31 +443,30 @@ class Searcher:
         *,
         exits: bool = True,
     ) -> SearchResult:
-        """Search a task within a budget. See `search`."""
+        """Search for the best network of a task within a budget. See `search`."""
         _require_budget(budget, limit, unit)
         if task not in self.tasks:
             raise unknown(task, list(self.tasks), "task of this search")
         judging = self._judging(task)
         table = self._table(unit)
-        dense = table.whole(self.supernet.dense, task)
-        if limit is not None:
-            most = limit
-        else:
+        dense_cost = table.whole(self.supernet.dense, task)
+        if limit is None:
             assert budget is not None
-            most = budget * dense
-        # What was judged before counts only if it was judged alike.
-        key = json.dumps([task, unit, most, judging.seen.fingerprint, self.norm_rows])
+            limit = budget * dense_cost
+        # Networks that were judged before need not be judged again, if the rows and the limit are
+        # the same.
+        key = json.dumps([task, unit, limit, judging.seen.fingerprint, self.norm_rows])
         memory = self.state.judged.setdefault(key, {})
         x = _some(judging, np.arange(len(judging.y)))
         y = torch.as_tensor(judging.y).long()
         device = next(self.supernet.parameters()).device
-        found = evolve(
+        evolution = evolve(
             self.supernet,
             task,
             (x.to(device), y.to(device)),
             self._norm_rows(task).to(device),
             costs=table,
-            budget=most,
+            budget=limit,
             population=self.population,
             generations=self.generations,
             batch_size=JUDGED_TOGETHER,
@@ -461,15 +476,17 @@ class Searcher:
             after=self._keep,
             progress=self.progress,
         )
-        return SearchResult(task, unit, most, dense, found.candidates, found.refused, self)
+        return SearchResult(
+            task, unit, limit, dense_cost, evolution.candidates, evolution.refused, self
+        )
 
     def extracted(self, judged: Judged, task: str) -> nn.Module:
-        """The model of a candidate; its batch norms have statistics of their own."""
+        """The model of a candidate, with its batch norms estimated anew."""
         model = self.supernet.extract(judged.subnet, task)
         device = next(self.supernet.parameters()).device
         batches = torch.split(self._norm_rows(task).to(device), JUDGED_TOGETHER)
         reestimate(model, map(self.supernet.prepared, batches))
-        # the development rows chose this network: they promise nothing about it
+        # the development rows chose this network, so a promise about it needs other rows
         remember(model, self._judging(task).seen)
         return model
 
@@ -478,18 +495,24 @@ class Searcher:
         model = self.extracted(judged, task)
         spec = self._spec_of(model)
         if judged.subnet.exits:
-            made = self.supernet.network(judged.subnet, task, model=model, gate=gate, spec=spec)
+            network = self.supernet.network(judged.subnet, task, model=model, gate=gate, spec=spec)
         else:
-            made = plain_network(model, ModelSpec(BACKBONE, spec), self.supernet.preprocess).eval()
-        seen = [read.seen for read in self.tasks.values()]
-        made.trained_on = union([*seen, self._judging(task).seen])
-        made.class_names = self.tasks[task].source.class_names
-        return made
+            network = plain_network(model, ModelSpec(BACKBONE, spec), self.supernet.preprocess)
+            network = network.eval()
+        # a calibration must not use the rows that trained or chose this network
+        used_rows = [training_rows.seen for training_rows in self.tasks.values()]
+        used_rows.append(self._judging(task).seen)
+        network.trained_on = union(used_rows)
+        network.class_names = self.tasks[task].source.class_names
+        return network
 
     def _spec_of(self, model: nn.Module) -> str | None:
-        """The text that builds a found model again; None where options are the user's own."""
+        """The text that builds an extracted model again; None if an option is not a method of
+        `convert`.
+        """
         if self.spec is None:
             return None
+        # the differences to the plain model become the conversions in the text
         base = split_spec(self.spec)[0]
         plain = self.model
         if base != self.spec:
@@ -501,28 +524,29 @@ class Searcher:
 
     def _judging(self, task: str) -> Labelled:
         """The development rows of a task."""
-        given = self.development
-        if isinstance(given, Mapping):
-            if task not in given:
+        data = self.development
+        if isinstance(data, Mapping):
+            if task not in data:
                 raise InvalidArgument(
-                    f"development must have rows for the task {task!r}, got {sorted(given)}"
+                    f"development must have rows for the task {task!r}, got {sorted(data)}"
                 )
-            given = given[task]
-        if isinstance(given, Labelled):
-            return given
+            data = data[task]
+        if isinstance(data, Labelled):
+            return data
         with proposing([self.supernet.preprocess]):
-            source = rows(given)
+            source = rows(data)
+        # labels by name get the numbers that they have in training
         names = self.tasks[task].source.class_names
         if names is not None:
             source = source.numbered_as(names)
-        read = labelled(task, source)
+        judging = labelled(task, source)
         classes = self.supernet.classes[task]
-        if read.y.min() < 0 or read.y.max() >= classes:
+        if judging.y.min() < 0 or judging.y.max() >= classes:
             raise BadData(
                 f"labels of the development rows of {task!r} must be 0 to {classes - 1}, got "
-                f"{read.y.min()} to {read.y.max()}"
+                f"{judging.y.min()} to {judging.y.max()}"
             )
-        return read
+        return judging
 
     def _norm_rows(self, task: str) -> Tensor:
         """Training rows of a task, drawn once, [M, ...]."""
@@ -532,11 +556,14 @@ class Searcher:
 
     def _table(self, unit: str) -> CostTable:
         """The costs of all parts. Milliseconds are measured once and kept."""
-        key = unit if unit == "macs" else f"{unit} at batch {self.timing_rows}"
+        key = unit
+        batch = EXAMPLE
+        if unit == "ms":  # the time of a row depends on the size of its batch, the count does not
+            key = f"{unit} at batch {self.timing_rows}"
+            batch = self.timing_rows
         if key not in self.state.tables:
-            count = EXAMPLE if unit == "macs" else self.timing_rows
             self.state.tables[key] = cost_table(
-                self.supernet, unit=unit, rows=count, repeats=REPEATS, clock=self.clock
+                self.supernet, unit=unit, rows=batch, repeats=REPEATS, clock=self.clock
             )
         return self.state.tables[key]
 
@@ -550,8 +577,10 @@ def _require_budget(budget: float | None, limit: float | None, unit: str) -> Non
     if unit not in UNITS:
         raise InvalidArgument(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
     if (budget is None) == (limit is None):
+        got = "neither" if budget is None else "both"
         raise InvalidArgument(
-            "give either budget=, a share of the dense network's cost, or limit=, in the unit"
+            f"exactly one of budget= and limit= must be given, got {got}. budget is a share of the "
+            f"dense network's cost, limit a cost in the unit"
         )
     if budget is not None:
         require("budget", budget, above=0, high=1)
@@ -561,15 +590,19 @@ def _require_budget(budget: float | None, limit: float | None, unit: str) -> Non
 
 def _tasks(model: nn.Module, data: object, *, progress: bool) -> dict[str, Labelled]:
     """The training rows of each task."""
-    by_task = data if isinstance(data, Mapping) else {TASK: data}
+    by_task: Mapping[Any, object] = {TASK: data}
+    if isinstance(data, Mapping):
+        by_task = data
     if not by_task:
         raise InvalidArgument("data must have rows for at least one task, got none")
     tasks = dict[str, Labelled]()
-    for name, given in by_task.items():
+    for name, task_data in by_task.items():
         if not isinstance(name, str) or not name.isidentifier():
             raise InvalidArgument(f"a task must be a name such as 'ten', got {name!r}")
-        # only the first task has the classes of the model itself
-        source = rows(given) if tasks else rows_for(model, given)
+        if not tasks:  # only the first task has the classes of the model itself
+            source = rows_for(model, task_data)
+        else:
+            source = rows(task_data)
         tasks[name] = labelled(name, source, progress=progress)
     return tasks
 
@@ -590,8 +623,10 @@ def _supernet(
         with torch.no_grad():
             x = preprocess(example)
     heads: dict[str, int | None] = {}
-    for name, read in tasks.items():
-        heads[name] = int(read.y.max()) + 1 if heads else None
+    for name, training_rows in tasks.items():
+        heads[name] = None  # the model's own head, for the first task
+        if len(heads) > 1:
+            heads[name] = int(training_rows.y.max()) + 1
     return Supernet(
         model,
         _choices_at_places(model, choices, x),
@@ -607,8 +642,8 @@ def _supernet(
 def _choices_at_places(
     model: nn.Module, choices: Mapping[str, Sequence[Option]], x: Tensor
 ) -> dict[str, Sequence[Option]]:
-    """The options by place. Where a pattern names several places, those that do not fit are left
-    out.
+    """The options by place. If a pattern names several places, an option that does not fit at one
+    of them is left out there.
 
     Args:
         model: the classifier.
@@ -617,7 +652,8 @@ def _choices_at_places(
     """
     if not isinstance(choices, Mapping) or not choices:
         raise InvalidArgument(
-            'choices must map modules to options, such as {"layer3.*": ["dense", "skip"]}'
+            'choices must map modules to options, such as {"layer3.*": ["dense", "skip"]}, got '
+            f"{choices!r}"
         )
     known = dict(model.named_modules())
     by_place: dict[str, Sequence[Option]] = {}
@@ -629,6 +665,7 @@ def _choices_at_places(
         if key in known:
             by_place[key] = options
             continue
+        # a pattern: of the modules that it matches, those that are not within another one
         places = outermost(matched(model, key))
         fitting = _fitting(model, places, options, x)
         for place in places:
@@ -640,17 +677,19 @@ def _choices_at_places(
 def _fitting(
     model: nn.Module, places: Sequence[str], options: Sequence[Option], x: Tensor
 ) -> dict[str, list[Option]]:
-    """The options that fit at each of some places: those that give what the module there gives.
+    """The options that fit at each of some places. An option fits if its output has the same shape
+    as that of the module.
 
     Raises:
         BadNetwork: an option fits nowhere, or a place never runs.
     """
+    # 1. Run the model once, and record the input and the shape of the output at each place.
     inputs = dict[str, Tensor]()
     shapes = dict[str, torch.Size]()
 
-    def note(name: str, given: tuple[Any, ...], output: object) -> None:
-        if given and isinstance(given[0], Tensor) and isinstance(output, Tensor):
-            inputs[name] = given[0].clone()  # a later layer may change it in place
+    def note(name: str, arguments: tuple[Any, ...], output: object) -> None:
+        if arguments and isinstance(arguments[0], Tensor) and isinstance(output, Tensor):
+            inputs[name] = arguments[0].clone()  # a later layer may change it in place
             shapes[name] = output.shape
 
     handles = []
@@ -659,7 +698,7 @@ def _fitting(
             module = model.get_submodule(place)
             handles.append(
                 module.register_forward_hook(
-                    lambda _module, given, output, place=place: note(place, given, output)
+                    lambda _module, arguments, output, place=place: note(place, arguments, output)
                 )
             )
         with torch.no_grad():
@@ -667,16 +706,19 @@ def _fitting(
     finally:
         for handle in handles:
             handle.remove()
+
+    # 2. Try every option at every place. The reason of the last failure is for the message.
     fitting: dict[str, list[Option]] = {place: [] for place in places}
     for option in options:
         reason = ""
+        fits_somewhere = False
         for place in places:
             if place not in inputs:
                 raise BadNetwork(f"the place {place!r} must take and give one tensor in every run")
             try:
-                made = option_of(model.get_submodule(place), place, option)
+                candidate = option_of(model.get_submodule(place), place, option)
                 with torch.no_grad():
-                    shape = made(inputs[place]).shape
+                    shape = candidate(inputs[place]).shape
             except UnknownName:
                 raise
             except (OfframpError, RuntimeError, ValueError, IndexError) as problem:
@@ -684,21 +726,25 @@ def _fitting(
                 continue
             if shape == shapes[place]:
                 fitting[place].append(option)
+                fits_somewhere = True
             else:
                 reason = f"it gives {tuple(shape)} at {place!r} instead of {tuple(shapes[place])}"
-        if not any(option in fitted for fitted in fitting.values()):
+        if not fits_somewhere:
             raise BadNetwork(f"the option {str(option)!r} fits at none of {places} ({reason})")
     return fitting
 
 
 def _head_of(model: nn.Module, x: Tensor) -> str:
-    """The name of the linear layer whose output is the model's logits: the very same tensor."""
-    heard = dict[str, object]()
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    with torch.no_grad(), listening(layers, lambda name, value: heard.update({name: value})):
+    """The name of the linear layer that gives the model's logits."""
+    layers = dict[str, nn.Module]()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            layers[name] = module
+    outputs = dict[str, object]()
+    with torch.no_grad(), listening(layers, lambda name, value: outputs.update({name: value})):
         logits = logits_in(model(x))
-    for name, value in heard.items():
-        if value is logits:
+    for name, value in outputs.items():
+        if value is logits:  # the same tensor, so that nothing is computed after this layer
             return name
     raise BadNetwork(
         "the model must end in a linear layer that gives the logits. Name it with head="
@@ -709,15 +755,15 @@ def _some(read: Labelled, positions: np.ndarray) -> Tensor:
     """Some rows of a task as one tensor [M, ...]."""
     x = read.source.take_x(positions)
     if isinstance(x, Mapping):
-        raise BadData(f"search takes models of one input, got rows with {', '.join(sorted(x))}")
+        raise BadData(f"rows must have one input for search, got the inputs {', '.join(sorted(x))}")
     return torch.as_tensor(np.asarray(x))
 
 
 def _digest_of(model: nn.Module) -> str:
     """Sixteen hex digits over the weights of a model."""
-    mark = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         array = value.detach().cpu().contiguous()
-        mark.update(f"{name}{array.dtype}{tuple(array.shape)}".encode())
-        mark.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return mark.hexdigest()[:16]
+        sha256.update(f"{name}{array.dtype}{tuple(array.shape)}".encode())
+        sha256.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()[:16]

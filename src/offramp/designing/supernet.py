@@ -1,9 +1,9 @@
-"""Many networks that share weights: at some places of a model several layers could stand, and each
-task has its head.
+"""A supernet: many networks that share weights. At some places of a model there is a choice of
+layers, and each task has its own head.
 
-After Peng et al., 2021, arXiv 2112.03456 (RSBNet), of which only the abstract could be read, and
-its nearest published relative, Guo et al., Single Path One-Shot Neural Architecture Search, ECCV
-2020, arXiv 1904.00420. Shapes: B rows, C classes.
+After Peng et al., 2021, arXiv 2112.03456 (RSBNet; only its abstract could be read) and its nearest
+published relative, Guo et al., Single Path One-Shot Neural Architecture Search, ECCV 2020, arXiv
+1904.00420. Shapes: B rows, C classes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Subnet:
 
     Args:
         options: the number of the option at each place, in the order of `Supernet.places`.
-        exits: where exits stand, shallow to deep; some of `Supernet.taps`.
+        exits: the modules that have an exit, shallow to deep; some of `Supernet.taps`.
     """
 
     options: tuple[int, ...]
@@ -48,27 +48,34 @@ class Subnet:
 
 
 class Supernet(nn.Module):
-    """A copy of a model in which several layers could stand at some places, with a head for each
-    task.
+    """A copy of a model with a choice of layers at some places, and a head for each task.
 
     Args:
-        model: a classifier; it stays as it is.
-        choices: by the name of a module, what could stand there: "dense" (the module itself),
-            "skip" (nothing, where shapes allow it), "narrow?by=2" (a residual block with fewer
-            channels within), a method of `convert` for all convolutions and linear layers within
-            ("ghost?ratio=2", "low_rank?energy=0.8"), a mapping as `convert` takes it, a module, or
-            a function of the module.
+        model: a classifier; it is not changed.
+        choices: the options at each place, by the name of the module there: "dense" (the module
+            itself), "skip" (nothing, if the shapes allow it), "narrow?by=2" (a residual block with
+            fewer channels inside), a method of `convert` for all convolutions and linear layers
+            inside ("ghost?ratio=2", "low_rank?energy=0.8"), a mapping as `convert` takes it, a
+            module, or a function of the module.
         example: images or rows as the model takes them, [B, ...].
-        head: the name of the module that gives the logits; a linear layer.
-        heads: by task, the number of its classes, or None for the head that the model has.
-        exits: names of modules after which an exit may stand.
-        exit: what stands there, as `cut` takes it.
-        preprocess: makes the model's input of the rows; None where they are ready.
+        head: the name of the linear layer that gives the logits.
+        heads: by task, the number of its classes, or None for a copy of the model's own head.
+        exits: names of modules that an exit may follow.
+        exit: the kind of the exits, as `cut` takes it.
+        preprocess: turns rows into the model's input; None if rows are that input.
+
+    Attributes:
+        places: names of the modules with a choice.
+        names: by place, the names of its options.
+        taps: names of the modules that an exit may follow, in the order in which they run.
+        order: places and taps in the order in which they run.
+        classes: by task, the number of classes.
 
     Raises:
-        UnknownName: a name of no module, or of no method.
-        InvalidArgument: a place without options, a task without classes, a name within a place.
-        BadNetwork: an option that does not fit its place.
+        UnknownName: a module or a method does not exist.
+        InvalidArgument: a place has no options, a task has too few classes, or a module is inside
+            a place.
+        BadNetwork: an option does not fit at its place.
     """
 
     def __init__(
@@ -84,50 +91,57 @@ class Supernet(nn.Module):
         preprocess: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not choices or not heads:
-            raise InvalidArgument("a supernet needs at least one place and one task")
+        if not choices:
+            raise InvalidArgument("choices must have at least one place, got none")
+        if not heads:
+            raise InvalidArgument("heads must have at least one task, got none")
         self.model = copy.deepcopy(model).eval()
         self.preprocess = copy.deepcopy(preprocess).eval() if preprocess is not None else None
+
+        # 1. Check the names of places, taps and head. The options of a place replace the modules
+        # inside it, so none of these may be a place, a tap or the head itself.
         known = dict(self.model.named_modules())
         for name in (*choices, *exits, head):
             if name not in known:
-                raise unknown(name, [each for each in known if each], "module of this model")
+                raise unknown(name, list(filter(None, known)), "module of this model")
         for name in (*choices, *exits, head):
-            inside = [
-                index for index in choices if name.startswith(f"{index}.") or name == index == head
-            ]
-            if inside:
-                raise InvalidArgument(
-                    f"{name!r} is within the place {inside[0]!r}, whose options have modules of "
-                    f"their own"
-                )
-        last = known[head]
-        if not isinstance(last, nn.Linear):
+            for place in choices:
+                if name.startswith(f"{place}.") or name == place == head:
+                    raise InvalidArgument(
+                        f"{name!r} must not be inside the place {place!r}, whose options have "
+                        f"modules of their own"
+                    )
+        model_head = known[head]
+        if not isinstance(model_head, nn.Linear):
             raise InvalidArgument(
-                f"head must name a linear layer, and {head!r} is a {type(last).__name__}"
+                f"head must name a linear layer, got {head!r}, a {type(model_head).__name__}"
             )
+
+        # 2. Make the heads and the options.
         self.head = head
-        self.heads = nn.ModuleDict(
-            {task: _head_of(task, count, last) for task, count in heads.items()}
-        )
-        self.classes = {
-            task: part.out_features
-            for task, part in self.heads.items()
-            if isinstance(part, nn.Linear)
-        }
+        self.heads = nn.ModuleDict()
+        self.classes = dict[str, int]()
+        for task, count in heads.items():
+            task_head = _head_of(task, count, model_head)
+            self.heads[task] = task_head
+            self.classes[task] = task_head.out_features
         self.places = tuple(choices)
         self.names = tuple(tuple(map(str, options)) for options in choices.values())
         self.options = nn.ModuleList()
-        for index, options in choices.items():
+        for place, options in choices.items():
             if not options:
                 raise InvalidArgument(
-                    f"the place {index!r} must have at least one option, got none"
+                    f"the place {place!r} must have at least one option, got none"
                 )
-            self.options.append(
-                nn.ModuleList([option_of(known[index], index, option) for option in options])
-            )
+            layers = [option_of(known[place], place, option) for option in options]
+            self.options.append(nn.ModuleList(layers))
+
+        # 3. Empty the places of the model. The options and the heads hold the weights; `along` puts
+        # those of one network into the places while it runs.
         for name in (*self.places, head):
-            _put(self.model, name, nn.Identity())  # each weight belongs to one list alone
+            _put(self.model, name, nn.Identity())
+
+        # 4. Try every option on two rows, and hang on the exits.
         self.example = example[:2]
         self.taps: tuple[str, ...] = ()
         self.order = self._order(exits)
@@ -142,22 +156,24 @@ class Supernet(nn.Module):
 
     @property
     def size(self) -> int:
-        """How many networks it holds, exits counted too."""
+        """How many networks the supernet has: the choices of options times the choices of exits."""
         total: int = 2 ** len(self.taps)
         for options in self.options:
             total *= _count(options)
         return total
 
     def drawn(self, rng: np.random.Generator) -> Subnet:
-        """A network of which every option is as likely as the others, with all exits."""
-        options = []
-        for index in self.options:
-            options.append(int(rng.integers(_count(index))))
-        return Subnet(tuple(options), self.taps)
+        """Draw a network with all exits. All options of a place are equally likely."""
+        numbers = []
+        for options in self.options:
+            numbers.append(int(rng.integers(_count(options))))
+        return Subnet(tuple(numbers), self.taps)
 
     @contextlib.contextmanager
     def along(self, subnet: Subnet, task: str) -> Iterator[nn.Module]:
-        """While it lasts, the options of a network and the head of a task stand in the model."""
+        """Put the options of a network and the head of a task into the model, and yield the model.
+        At the end the places are emptied again.
+        """
         self.require(subnet, task)
         try:
             for name, options, number in zip(
@@ -172,18 +188,19 @@ class Supernet(nn.Module):
 
     def forward(self, x: Tensor, subnet: Subnet, task: str) -> tuple[Tensor, ...]:
         """Logits [B, C] of the exits of a network, shallow to deep, and of the task's head."""
-        heard = dict[str, Tensor]()
+        tapped = dict[str, Tensor]()
         with self.along(subnet, task) as model:
             taps = {name: model.get_submodule(name) for name in subnet.exits}
-            with listening(taps, lambda name, value: heard.update({name: _tensor(value)})):
+            with listening(taps, lambda name, value: tapped.update({name: _tensor(value)})):
                 last = logits_in(model(self.prepared(x)))
-        found = []
+        logits = []
         for name in subnet.exits:
-            found.append(self.exit_of(name, task)(Seen(heard[name], {})))
-        return (*found, last)
+            exit = self.exit_of(name, task)
+            logits.append(exit(Seen(tapped[name], {})))
+        return (*logits, last)
 
     def prepared(self, x: Tensor) -> Tensor:
-        """The model's input of some rows: x [B, ...] behind the preprocessing."""
+        """Preprocess rows x [B, ...] into the model's input."""
         if self.preprocess is None:
             return x
         prepared: Tensor = self.preprocess(x)
@@ -191,12 +208,12 @@ class Supernet(nn.Module):
 
     def exit_of(self, tap: str, task: str) -> Exit:
         """The exit of a task after a module."""
-        found = self.exits[f"{tap}@{task}".replace(".", "/")]
-        assert isinstance(found, Exit)
-        return found
+        exit = self.exits[_exit_key(tap, task)]
+        assert isinstance(exit, Exit)
+        return exit
 
     def extract(self, subnet: Subnet, task: str) -> nn.Module:
-        """A network of its own, with copies of the weights: a model as any other, in eval mode."""
+        """Make a separate model of a network, with copies of the weights, in eval mode."""
         with self.along(subnet, task) as model:
             return copy.deepcopy(model).eval()
 
@@ -209,22 +226,26 @@ class Supernet(nn.Module):
         gate: str = "margin",
         spec: str | None = None,
     ) -> Network:
-        """A network with its exits, to be trained on, recorded and calibrated like any that was
-        cut.
+        """Make a network with exits, to be trained, recorded and calibrated like any that `cut`
+        makes.
 
         Args:
-            subnet: with at least one exit.
-            task: whose head and exits.
-            model: what `extract` gave, such as one trained since; None: a new copy.
+            subnet: a network with at least one exit.
+            task: the task of the head and of the exits.
+            model: the model from `extract`, for example after more training; None for a new copy.
             gate: as `cut` takes it.
             spec: how to build the model again, as `cut` takes it.
+
+        Raises:
+            InvalidArgument: the subnet has no exits.
         """
         if not subnet.exits:
-            raise InvalidArgument("the subnet has no exits, and a network needs one; use extract")
-        body = self.extract(subnet, task) if model is None else model
+            raise InvalidArgument("subnet must have at least one exit, got none. Use extract")
+        if model is None:
+            model = self.extract(subnet, task)
         exits = {name: copy.deepcopy(self.exit_of(name, task)).eval() for name in subnet.exits}
         return cut(
-            body,
+            model,
             self.example,
             at=list(subnet.exits),
             exits=exits,
@@ -234,113 +255,137 @@ class Supernet(nn.Module):
         )
 
     def told(self, subnet: Subnet) -> str:
-        """A network in words: its options by place, and its exits."""
-        parts = []
-        for index, names, number in zip(self.places, self.names, subnet.options, strict=True):
-            parts.append(f"{index}: {names[number]}")
-        return ", ".join([*parts, *(f"exit after {name}" for name in subnet.exits)])
+        """Describe a network in words: its options by place, and its exits."""
+        words = []
+        for place, names, number in zip(self.places, self.names, subnet.options, strict=True):
+            words.append(f"{place}: {names[number]}")
+        for name in subnet.exits:
+            words.append(f"exit after {name}")
+        return ", ".join(words)
 
     def require(self, subnet: Subnet, task: str) -> None:
-        """Raise UnknownName for another task, InvalidArgument for a network that this supernet does
-        not hold.
+        """Check that this supernet has a network and a task.
+
+        Raises:
+            UnknownName: it does not have the task.
+            InvalidArgument: it does not have the network.
         """
         if task not in self.heads:
             raise unknown(task, list(self.heads), "task of this supernet")
         fits = len(subnet.options) == len(self.options)
         for options, number in zip(self.options, subnet.options, strict=False):
             fits = fits and 0 <= number < _count(options)
-        if not fits or [name for name in self.taps if name in subnet.exits] != list(subnet.exits):
+        exits_in_order = [name for name in self.taps if name in subnet.exits]
+        if not fits or exits_in_order != list(subnet.exits):
             raise InvalidArgument(
-                f"this supernet holds no {subnet}; see its places, options and taps"
+                f"subnet must be a network of this supernet, got {subnet}. See its places, names "
+                f"and taps"
             )
 
     def _order(self, exits: Sequence[str]) -> tuple[str, ...]:
-        """Places and taps as they run, each with all of its options. Raises BadNetwork for one that
-        does not fit.
+        """Run the network of first options, and each network with one other option. Return places
+        and taps in the order in which they run. Raise BadNetwork for an option that does not fit.
         """
         task = next(iter(self.heads))
         order = list[str]()
-        shapes = dict[str, tuple[int, ...]]()
-        for position, index in enumerate(self.places):
+        first_shapes = dict[str, tuple[int, ...]]()
+        for position, place in enumerate(self.places):
             for number, name in enumerate(self.names[position]):
                 options = [0] * len(self.places)
                 options[position] = number
-                heard = list[tuple[str, tuple[int, ...]]]()
+                outputs = list[tuple[str, tuple[int, ...]]]()  # name and shape, as they run
                 with self.along(Subnet(tuple(options)), task) as model:
-                    watched = {
-                        key: model.get_submodule(key)
-                        for key in dict.fromkeys((*self.places, *exits))
-                    }
+                    watched = dict[str, nn.Module]()
+                    for key in (*self.places, *exits):
+                        watched[key] = model.get_submodule(key)
                     try:
-                        with torch.no_grad(), _hearing(watched, heard):
+                        with torch.no_grad(), _recording_shapes(watched, outputs):
                             model(self.prepared(self.example))
                     except Exception as problem:  # whatever the user's code raises
                         why = str(problem).strip().partition("\n")[0]
                         raise BadNetwork(
-                            f"the option {name!r} does not fit at {index!r} ({why})"
+                            f"the option {name!r} does not fit at {place!r} ({why})"
                         ) from problem
-                if not order:
-                    order = [key for key, _ in heard]
-                    shapes = dict(heard)
-                if dict(heard) != shapes:
-                    got = dict(heard).get(index)
-                    want = shapes.get(index)
+                shapes = dict(outputs)
+                if not order:  # the network of first options, which all others must match
+                    order = [key for key, _ in outputs]
+                    first_shapes = shapes
+                if shapes != first_shapes:
                     raise BadNetwork(
-                        f"the option {name!r} must give {want} at {index!r}, as the first one "
-                        f"does, got {got}"
+                        f"the option {name!r} must give {first_shapes.get(place)} at {place!r}, as "
+                        f"the first one does, got {shapes.get(place)}"
                     )
         if sorted(order) != sorted({*self.places, *exits}):
             raise BadNetwork(
-                "every place and exit must run once for a row; one of these runs never or several "
-                "times"
+                f"every place and exit must run once for a row, got the runs {', '.join(order)}"
             )
         return tuple(order)
 
     def _hang_exits(self, exit: str) -> None:
         """An exit for each tap and task."""
-        heard = list[tuple[str, tuple[int, ...]]]()
+        outputs = list[tuple[str, tuple[int, ...]]]()
         with self.along(self.dense, next(iter(self.heads))) as model:
             watched = {name: model.get_submodule(name) for name in self.taps}
-            with torch.no_grad(), _hearing(watched, heard):
+            with torch.no_grad(), _recording_shapes(watched, outputs):
                 model(self.prepared(self.example))
-        like = next(self.heads.parameters())
-        for tap, shape in heard:
+        like = next(self.heads.parameters())  # its device and dtype
+        for tap, shape in outputs:
             for task, classes in self.classes.items():
-                made = make_exit(exit, shape, classes, ())
-                self.exits[f"{tap}@{task}".replace(".", "/")] = made.to(like)
+                new_exit = make_exit(exit, shape, classes, ())
+                self.exits[_exit_key(tap, task)] = new_exit.to(like)
+
+
+def _exit_key(tap: str, task: str) -> str:
+    """The name of an exit in a ModuleDict, which takes no dots."""
+    return f"{tap}@{task}".replace(".", "/")
 
 
 @contextlib.contextmanager
-def _hearing(
-    modules: Mapping[str, nn.Module], heard: list[tuple[str, tuple[int, ...]]]
+def _recording_shapes(
+    modules: Mapping[str, nn.Module], outputs: list[tuple[str, tuple[int, ...]]]
 ) -> Iterator[None]:
-    """While it lasts, name and shape of one row of what each module gives are noted, in order."""
-    with listening(
-        modules, lambda name, value: heard.append((name, tuple(_tensor(value).shape[1:])))
-    ):
+    """Append the name and the output shape of one row to `outputs`, whenever a module runs."""
+
+    def note(name: str, value: object) -> None:
+        row_shape = tuple(_tensor(value).shape[1:])
+        outputs.append((name, row_shape))
+
+    with listening(modules, note):
         yield
 
 
 def _tensor(value: object) -> Tensor:
+    """The output of a place or a tap, which must be a tensor."""
     if not isinstance(value, Tensor):
         raise BadNetwork(f"a place or a tap must give one tensor, got a {type(value).__name__}")
     return value
 
 
-def _head_of(task: str, count: int | None, last: nn.Linear) -> nn.Linear:
-    """The head of a task; the model's own where no count is given."""
+def _head_of(task: str, count: int | None, model_head: nn.Linear) -> nn.Linear:
+    """The head of a task; a copy of the model's own if `count` is None."""
     if count is None:
-        return copy.deepcopy(last)
+        return copy.deepcopy(model_head)
     if count < 2:
         raise InvalidArgument(
             f"the task {task!r} must have 2 or more classes, or None for the model's own "
             f"head, got {count}"
         )
-    return nn.Linear(last.in_features, count).to(last.weight)
+    return nn.Linear(model_head.in_features, count).to(model_head.weight)
 
 
 def option_of(dense: nn.Module, path: str, option: Option) -> nn.Module:
-    """What an option stands for at a place."""
+    """Make the module of an option at a place.
+
+    Args:
+        dense: the module at the place; it is not changed.
+        path: its name, for messages.
+        option: one of the options that `Supernet` takes.
+
+    Raises:
+        UnknownName: a method does not exist.
+        InvalidArgument: a function returned something else than a module.
+        BadNetwork: a method has nothing to replace there.
+    """
     if isinstance(option, nn.Module):
         return option.eval()
     if isinstance(option, str):
@@ -356,41 +401,46 @@ def option_of(dense: nn.Module, path: str, option: Option) -> nn.Module:
         return _converted(dense, path, option)
     if isinstance(option, Mapping):
         return convert(dense, option).eval()
-    made = option(copy.deepcopy(dense))
-    if not isinstance(made, nn.Module):
+    module = option(copy.deepcopy(dense))
+    if not isinstance(module, nn.Module):
         raise InvalidArgument(
-            f"an option at {path!r} must give a torch.nn.Module, got a {type(made).__name__}"
+            f"an option at {path!r} must give a torch.nn.Module, got a {type(module).__name__}"
         )
-    return made.eval()
+    return module.eval()
 
 
 def _converted(dense: nn.Module, path: str, method: str) -> nn.Module:
     """A place whose convolutions and linear layers are all replaced by one method."""
-    inside = [
-        kind
-        for kind in (nn.Conv2d, nn.Conv1d, nn.Linear)
-        if any(isinstance(p, kind) for p in dense.modules())
-    ]
-    if not inside:
+    inside = {type(module) for module in dense.modules()}
+    kinds = [kind for kind in (nn.Conv2d, nn.Conv1d, nn.Linear) if _has_kind(inside, kind)]
+    if not kinds:
         raise BadNetwork(
-            f"{path!r} has no convolution or linear layer that {method!r} could replace"
+            f"{path!r} must have a convolution or a linear layer that {method!r} can replace"
         )
-    if not list(dense.children()):  # a layer itself
-        alone = convert(nn.Sequential(dense), {"0": method})
-        return alone.get_submodule("0").eval()
-    return convert(dense, dict.fromkeys(inside, method)).eval()
+    if not list(dense.children()):  # the place is a single layer, and `convert` replaces children
+        wrapped = convert(nn.Sequential(dense), {"0": method})
+        return wrapped.get_submodule("0").eval()
+    return convert(dense, dict.fromkeys(kinds, method)).eval()
+
+
+def _has_kind(types: set[type], kind: type) -> bool:
+    """Whether one of some classes is a kind, or derived from it."""
+    return any(issubclass(cls, kind) for cls in types)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module into a model, under a name such as `body.0`."""
     parent, _, key = name.rpartition(".")
     setattr(model.get_submodule(parent), key, module)
 
 
 def _at(options: nn.Module, number: int) -> nn.Module:
+    """One option of a place."""
     assert isinstance(options, nn.ModuleList)
     return options[number]
 
 
 def _count(options: nn.Module) -> int:
+    """The number of options at a place."""
     assert isinstance(options, nn.ModuleList)
     return len(options)

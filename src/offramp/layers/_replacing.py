@@ -1,4 +1,6 @@
-"""What the substitutes on this shelf share: checks of what they replace, and its copy's mode."""
+"""Shared by the substitutes on this shelf: checks of the layer that is replaced and of options, and
+copies of its weights, geometry and mode.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ Made = TypeVar("Made", bound=nn.Module)
 
 
 def require_dense(dense: nn.Module, what: str) -> nn.Conv2d | nn.Linear:
-    """A plain convolution or linear layer, without groups.
+    """Check that a layer is a plain convolution without groups, or a linear layer.
 
     Args:
         dense: the layer to replace.
-        what: the method, for the sentence.
+        what: the method, for the message.
 
     Raises:
         BadNetwork: it is another kind of layer, or a grouped convolution.
@@ -31,11 +33,11 @@ def require_dense(dense: nn.Module, what: str) -> nn.Conv2d | nn.Linear:
 
 
 def require_convolution(dense: nn.Module, what: str) -> nn.Conv2d:
-    """A plain two-dimensional convolution, grouped or not.
+    """Check that a layer is a plain two-dimensional convolution, grouped or not.
 
     Args:
         dense: the layer to replace.
-        what: the method, for the sentence.
+        what: the method, for the message.
 
     Raises:
         BadNetwork: it is another kind of layer.
@@ -47,12 +49,13 @@ def require_convolution(dense: nn.Module, what: str) -> nn.Conv2d:
 
 
 def require_whole(name: str, value: object, least: int) -> int:
-    """A whole number of at least `least`.
+    """Check that an option is an int of at least `least`. Unlike `require_count` it takes Python's
+    own int alone, because options are written as JSON.
 
     Args:
-        name: of the option, for the sentence.
-        value: what was given.
-        least: the smallest that is allowed.
+        name: of the option, for the message.
+        value: the option.
+        least: the smallest value.
 
     Raises:
         InvalidArgument: it is another kind of value, or too small.
@@ -63,24 +66,26 @@ def require_whole(name: str, value: object, least: int) -> int:
 
 
 def placed_like(made: Made, dense: nn.Module) -> Made:
-    """The substitute on the device, in the type and in the mode of what it replaces, in place."""
-    tensors = [*dense.parameters(), *dense.buffers()]
-    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
-    if floats:
-        made.to(floats[0].device, floats[0].dtype)
+    """Move a substitute to the device, dtype and mode of the layer that it replaces, in place."""
+    for tensor in (*dense.parameters(), *dense.buffers()):
+        if tensor.is_floating_point():
+            made.to(tensor.device, tensor.dtype)
+            break
     made.train(dense.training)
     return made
 
 
 def geometry(conv: nn.Conv2d) -> dict[str, Any]:
-    """How a convolution moves over the image, as arguments of another one."""
+    """The kernel, stride, padding and dilation of a convolution, as arguments of another one."""
     names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
     return {name: getattr(conv, name) for name in names}
 
 
 def copied(value: Tensor | None) -> nn.Parameter | None:
-    """A parameter of its own with the same values, or None."""
-    return None if value is None else nn.Parameter(value.detach().clone())
+    """A new parameter with the same values; None for None."""
+    if value is None:
+        return None
+    return nn.Parameter(value.detach().clone())
 
 
 def rank_of(
@@ -93,20 +98,21 @@ def rank_of(
     saves: int,
     name: str,
 ) -> int:
-    """A rank as it was asked for: given, or the smallest that keeps a share of the energy.
+    """Choose the rank of a factorization: the given one, or the smallest that keeps a share of the
+    energy.
 
     Args:
         values: singular values, falling.
         rank: the rank; None lets the energy decide.
         energy: the share of the squared singular values to keep.
         largest: the full rank.
-        method: its name, for the sentence.
-        saves: the largest rank with which the substitute is smaller than the dense layer; where
-            the energy asks for more, the method saves nothing here.
-        name: of the option, for the sentence.
+        method: its name, for the message.
+        saves: the largest rank with which the substitute is smaller than the dense layer. If the
+            energy needs more, the method saves nothing here.
+        name: of the option, for the message.
 
     Raises:
-        InvalidArgument: a rank that is not from 1 to `largest`, or an energy that is no share.
+        InvalidArgument: the rank is not from 1 to `largest`, or the energy is not a share.
         SavesNothing: the energy needs a rank above `saves`.
     """
     from offramp.networks.layer import SavesNothing
@@ -118,13 +124,15 @@ def rank_of(
         return whole
     if not isinstance(energy, (int, float)) or not 0 < energy <= 1:
         raise InvalidArgument(f"energy must be a share above 0 and at most 1, got {energy!r}")
+    # The energy of the first r values, as a share of all. The rank is one more than the number of r
+    # that keep too little; the tolerance is for rounding in the sums.
     squares = values.double() ** 2
     kept = torch.cumsum(squares, 0) / squares.sum().clamp_min(1e-300)
-    found = int((kept < energy - 1e-12).sum()) + 1
-    found = min(found, largest)
-    if found > saves:
+    needed = int((kept < energy - 1e-12).sum()) + 1
+    needed = min(needed, largest)
+    if needed > saves:
         raise SavesNothing(
-            f"{method} needs rank {found} to keep {energy:g} of this layer's energy and is smaller "
-            f"than the dense layer only up to rank {saves}"
+            f"{method} needs rank {needed} to keep {energy:g} of this layer's energy and is "
+            f"smaller than the dense layer only up to rank {saves}"
         )
-    return found
+    return needed

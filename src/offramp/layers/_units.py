@@ -1,4 +1,4 @@
-"""What MSDNet and RANet are built of, and how BranchyNet's networks start."""
+"""The convolution units of MSDNet and RANet, and the initial weights of BranchyNet's networks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch import nn
 def unit(
     width_in: int, width: int, kernel: int, stride: int = 1, *, he: bool = True
 ) -> nn.Sequential:
-    """Convolution, batch norm and ReLU, in that order.
+    """A convolution, a batch norm and a ReLU, in that order. The size is kept, divided by the
+    stride.
 
-    he: whether weights start by He's rule over what goes out; otherwise by torch's own.
+    he: whether weights start by He's rule over the outputs; otherwise by torch's own rule.
     """
     convolution = nn.Conv2d(width_in, width, kernel, stride, padding=kernel // 2, bias=False)
     if he:
@@ -21,9 +22,7 @@ def unit(
 def narrowed(
     width_in: int, width: int, factor: int, stride: int = 1, *, he: bool = True
 ) -> nn.Sequential:
-    """A 3x3 unit behind a 1x1 one of `factor` times as many channels as go out, or as many as come
-    in if fewer.
-    """
+    """A 1x1 unit to `factor * width` channels (at most `width_in`), and a 3x3 unit to `width`."""
     inner = min(width_in, factor * width)
     return nn.Sequential(*unit(width_in, inner, 1, he=he), *unit(inner, width, 3, stride, he=he))
 

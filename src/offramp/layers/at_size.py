@@ -1,6 +1,4 @@
-"""Images resized to one size, whatever they come with: what stands before a model at a lower
-resolution.
-"""
+"""A resize of all images to one size, in front of a model that runs at a lower resolution."""
 
 from __future__ import annotations
 
@@ -11,8 +9,8 @@ __all__ = ["AtSize"]
 
 
 class AtSize(nn.Module):
-    """Images [B, C, H, W] -> [B, C, *size], bilinear and antialiased; those of that size as they
-    are.
+    """Images [B, C, H, W] -> [B, C, *size], bilinear and antialiased. Images of that size are not
+    changed.
 
     Args:
         size: height and width, or one number for both.
@@ -26,11 +24,11 @@ class AtSize(nn.Module):
             self.size = (int(size[0]), int(size[1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Floats."""
+        """Floats [B, C, H, W] -> [B, C, *size]."""
         if tuple(x.shape[2:]) == self.size:
             return x
         return interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
 
     def extra_repr(self) -> str:
-        """For print."""
+        """The size, for print."""
         return f"{self.size[0]} x {self.size[1]}"

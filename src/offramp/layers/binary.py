@@ -4,13 +4,13 @@
     w_T = clamp(w / T, -1, 1); T falls from 1 to 1e-7 along the training, and then it is sign(w)
     y = scale x (w_T * a) + bias
 
-In BNext itself the layer has no scale and no bias: batch norm takes their part (see
-models/bnext.py). In the place of a trained convolution it has both: the scale starts as the mean
-absolute weight of each channel, which is the best for sign(w), and a batch norm behind it keeps its
-statistics. The shift starts at the negative mean of the first batch that it is trained on, for
-behind a ReLU no input is negative and all signs would be equal.
+In BNext itself the layer has no scale and no bias, because batch norms have both (see
+models/bnext.py). A layer that replaces a trained convolution has both. The scale starts as the mean
+absolute weight of each channel, the best one for sign(w), so that a batch norm after it keeps its
+statistics. The shift starts at the negative mean of the first training batch: after a ReLU no input
+is negative, and without a shift all signs would be equal.
 
-Stock kernels multiply these signs in float32, so nothing is saved in time: the file shrinks when
+Stock kernels multiply these signs in float32, so no time is saved. The file becomes smaller when
 the layer is packed (see `packed`).
 """
 
@@ -28,10 +28,10 @@ from offramp.networks.layer import Layer, LayerCost, dense_cost
 
 __all__ = ["Binary"]
 
-WINDOW = 1.5  # outside of it no gradient passes, and weights are kept inside
-HARD = 1e-7  # the temperature below which weights are signs
-FALL = 0.9  # of the temperature in each of the authors' epochs
-EPOCHS = 153  # after so many it is below HARD
+WINDOW = 1.5  # the largest absolute weight, and the largest input that a gradient passes through
+HARD = 1e-7  # below this temperature weights are signs
+FALL = 0.9  # factor of the temperature in each of the authors' epochs
+EPOCHS = 153  # after this number of epochs the temperature is below HARD
 
 
 class Binary(Layer):
@@ -42,7 +42,8 @@ class Binary(Layer):
         scale: of each output channel [O]; None for none.
         bias: of each output channel [O]; None for none.
         moves: how the convolution moves; empty for a linear layer.
-        ready: whether the shift is kept as it is, and does not follow the first batch.
+        ready: whether the shift stays at zero at the start. Otherwise it is set from the first
+            training batch.
     """
 
     kinds = (nn.Conv2d, nn.Linear)
@@ -70,7 +71,7 @@ class Binary(Layer):
 
     @classmethod
     def from_layer(cls, dense: nn.Module) -> Binary:
-        """The signs of a layer's weights, with the scale that is nearest to them.
+        """Replace a layer by the signs of its weights, with the best scale for each channel.
 
         Args:
             dense: a Conv2d that pads with zeros, or a Linear layer.
@@ -80,22 +81,23 @@ class Binary(Layer):
         """
         layer = require_zeros(dense, "binary")
         weight = layer.weight.detach()
-        size = weight.abs().flatten(1).mean(1).clamp_min(1e-12)  # [O]
+        scale = weight.abs().flatten(1).mean(1).clamp_min(1e-12)  # [O]
         if layer.bias is None:
-            bias = torch.zeros_like(size)
+            bias = torch.zeros_like(scale)
         else:
             bias = layer.bias.detach().clone()
-        latent = (weight / spread(size, weight)).clamp(-WINDOW, WINDOW)
-        return placed_like(cls(latent, size.clone(), bias, moves_of(layer)), dense)
+        # the latent weights have a mean absolute value of 1 in each channel
+        latent = (weight / spread(scale, weight)).clamp(-WINDOW, WINDOW)
+        return placed_like(cls(latent, scale.clone(), bias, moves_of(layer)), dense)
 
     @classmethod
     def convolution(cls, width_in: int, width: int, kernel: int, stride: int = 1) -> Binary:
-        """The layer of BNext: no scale, no bias, weights of 0.001 N(0, 1).
+        """Make a layer of BNext: no scale, no bias, weights of 0.001 N(0, 1).
 
         Args:
-            width_in: channels that come in.
-            width: channels that go out.
-            kernel: its height and width, odd.
+            width_in: input channels.
+            width: output channels.
+            kernel: height and width of the kernel, odd.
             stride: of the convolution.
         """
         weight = 0.001 * torch.randn(width, width_in, kernel, kernel)
@@ -109,45 +111,57 @@ class Binary(Layer):
             self.weight.clamp_(-WINDOW, WINDOW)
 
     def temperature(self) -> float:
-        """T: 0.9 for each of 153 epochs, spread over the training; 0 in eval mode."""
-        done = float(self.done) if self.training else 1.0
-        temperature = FALL ** (EPOCHS * done)
-        return temperature if temperature >= HARD and done < 1 else 0.0
+        """The temperature T. It falls by 0.9 in each of 153 epochs, spread over the training, and
+        is 0 in eval mode and at the end.
+        """
+        done = 1.0
+        if self.training:
+            done = float(self.done)
+        temperature: float = FALL ** (EPOCHS * done)
+        if temperature < HARD or done >= 1:
+            return 0.0
+        return temperature
 
     def used(self) -> Tensor:
-        """The weights that it computes with, before the scale."""
+        """The weights that the layer computes with, before the scale."""
         hard = softened(self.weight, self.temperature())
         if not self.training:
             return hard
+        # straight through: the value of `hard`, the gradient of the latent weights
         return hard.detach() + self.weight - self.weight.detach()
 
     def signs(self, x: Tensor) -> Tensor:
-        """The inputs that it computes with: [B, C, ...] -> the same."""
+        """The inputs that the layer computes with: [B, C, ...] -> the same shape."""
         shifted = x + self._shift_like(x)
         hard = softened(shifted, self.temperature())
         if not self.training:
             return hard
+        # straight through as well; the clamp stops the gradient outside of the window
         inside = shifted.clamp(-WINDOW, WINDOW)
         return hard.detach() + inside - inside.detach()
 
     def _shift_like(self, x: Tensor) -> Tensor:
+        """The shift [C], shaped to be added to inputs [B, C, H, W] or [B, ..., C]."""
         if x.dim() == 4:
             return self.shift.view(1, -1, 1, 1)
         return self.shift
 
     def _start(self, x: Tensor) -> None:
-        """Let the shift start from the first batch."""
-        axes = (0, 2, 3) if x.dim() == 4 else tuple(range(x.dim() - 1))
+        """Set the shift from the first batch: the negative mean over everything but channels."""
+        if x.dim() == 4:
+            axes: tuple[int, ...] = (0, 2, 3)
+        else:
+            axes = tuple(range(x.dim() - 1))
         with torch.no_grad():
             self.shift.copy_(-x.mean(axes))
             self.ready.fill_(True)
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
-        """That of the dense layer as which it runs, and of the float weights that it stores."""
+        """The cost of the dense layer that really runs, and of the stored float weights."""
         return dense_cost(self, shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shapes of the layer that it replaces."""
+        """The shapes of the replaced layer."""
         if self.training and not bool(self.ready):
             self._start(x.detach())
         weight = self.used()
@@ -157,7 +171,7 @@ class Binary(Layer):
 
 
 def softened(values: Tensor, temperature: float) -> Tensor:
-    """clamp(v / T, -1, 1), and at T = 0 signs of -1 and 1."""
+    """clamp(v / T, -1, 1). At T = 0 these are the signs -1 and 1, with 1 for zero."""
     if temperature:
         return (values / temperature).clamp(-1, 1)
     return torch.where(values >= 0, 1.0, -1.0).to(values.dtype)

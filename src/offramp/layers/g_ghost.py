@@ -1,10 +1,11 @@
-"""G-Ghost: a whole stage in which a share of the channels skips the middle blocks.
+"""G-Ghost: a stage of blocks in which a share of the channels skips the middle blocks.
 
-Han et al., 2022, arXiv 2201.03297. With n blocks of width c the first runs as it is; the blocks in
-the middle run on the first c_raw of its channels; the others come from the first block by one 1x1
-convolution, corrected by a vector that is mixed from the means of all blocks; the last block reads
-both. Convolutions stay dense, which suits GPUs. A stage of one or two blocks stays plain.
-For stages like ResNet's (basic blocks or bottlenecks) and RegNet's (grouped convolutions).
+Han et al., 2022, arXiv 2201.03297. In a stage of n blocks of width c the first block is unchanged.
+The middle blocks run on its first c_raw channels. The other channels skip them: one 1x1 convolution
+of the first block's output, corrected by a vector that is mixed from the means of all blocks. The
+last block reads both. All convolutions stay dense, which suits GPUs. A stage of one or two blocks
+stays as it is. For stages like ResNet's (basic blocks or bottlenecks) and RegNet's (grouped
+convolutions).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class GGhost(Layer):
         middle: blocks of width `kept`.
         end: the last block, of width c.
         width: c.
-        kept: c_raw, the channels that go through the middle.
-        ratio: the share of channels that was asked to skip it.
+        kept: c_raw, the number of channels that go through the middle.
+        ratio: the share of channels that skips the middle, before rounding.
     """
 
     kinds = (nn.Sequential,)
@@ -68,76 +69,83 @@ class GGhost(Layer):
 
     @classmethod
     def from_layer(cls, dense: nn.Module, *, ratio: float = 0.5) -> GGhost:
-        """The stage of the same blocks, those in the middle narrower.
+        """Make a G-Ghost stage from the blocks of a stage.
 
-        Weights of narrower layers are the first rows and columns of those that stood there, but for
-        grouped convolutions, which start anew. The channels that skip the middle start as the first
-        block gives them, and the mix starts at zero.
+        The weights of the narrower layers are the first rows and columns of the old ones. Grouped
+        convolutions start anew. The channels that skip the middle start as copies of the first
+        block's, and the mix starts at zero.
 
         Args:
-            dense: a Sequential of at least three blocks that keep their width after the first.
+            dense: a Sequential of at least three blocks. All but the first keep the width.
             ratio: the share of channels that skips the middle.
 
         Raises:
-            BadNetwork: fewer blocks, or blocks that cannot be made narrower.
-            InvalidArgument: a ratio that leaves no channel.
+            BadNetwork: there are fewer blocks, or a block cannot be made narrower.
+            InvalidArgument: the ratio leaves no channel.
         """
         if not isinstance(dense, nn.Sequential) or len(dense) < 3:
-            blocks = len(dense) if isinstance(dense, nn.Sequential) else 0
+            count = len(dense) if isinstance(dense, nn.Sequential) else 0
             raise BadNetwork(
                 f"g_ghost replaces a Sequential of at least three blocks, got a "
-                f"{type(dense).__name__} of {blocks}"
+                f"{type(dense).__name__} of {count}"
             )
         require("ratio", ratio, above=0, below=1)
         first, *inner, last = dense
         width = _width_of(first)
+        # whole groups, so that the narrower grouped convolutions still divide
         group = _group_width(inner)
         kept = int(width * (1 - ratio)) // group * group
         if not 0 < kept < width:
             raise InvalidArgument(
-                f"ratio={ratio:g} keeps {kept} of {width} channels in multiples of {group}; at "
-                "least one must be kept and one must skip"
+                f"ratio must keep some of {width} channels and skip some, got {ratio:g}, which "
+                f"keeps {kept} in multiples of {group}"
             )
         narrow = [narrowed(block, width, kept, group) for block in inner]
-        made = cls(copy.deepcopy(first), narrow, copy.deepcopy(last), width, kept, ratio)
-        mixed = made.mix[4]
-        assert isinstance(mixed, nn.BatchNorm2d)
-        nn.init.dirac_(made.cheap.weight)
-        nn.init.zeros_(mixed.weight)
-        modes = [module.training for module in dense.modules()]
-        if any(modes) != all(modes):
-            raise BadNetwork("g_ghost replaces a stage whose modules are in one mode")
-        return placed_like(made, dense)
+        stage = cls(copy.deepcopy(first), narrow, copy.deepcopy(last), width, kept, ratio)
+        # at the start `cheap` is the identity, and the norm at the end of `mix` gives zero
+        last_norm = stage.mix[4]
+        assert isinstance(last_norm, nn.BatchNorm2d)
+        nn.init.dirac_(stage.cheap.weight)
+        nn.init.zeros_(last_norm.weight)
+        modes = {module.training for module in dense.modules()}
+        if len(modes) > 1:
+            raise BadNetwork("the modules of a stage must be in one mode for g_ghost, got both")
+        return placed_like(stage, dense)
 
     def options(self) -> dict[str, Any]:
         """The share of channels that skips the middle."""
         return {"ratio": self.ratio}
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
-        """What all blocks cost at their widths."""
+        """The cost of all blocks at their widths."""
         return dense_cost(self, shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whatever the first block takes -> [B, c, H', W']."""
-        first = self.base(x)
-        state = first[:, : self.kept]  # e_1
+        """The input of the first block -> [B, c, H', W']."""
+        first = self.base(x)  # [B, c, H', W']
+        state = first[:, : self.kept]  # [B, c_raw, H', W'], e_1 of the paper
         states = []
         for block in self.middle:
             state = block(state)
             states.append(state)
-        means = [part.mean((2, 3), keepdim=True) for part in (first, *states)]
+        means = [values.mean((2, 3), keepdim=True) for values in (first, *states)]
         mixed = self.mix(torch.cat(means, 1))  # [B, c - c_raw, 1, 1]
-        cheap = self.cheap_norm(self.cheap(first[:, self.kept :]))
+        cheap = self.cheap_norm(self.cheap(first[:, self.kept :]))  # [B, c - c_raw, H', W']
         skipping = torch.relu(cheap + mixed)
         out: Tensor = self.end(torch.cat([state, skipping], 1))
         return out
 
 
 def _width_of(block: nn.Module) -> int:
-    """The channels that the last convolution outside of a shortcut's gives."""
-    widths = [part.num_features for part in block.modules() if isinstance(part, nn.BatchNorm2d)]
-    convolutions = [part for part in block.modules() if isinstance(part, nn.Conv2d)]
-    widths = widths or [part.out_channels for part in convolutions]
+    """The channels of the last batch norm in a block, or of its last convolution."""
+    norm_widths = list[int]()
+    conv_widths = list[int]()
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            norm_widths.append(module.num_features)
+        elif isinstance(module, nn.Conv2d):
+            conv_widths.append(module.out_channels)
+    widths = norm_widths or conv_widths
     if not widths:
         raise BadNetwork(f"g_ghost replaces stages of convolutions, got a {type(block).__name__}")
     return widths[-1]
@@ -145,65 +153,70 @@ def _width_of(block: nn.Module) -> int:
 
 def _group_width(blocks: Sequence[nn.Module]) -> int:
     """g' = floor(0.75 x the channels of a group) in stages like RegNet's; 1 in others."""
-    found = 1
+    group = 1
     for block in blocks:
-        for part in block.modules():
-            if isinstance(part, nn.Conv2d) and part.groups > 1:
-                found = max(found, int(0.75 * (part.in_channels // part.groups)))
-    return found
+        for module in block.modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                group = max(group, int(0.75 * (module.in_channels // module.groups)))
+    return group
 
 
 def narrowed(block: nn.Module, width: int, kept: int, group: int) -> nn.Module:
-    """A copy of a block in which every width is the share kept / width of what it was.
+    """Copy a block, and make every width in it smaller by the factor kept / width.
 
     Args:
-        block: it takes and gives [B, width, H, W].
-        width: its channels.
-        kept: those of the copy.
+        block: [B, width, H, W] -> [B, width, H, W].
+        width: channels of the block.
+        kept: channels of the copy.
         group: channels of a group in the copy's grouped convolutions.
 
+    Returns:
+        The copy, [B, kept, H, W] -> [B, kept, H, W].
+
     Raises:
-        BadNetwork: the copy does not take and give `kept` channels.
+        BadNetwork: the copy does not work on `kept` channels.
     """
-    made = copy.deepcopy(block)
-    for part in made.modules():
-        if isinstance(part, nn.Conv2d):
-            _narrow_convolution(part, width, kept, group)
-        elif isinstance(part, nn.BatchNorm2d):
-            _narrow_norm(part, max(1, part.num_features * kept // width))
-    like = next(made.parameters())
-    modes = [(part, part.training) for part in made.modules()]
+    narrow = copy.deepcopy(block)
+    for module in narrow.modules():
+        if isinstance(module, nn.Conv2d):
+            _narrow_convolution(module, width, kept, group)
+        elif isinstance(module, nn.BatchNorm2d):
+            _narrow_norm(module, max(1, module.num_features * kept // width))
+    # Try the copy on one image of zeros, in eval mode, and put the modes back.
+    like = next(narrow.parameters())
+    modes = [(module, module.training) for module in narrow.modules()]
     try:
         with torch.no_grad():
-            out = made.eval()(like.new_zeros(1, kept, TRIED, TRIED))
+            out = narrow.eval()(like.new_zeros(1, kept, TRIED, TRIED))
     except (RuntimeError, ValueError, AttributeError) as problem:
         why = str(problem).strip().splitlines()[0]
         raise BadNetwork(f"a {type(block).__name__} cannot be made narrower ({why})") from problem
     finally:
-        for part, training in modes:
-            part.training = training
+        for module, training in modes:
+            module.training = training
     if out.shape[1] != kept or out.shape[2] != TRIED:
         raise BadNetwork(f"a {type(block).__name__} in the middle of the stage changes its shape")
-    return made
+    return narrow
 
 
 def _narrow_convolution(conv: nn.Conv2d, width: int, kept: int, group: int) -> None:
     """Fewer channels on both sides, in place."""
     inputs = max(1, conv.in_channels * kept // width)
     outputs = max(1, conv.out_channels * kept // width)
-    weight = conv.weight.detach()
+    weight = conv.weight.detach()  # [O, C / groups, k, k]
     if conv.groups > 1:
         if inputs % group or outputs % group:
             raise BadNetwork(
                 f"{inputs} and {outputs} channels do not divide into groups of {group} channels"
             )
         conv.groups = inputs // group
+        # groups of another width: their weights mix other channels, so they start anew
         fresh = torch.empty(outputs, group, *weight.shape[2:], dtype=weight.dtype)
         nn.init.kaiming_normal_(fresh, mode="fan_out", nonlinearity="relu")
-        sliced = fresh.to(weight.device)
+        narrow_weight = fresh.to(weight.device)
     else:
-        sliced = weight[:outputs, :inputs].clone()
-    conv.weight = nn.Parameter(sliced)
+        narrow_weight = weight[:outputs, :inputs].clone()
+    conv.weight = nn.Parameter(narrow_weight)
     if conv.bias is not None:
         conv.bias = nn.Parameter(conv.bias.detach()[:outputs].clone())
     conv.in_channels = inputs

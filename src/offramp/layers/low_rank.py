@@ -37,28 +37,30 @@ class LowRank(Layer):
     def from_layer(
         cls, dense: nn.Module, *, rank: int | None = None, energy: float = 0.9
     ) -> LowRank:
-        """The best approximation of a layer's weights of some rank.
+        """Replace a layer by two, the best approximation of its weights of some rank.
 
         Args:
             dense: a Conv2d without groups, or a Linear layer.
-            rank: the inner width; None lets `energy` decide.
+            rank: the inner width R; None lets `energy` decide.
             energy: the share of the sum of squared singular values to keep.
 
         Raises:
-            BadNetwork: another kind of layer, or a grouped convolution.
-            InvalidArgument: a rank or an energy outside of its range.
-            SavesNothing: so much energy needs a rank that saves nothing.
+            BadNetwork: `dense` is another kind of layer, or a grouped convolution.
+            InvalidArgument: the rank or the energy is out of its range.
+            SavesNothing: the energy needs a rank that saves nothing.
         """
         layer = require_dense(dense, "low_rank")
         weight = layer.weight.detach()
         matrix = weight.flatten(1).double()  # [O, C k k]
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         outputs, inputs = matrix.shape
+        # the largest R with R (outputs + inputs) < outputs * inputs
         saves = (outputs * inputs - 1) // (outputs + inputs)
         inner = rank_of(
             values, rank, energy, largest=len(values), method="low_rank", saves=saves, name="rank"
         )
-        root = values[:inner].sqrt()
+        # both layers get the root of the singular values, so their weights have a similar scale
+        root = values[:inner].sqrt()  # [R]
         first_weight = (root[:, None] * right[:inner]).to(weight.dtype)  # [R, C k k]
         second_weight = (left[:, :inner] * root).to(weight.dtype)  # [O, R]
         first: nn.Conv2d | nn.Linear
@@ -66,8 +68,8 @@ class LowRank(Layer):
         if isinstance(layer, nn.Conv2d):
             first = nn.Conv2d(layer.in_channels, inner, bias=False, **geometry(layer))
             second = nn.Conv2d(inner, outputs, 1)
-            first_weight = first_weight.view(first.weight.shape)
-            second_weight = second_weight[:, :, None, None]
+            first_weight = first_weight.view(first.weight.shape)  # [R, C, k, k]
+            second_weight = second_weight[:, :, None, None]  # [O, R, 1, 1]
         else:
             first = nn.Linear(inputs, inner, bias=False)
             second = nn.Linear(inner, outputs)
@@ -83,10 +85,10 @@ class LowRank(Layer):
         return {"rank": weight.shape[0]}
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
-        """What both layers cost."""
+        """The cost of both layers."""
         return dense_cost(self, shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shapes of the layer that it replaces."""
+        """The shapes of the replaced layer."""
         out: Tensor = self.second(self.first(x))
         return out

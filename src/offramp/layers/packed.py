@@ -1,17 +1,19 @@
-"""Ternary and binary layers as they are stored: two bits or one bit a weight.
+"""Ternary and binary layers in the form in which they are stored: two bits or one bit a weight.
 
-All of a layer is one tensor of bytes, `code`: the weights, then the scale of each output channel
-and the biases; for binary layers also the shift of each input channel. Ternary scales keep float32,
-so nothing changes. Binary vectors are float16, so scores may change a little when it is packed.
-The weights are unpacked once, when they are loaded, and what runs is a dense layer in float32. So
-only the file is smaller, not the memory or the time; an exported graph holds dense weights too.
-A kernel over packed bits (XOR and counting bits in NumPy, exact) takes 0.7 to 2.8 times as long as
-oneDNN's dense convolution on one core, and longer for the layers of a ResNet-20 together, so there
-is none here; `benchmarks/cheaper_parts.py --kernel` measures it.
+The whole layer is one tensor of bytes, `code`: the weights, then the scale of each output channel
+and the biases; for binary layers also the shift of each input channel. The scales of ternary layers
+stay float32, so nothing changes. The vectors of binary layers become float16, so scores may change
+a little.
+The weights are unpacked once, when they are loaded, and a dense layer in float32 runs. So the file
+is smaller, but not the memory or the time, and an exported graph has dense weights too. There is no
+kernel for packed bits here: one in NumPy (XOR and a count of bits, exact) takes 0.7 to 2.8 times as
+long as oneDNN's dense convolution on one core, and longer for all layers of a ResNet-20 together.
+`benchmarks/cheaper_parts.py --kernel` measures it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,11 +29,12 @@ from offramp.networks.layer import Layer, LayerCost, SavesNothing, dense_cost, s
 
 __all__ = ["Packed"]
 
-BITS = {"ternary": 2, "binary": 1}
+BITS = {"ternary": 2, "binary": 1}  # of a weight
+VECTOR_TYPES = {"ternary": torch.float32, "binary": torch.float16}  # of scales, biases and shifts
 
 
 class Packed(Layer):
-    """A ternary or binary layer that is ready to be stored and run, and is not trained any more.
+    """A ternary or binary layer that can be stored and run, but not trained.
 
     Args:
         of: "ternary" or "binary".
@@ -67,26 +70,30 @@ class Packed(Layer):
         vectors = outputs * (has_scale + has_bias)
         if of == "binary":
             vectors += inputs
-        word = 4 if of == "ternary" else 2
-        size = -(-count * BITS[of] // 8) + vectors * word
-        self.register_buffer("code", torch.zeros(size, dtype=torch.uint8))
-        # What follows from the code, and is in no file:
+        code_size = _bytes_for(count, BITS[of]) + vectors * VECTOR_TYPES[of].itemsize
+        self.register_buffer("code", torch.zeros(code_size, dtype=torch.uint8))
+        # `unpack` fills these from the code. They are not stored.
+        bias: Tensor | None = None
+        if has_bias:
+            bias = torch.zeros(outputs)
+        shift: Tensor | None = None
+        if of == "binary":
+            shift = torch.zeros(inputs)
         self.register_buffer("weight", torch.zeros(self.shape), persistent=False)
-        self.register_buffer("bias", torch.zeros(outputs) if has_bias else None, persistent=False)
-        shift = torch.zeros(inputs) if of == "binary" else None
+        self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
     @classmethod
     def from_layer(cls, dense: nn.Module, *, of: str = "") -> Packed:
-        """The packed form of a ternary or binary layer.
+        """Pack a ternary or binary layer.
 
         Args:
-            dense: a Ternary or Binary layer; or, where a text builds a model again, the layer that
-                stood there first.
+            dense: a Ternary or Binary layer. If a text builds a model again, it is the layer that
+                was converted to one.
             of: in that case "ternary" or "binary".
 
         Raises:
-            SavesNothing: another kind of layer: `convert` leaves it as it is.
+            SavesNothing: `dense` is another kind of layer. `convert` then leaves it as it is.
             InvalidArgument: `of` is neither.
         """
         layer = dense
@@ -94,99 +101,119 @@ class Packed(Layer):
             if of not in BITS:
                 raise InvalidArgument(f"of must be ternary or binary, got {of!r}")
             if type(dense) in (nn.Conv2d, nn.Linear):
-                kind = Ternary if of == "ternary" else Binary
+                kind: type[Ternary] | type[Binary] = Binary
+                if of == "ternary":
+                    kind = Ternary
                 layer = kind.from_layer(require_zeros(dense, "packed"))
+        # The code has the signs as numbers from 0, then the vectors one after the other.
+        vectors = list[Tensor]()
         if isinstance(layer, Ternary):
             signs, scale = ternary(layer.weight)
-            made = cls("ternary", signs.shape, layer.moves, has_bias=layer.bias is not None)
-            words = [scale] if layer.bias is None else [scale, layer.bias.detach()]
-            codes = (signs + 1).to(torch.uint8)
-            vectors = torch.cat([word.float() for word in words])
+            packed = cls("ternary", signs.shape, layer.moves, has_bias=layer.bias is not None)
+            numbers = (signs + 1).to(torch.uint8)  # 0, 1, 2
+            vectors.append(scale)
+            if layer.bias is not None:
+                vectors.append(layer.bias)
         elif isinstance(layer, Binary):
             signs = softened(layer.weight.detach(), 0.0)
-            made = cls(
+            packed = cls(
                 "binary",
                 signs.shape,
                 layer.moves,
                 has_bias=layer.bias is not None,
                 has_scale=layer.scale is not None,
             )
-            given = [layer.scale, layer.bias, layer.shift]
-            words = [value.detach() for value in given if value is not None]
-            codes = (signs > 0).to(torch.uint8)
-            vectors = torch.cat(words).to(torch.float16)
+            numbers = (signs > 0).to(torch.uint8)  # 0, 1
+            for vector in (layer.scale, layer.bias, layer.shift):
+                if vector is not None:
+                    vectors.append(vector)
         else:
             raise SavesNothing(
                 f"packed replaces Ternary and Binary layers, got {type(dense).__name__}"
             )
-        bits = packed_bits(codes.flatten().cpu(), BITS[made.of])
-        made.code.copy_(torch.cat([bits, vectors.cpu().view(torch.uint8)]))
-        placed_like(made, layer)
-        made.unpack()
-        return made
+        sign_bytes = packed_bits(numbers.flatten().cpu(), BITS[packed.of])
+        floats = torch.cat([vector.detach() for vector in vectors]).to(VECTOR_TYPES[packed.of])
+        packed.code.copy_(torch.cat([sign_bytes, floats.cpu().view(torch.uint8)]))
+        placed_like(packed, layer)
+        packed.unpack()
+        return packed
 
     def unpack(self) -> None:
-        """Make the weights that it computes with from the code."""
+        """Set the weights, biases and shifts from the code."""
+        # 1. Split the code into the numbers of the signs and the floats of the vectors.
         count = self.weight.numel()
-        size = -(-count * BITS[self.of] // 8)
+        size = _bytes_for(count, BITS[self.of])
         code = self.code.detach().cpu()
-        values = unpacked_bits(code[:size], BITS[self.of], count).to(torch.float32)
-        kind = torch.float32 if self.of == "ternary" else torch.float16
-        rest = code[size:].clone().view(kind).float()
-        signs = values - 1 if self.of == "ternary" else 2 * values - 1
+        numbers = unpacked_bits(code[:size], BITS[self.of], count).to(torch.float32)
+        vectors = code[size:].clone().view(VECTOR_TYPES[self.of]).float()
+        # 2. Make signs of the numbers: 0, 1, 2 of ternary layers, 0, 1 of binary ones.
+        if self.of == "ternary":
+            signs = numbers - 1
+        else:
+            signs = 2 * numbers - 1
+        # 3. Take the vectors in the order in which they were stored.
         weight = signs.view(self.shape)
         outputs = self.shape[0]
         if self.has_scale:
-            scale = rest[:outputs]
-            rest = rest[outputs:]
+            scale = vectors[:outputs]
+            vectors = vectors[outputs:]
             weight = weight * spread(scale, weight)
         self.weight.copy_(weight)
         if self.bias is not None:
-            self.bias.copy_(rest[:outputs])
-            rest = rest[outputs:]
+            self.bias.copy_(vectors[:outputs])
+            vectors = vectors[outputs:]
         if self.shift is not None:
-            self.shift.copy_(rest)
+            self.shift.copy_(vectors)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, *rest)
         self.unpack()
 
     def options(self) -> dict[str, Any]:
-        """Which kind of layer it was."""
+        """The kind of the layer, ternary or binary."""
         return {"of": self.of}
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
-        """It runs as a dense layer in float32, and stores the code alone."""
+        """The cost of a dense layer in float32, which really runs, and the bytes of the code."""
         return replace(dense_cost(self, shape), stored_bytes=stored_bytes(self))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shapes of the layer that it replaces."""
-        if self.shift is not None:
-            shift = self.shift.view(1, -1, 1, 1) if x.dim() == 4 else self.shift
+        """The shapes of the replaced layer."""
+        if self.shift is not None:  # a binary layer also takes the signs of its inputs
+            shift = self.shift
+            if x.dim() == 4:
+                shift = shift.view(1, -1, 1, 1)
             x = softened(x + shift, 0.0)
         return moved(x, self.weight, self.bias, self.moves)
 
 
+def _bytes_for(count: int, bits: int) -> int:
+    """The number of bytes for some numbers of `bits` bits each."""
+    return math.ceil(count * bits / 8)
+
+
 def packed_bits(values: Tensor, bits: int) -> Tensor:
-    """Numbers below 2^bits [n] -> bytes, the first number in the lowest bits.
+    """Pack numbers below 2^bits [n] into bytes, the first number in the lowest bits.
 
     >>> packed_bits(torch.tensor([1, 0, 2, 3, 1], dtype=torch.uint8), 2).tolist()
     [225, 1]
     """
-    each = 8 // bits
-    missing = -len(values) % each
-    padded = torch.cat([values, values.new_zeros(missing)]).view(-1, each).int()
-    places = torch.arange(each) * bits
-    return (padded << places).sum(1).to(torch.uint8)
+    per_byte = 8 // bits
+    missing = -len(values) % per_byte  # zeros that fill the last byte
+    padded = torch.cat([values, values.new_zeros(missing)])
+    table = padded.view(-1, per_byte).int()  # [bytes, numbers of a byte]
+    shifts = torch.arange(per_byte) * bits
+    return (table << shifts).sum(1).to(torch.uint8)
 
 
 def unpacked_bits(code: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` numbers [n] in bytes.
+    """Unpack the first `count` numbers [n] of some bytes.
 
     >>> unpacked_bits(torch.tensor([225, 1], dtype=torch.uint8), 2, 5).tolist()
     [1, 0, 2, 3, 1]
     """
-    each = 8 // bits
-    places = torch.arange(each) * bits
-    values = (code.int()[:, None] >> places) & ((1 << bits) - 1)
-    return values.flatten()[:count].to(torch.uint8)
+    per_byte = 8 // bits
+    shifts = torch.arange(per_byte) * bits
+    lowest_bits = (1 << bits) - 1
+    table = (code.int()[:, None] >> shifts) & lowest_bits  # [bytes, numbers of a byte]
+    return table.flatten()[:count].to(torch.uint8)

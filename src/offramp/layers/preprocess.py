@@ -1,4 +1,4 @@
-"""What stands before a member: cast, resize, normalise."""
+"""The preprocessing in front of a model: cast, resize, normalise."""
 
 from __future__ import annotations
 
@@ -16,14 +16,25 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 
 class Preprocess(nn.Module):
-    """Images [B, C, H, W], uint8 or float, to the normalised float images that a model was trained
-    on.
+    """Turn images [B, C, H, W], uint8 or float, into the normalised floats that a model was trained
+    on: y = (x / scale - mean) / std, after an optional resize.
 
-    y = (x / scale - mean) / std, after an antialiased resize to `size` (H, W) if the images differ
-    from it. With `short` their shorter side becomes that long, and the middle of `size` is cut out:
-    nothing is stretched. With `expects` (H, W), images of another size are refused: for models that
-    would run on them, and answer badly. Its constants are no state: a network with preprocessing
-    loads the weights of one without.
+    The constants are not in the state dict, so a network with preprocessing loads the weights of a
+    network without.
+
+    Args:
+        mean: of each channel, or one for all, after the division by `scale`.
+        std: of each channel, or one for all.
+        scale: divisor of the pixels; 255 for bytes.
+        size: (H, W). Images of another size are resized to it, antialiased.
+        expects: (H, W). Images of another size are refused, for models that would run on them but
+            answer badly.
+        short: the shorter side is resized to this length, and the middle of `size` is cut out, so
+            that nothing is stretched.
+        interpolation: nearest, bilinear or bicubic.
+
+    Raises:
+        InvalidArgument: `interpolation` is another one, or `short` does not fit `size`.
     """
 
     mean: Tensor
@@ -41,29 +52,29 @@ class Preprocess(nn.Module):
         interpolation: str = "bilinear",
     ) -> None:
         super().__init__()
-        if interpolation not in INTERPOLATIONS or (
-            short is not None and (size is None or short < max(size))
-        ):
+        if interpolation not in INTERPOLATIONS:
             raise InvalidArgument(
-                f"preprocessing has size={size}, short={short}, interpolation={interpolation!r}, "
-                f"expected short >= "
-                "size and "
-                f"one of {', '.join(INTERPOLATIONS)}; change them"
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}"
+            )
+        if short is not None and size is None:
+            raise InvalidArgument(f"short must come with size, got short={short} alone")
+        if short is not None and size is not None and short < max(size):
+            raise InvalidArgument(
+                f"short must be at least {max(size)}, the longer side of size, got {short}"
             )
         self.scale = float(scale)
-        self.size = None if size is None else (int(size[0]), int(size[1]))
-        self.expects = None if expects is None else (int(expects[0]), int(expects[1]))
+        self.size = _pair(size)
+        self.expects = _pair(expects)
         self.short = None if short is None else int(short)
         self.interpolation = interpolation
-        self.register_buffer(
-            "mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False
-        )
+        # [C, 1, 1], or [1, 1, 1] for all channels
+        mean_tensor = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        std_tensor = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        self.register_buffer("mean", mean_tensor, persistent=False)
+        self.register_buffer("std", std_tensor, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> floats of the same shape (or of `size`). Raises BadData for other
+        """Images [B, C, H, W] -> floats [B, C, H, W], or [B, C, *size]. Raises BadData for other
         shapes.
         """
         channels = self.mean.shape[0]
@@ -86,36 +97,43 @@ class Preprocess(nn.Module):
 
     def _resized(self, y: Tensor, size: tuple[int, int]) -> Tensor:
         """Floats [B, C, H, W] -> [B, C, *size]."""
-        high, wide = y.shape[-2:]
-        if self.short is not None:
-            less = min(high, wide)
-            size = self.short * high // less, self.short * wide // less
+        height, width = y.shape[-2:]
+        if self.short is not None:  # the shorter side becomes `short`, and the ratio stays
+            shorter = min(height, width)
+            size = self.short * height // shorter, self.short * width // shorter
         if self.interpolation == "nearest":
             y = nn.functional.interpolate(y, size, mode="nearest")
-        elif size != (high, wide):
+        elif size != (height, width):
             y = nn.functional.interpolate(
                 y, size, mode=self.interpolation, antialias=True, align_corners=False
             )
         if self.short is None or self.size is None:
             return y
-        top, left = (round((now - kept) / 2) for now, kept in zip(size, self.size, strict=True))
+        # cut out the middle
+        top = round((size[0] - self.size[0]) / 2)
+        left = round((size[1] - self.size[1]) / 2)
         return y[..., top : top + self.size[0], left : left + self.size[1]]
 
     def config(self) -> dict[str, Any]:
-        """Plain data from which it is built again."""
-        mean, std = (value.flatten().tolist() for value in (self.mean, self.std))
-        config = {
-            "mean": mean,
-            "std": std,
+        """Plain data from which the preprocessing can be built again."""
+        config: dict[str, Any] = {
+            "name": "Front",  # the name of this class in the files of the first version
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
             "scale": self.scale,
-            "size": self.size,
-            "expects": self.expects,
         }
-        config |= {
-            "short": self.short,
-            "interpolation": None if self.interpolation == "bilinear" else self.interpolation,
-        }
-        return {
-            "name": "Front",
-            **{key: value for key, value in config.items() if value is not None},
-        }
+        # defaults are left out
+        for name in ("size", "expects", "short"):
+            value = getattr(self, name)
+            if value is not None:
+                config[name] = value
+        if self.interpolation != "bilinear":
+            config["interpolation"] = self.interpolation
+        return config
+
+
+def _pair(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Height and width as Python's own numbers."""
+    if size is None:
+        return None
+    return int(size[0]), int(size[1])

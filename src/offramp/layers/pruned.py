@@ -1,14 +1,13 @@
-"""Channels taken out for good, through Torch-Pruning's dependency graph (Fang et al., 2023).
+"""Channel pruning through Torch-Pruning's dependency graph (Fang et al., 2023).
 
     taylor      |sum of weight x gradient| over labelled rows (Molchanov et al., 2019)
-    thinet      how badly the next layer is reconstructed without the channel (Luo et al., 2017)
-    bn_scale    the scale of the batch norm behind the layer (Liu et al., 2017)
+    thinet      the error of the next layer's output without the channel (Luo et al., 2017)
+    bn_scale    the scale of the batch norm after the layer (Liu et al., 2017)
     magnitude   the norm of the channel's filters
 
-Torch-Pruning finds which layers must lose channels together and takes them out; the importances
-`taylor`, `bn_scale` and `magnitude` are its own. ThiNet has no maintained implementation: here it
-is one more importance. Channels whose outputs the next layer reconstructs best without are taken
-first.
+Torch-Pruning finds the layers that must lose channels together, and removes the channels. The
+importances `taylor`, `bn_scale` and `magnitude` are its own. ThiNet has no maintained
+implementation, so it is implemented here, as one more importance.
 """
 
 from __future__ import annotations
@@ -42,44 +41,52 @@ def pruned(
     importance: str = "taylor",
     round_to: int = 0,
 ) -> nn.Module:
-    """A model with fewer output channels in the chosen layers, in place.
+    """Remove output channels of some layers of a model, in place.
 
     Args:
-        model: in eval mode.
-        chosen: names of modules; convolutions and linear layers among them lose outputs.
+        model: a model in eval mode.
+        chosen: names of modules. The convolutions and linear layers among them lose outputs.
         example: a small batch as the model takes it.
         data: labelled rows (x, y) for "taylor", rows (x, ...) for "thinet".
-        ratio: the share of each layer's channels to take out.
+        ratio: the share of each layer's channels to remove.
         importance: taylor, thinet, bn_scale or magnitude.
-        round_to: keep a multiple of so many channels; 0 keeps any number. Odd widths are slow on
-            many engines: 8 is a good choice.
+        round_to: keep a multiple of this number of channels; 0 keeps any number. Odd widths are
+            slow on many engines; 8 is a good choice.
+
+    Returns:
+        The model.
 
     Raises:
         MissingExtra: Torch-Pruning is not installed.
-        InvalidArgument: a ratio that leaves no channel, an unknown importance, missing rows.
+        InvalidArgument: the ratio leaves no channel, the importance does not exist, or rows are
+            missing.
         BadNetwork: no layer can lose channels, or the model no longer runs.
     """
+    # 1. Check the arguments, and note the model's outputs and its tied weights.
     _require(example, data, ratio, importance)
     require_whole("round_to", round_to, 0)
     tp = _library()
     modules = dict(model.named_modules())
     targets = {name: modules[name] for name in chosen if type(modules[name]) in KINDS}
     if not targets:
-        raise BadNetwork("pruned takes channels out of Conv2d and Linear layers; none was matched")
+        raise BadNetwork(
+            "pruned removes channels of Conv2d and Linear layers, but none was matched"
+        )
     _require_channels(targets, ratio, round_to)
-    first = _first(example)
+    x = _single_input(example)
     tied = _tied(model)
     with torch.no_grad():
-        logits = _logits_shape(model, first)
+        logits = _logits_shape(model, x)
     others = [m for m in model.modules() if type(m) in KINDS and m not in targets.values()]
+
+    # 2. Prune. The dependency graph needs gradients of all parameters, also of frozen ones.
     scores = _importance(tp, importance, model, data)
-    # Gradients are needed for the graph, whatever the model's own wishes are.
-    wishes = {name: value.requires_grad for name, value in model.named_parameters()}
+    had_grad = {name: value.requires_grad for name, value in model.named_parameters()}
     model.requires_grad_(True)
     try:
         pruner = tp.pruner.BasePruner(
             model,
-            first,
+            x,
             importance=scores,
             pruning_ratio=ratio,
             ignored_layers=others,
@@ -91,16 +98,18 @@ def pruned(
     except BadNetwork:
         raise
     except (RuntimeError, ValueError, IndexError, KeyError, AssertionError) as problem:
-        why = str(problem).strip().splitlines()[:1]
+        why = str(problem).strip().partition("\n")[0]
         raise BadNetwork(
-            f"Torch-Pruning cannot take channels out of these layers ({''.join(why)}). Name "
-            "layers whose outputs are not added to others"
+            f"Torch-Pruning cannot take channels out of these layers ({why}). Name layers whose "
+            "outputs are not added to others"
         ) from problem
+
+    # 3. Check the result, and freeze again what was frozen.
     _require_tied(model, tied)
     model.zero_grad(set_to_none=True)
     for name, value in model.named_parameters():
-        value.requires_grad_(wishes[name])
-    _require_sound(model, first, logits, list(targets))
+        value.requires_grad_(had_grad[name])
+    _require_sound(model, x, logits, list(targets))
     return model
 
 
@@ -116,19 +125,24 @@ def _library() -> Any:
 
 
 def _require(example: Any, data: Any, ratio: float, importance: str) -> None:
+    """Raise InvalidArgument for an argument that is missing or out of its range."""
     require("ratio", ratio, above=0, below=1)
     if importance not in IMPORTANCES:
-        raise InvalidArgument(f"importance must be {', '.join(IMPORTANCES)}, got {importance!r}")
+        raise InvalidArgument(
+            f"importance must be one of {', '.join(IMPORTANCES)}, got {importance!r}"
+        )
     if example is None:
         raise InvalidArgument(
-            "the method 'pruned' needs example=, a small batch as the model takes it"
+            "example must be a small batch of the model's inputs for the method 'pruned', got None"
         )
     if data is None and importance in ("taylor", "thinet"):
-        raise InvalidArgument(f"importance={importance!r} needs data=(x, y), some rows with labels")
+        raise InvalidArgument(
+            f"data must be rows with labels, (x, y), for importance={importance!r}, got None"
+        )
 
 
 def _require_channels(targets: dict[str, nn.Module], ratio: float, round_to: int) -> None:
-    """Raise InvalidArgument where a layer would keep no channel."""
+    """Raise InvalidArgument if a layer would keep no channel."""
     for name, layer in targets.items():
         width = _outputs(layer)
         kept = width - int(width * ratio)
@@ -148,27 +162,32 @@ def _outputs(layer: nn.Module) -> int:
     return layer.out_features
 
 
-def _first(example: Any) -> Tensor:
+def _single_input(example: Any) -> Tensor:
+    """The only input of an example."""
     values = list(as_inputs(example).values())
     if len(values) != 1:
-        raise InvalidArgument(f"the method 'pruned' takes models of one input, got {len(values)}")
+        raise InvalidArgument(
+            f"the model must have one input for the method 'pruned', got {len(values)}"
+        )
     return values[0]
 
 
 def _importance(tp: Any, name: str, model: nn.Module, data: Any) -> Callable[..., Any]:
+    """The function that scores the channels of a group of layers."""
+    importance: Callable[..., Any]
     if name == "taylor":
-        made: Callable[..., Any] = tp.importance.GroupTaylorImportance()
+        importance = tp.importance.GroupTaylorImportance()
     elif name == "bn_scale":
-        made = tp.importance.BNScaleImportance()
+        importance = tp.importance.BNScaleImportance()
     elif name == "magnitude":
-        made = tp.importance.GroupMagnitudeImportance(p=2)
+        importance = tp.importance.GroupMagnitudeImportance(p=2)
     else:
-        made = Reconstruction(tp, model, data)
-    return made
+        importance = Reconstruction(tp, model, data)
+    return importance
 
 
 def _backward(model: nn.Module, data: Any) -> None:
-    """Gradients of the cross-entropy over the rows."""
+    """Compute the gradients of the cross-entropy over the rows."""
     x = data[0]
     y = torch.as_tensor(data[1])
     logits = logits_in(call_model(model, None, as_inputs(x)))
@@ -181,21 +200,26 @@ def _backward(model: nn.Module, data: Any) -> None:
 
 
 class Reconstruction:
-    """ThiNet's importance of a layer's outputs: what the next convolution loses without them.
+    """ThiNet's importance of a layer's output channels: the error of the next layer without them.
 
-    For some positions of the next layer's output it holds what each input channel adds to it; the
-    error of leaving out a set is the squared sum of what its channels add. Channels are left out
-    greedily, always the one that makes the smallest error; the importance is the turn.
+    An output value of the next layer is a sum over its input channels. For some sampled values this
+    class records the term of each channel. Without a set of channels, the squared error is the
+    square of the sum of their terms. Channels are left out greedily: always the one with the
+    smallest error. The importance of a channel is its place in this order.
+
+    Args:
+        tp: the module torch_pruning.
+        model: the model.
+        data: rows (x, ...) from which values are sampled.
     """
 
     def __init__(self, tp: Any, model: nn.Module, data: Any) -> None:
         self.tp = tp
-        self.added: dict[nn.Module, Tensor] = {}
-        handles = [
-            module.register_forward_hook(self._listen)
-            for module in model.modules()
-            if type(module) in KINDS
-        ]
+        self.terms: dict[nn.Module, Tensor] = {}
+        handles = []
+        for module in model.modules():
+            if type(module) in KINDS:
+                handles.append(module.register_forward_hook(self._listen))
         try:
             with torch.no_grad():
                 call_model(model, None, as_inputs(data[0]))
@@ -203,11 +227,11 @@ class Reconstruction:
             for handle in handles:
                 handle.remove()
 
-    def _listen(self, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-        """What each input channel adds to sampled values of the output: [samples, C]."""
-        x = given[0]
+    def _listen(self, module: nn.Module, arguments: tuple[Tensor, ...], out: Tensor) -> None:
+        """Record the terms of the input channels in sampled output values: [samples, C]."""
+        x = arguments[0]
         assert isinstance(module.weight, Tensor)
-        weight = module.weight
+        weight = module.weight  # [O, C, k, k] or [O, C]
         if isinstance(module, nn.Conv2d):
             if module.groups > 1:
                 return
@@ -216,15 +240,16 @@ class Reconstruction:
             )  # [B, C k k, L]
             columns = columns.transpose(1, 2).flatten(0, 1)  # [B L, C k k]
         else:
-            columns = x.flatten(0, -2)
+            columns = x.flatten(0, -2)  # [rows, C]
+        # an output value is the product of one position with one filter, both drawn at random
         draw = torch.Generator().manual_seed(0)
-        picked = torch.randint(len(columns), (SAMPLES,), generator=draw)
+        positions = torch.randint(len(columns), (SAMPLES,), generator=draw)
         filters = torch.randint(len(weight), (SAMPLES,), generator=draw)
-        products = columns[picked] * weight.flatten(1)[filters]  # [samples, C k k]
-        self.added[module] = products.view(SAMPLES, x_channels(module), -1).sum(2)
+        products = columns[positions] * weight.flatten(1)[filters]  # [samples, C k k]
+        self.terms[module] = products.view(SAMPLES, x_channels(module), -1).sum(2)
 
     def __call__(self, group: Any, **_: Any) -> Tensor | None:
-        """A number for each channel of a group; None where no layer reads it."""
+        """The importance of each channel of a group, [C]; None if no layer reads the channels."""
         for dependency, indices in group:
             module = dependency.target.module
             prune = dependency.handler
@@ -232,8 +257,8 @@ class Reconstruction:
                 self.tp.prune_conv_in_channels,
                 self.tp.prune_linear_in_channels,
             )
-            if reads and module in self.added:
-                return _turns(self.added[module][:, indices])
+            if reads and module in self.terms:
+                return _turns(self.terms[module][:, indices])
         return None
 
 
@@ -246,33 +271,44 @@ def x_channels(module: nn.Module) -> int:
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int]:
+    """The padding of a convolution as numbers, for `unfold`."""
     if isinstance(conv.padding, str):
-        raise InvalidArgument("importance='thinet' needs convolutions with padding as numbers")
+        raise InvalidArgument(
+            f"convolutions must have padding as numbers for importance='thinet', got "
+            f"{conv.padding!r}"
+        )
     high, wide = conv.padding
     return int(high), int(wide)
 
 
-def _turns(added: Tensor) -> Tensor:
-    """[samples, C] -> [C]: the turn in which each channel would be left out, the last ones last."""
-    channels = added.shape[1]
-    products = added.double().T @ added.double()  # [C, C]
-    missing = torch.zeros(channels, dtype=torch.float64)  # product of each with what is left out
-    left = torch.ones(channels, dtype=torch.bool)
+def _turns(terms: Tensor) -> Tensor:
+    """[samples, C] -> [C], from 1: the turn in which each channel is left out.
+
+    With S left out, the error is the sum over samples of (sum of the terms in S)^2, which is the
+    sum of P[i, j] over i, j in S, where P are the products of terms. To leave out channel c as well
+    adds P[c, c] + 2 sum over S of P[c, s]. The channel with the smallest sum is next.
+    """
+    channels = terms.shape[1]
+    products = terms.double().T @ terms.double()  # P, [C, C]
+    with_left_out = torch.zeros(channels, dtype=torch.float64)  # sum over S of P[c, s], [C]
+    remains = torch.ones(channels, dtype=torch.bool)
     turns = torch.zeros(channels)
     for turn in range(channels):
-        error = products.diagonal() + 2 * missing  # beside a constant
-        error[~left] = torch.inf
-        worst = int(error.argmin())
-        left[worst] = False
-        missing += products[worst]
-        turns[worst] = turn + 1
+        error = products.diagonal() + 2 * with_left_out
+        error[~remains] = torch.inf
+        channel = int(error.argmin())
+        remains[channel] = False
+        with_left_out += products[channel]
+        turns[channel] = turn + 1
     return turns
 
 
 def _logits_shape(model: nn.Module, x: Tensor) -> torch.Size | None:
-    """The shape of what a model gives; None if it gives several things."""
+    """The shape of a model's output; None if the output is not a tensor."""
     output = model(x)
-    return output.shape if isinstance(output, Tensor) else None
+    if not isinstance(output, Tensor):
+        return None
+    return output.shape
 
 
 def _tied(model: nn.Module) -> list[tuple[str, str]]:
@@ -292,30 +328,29 @@ def _require_tied(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
     for first, second in pairs:
         if after.get(first) is not after.get(second):
             raise BadNetwork(
-                f"{first!r} and {second!r} are the same weights; taking channels out of these "
-                f"layers would untie them. Untie them first, or name other layers"
+                f"{first!r} and {second!r} are the same weights, and pruning would untie them. "
+                f"Untie them first, or name other layers"
             )
 
 
 def _require_sound(
     model: nn.Module, x: Tensor, logits: torch.Size | None, targets: Sequence[str]
 ) -> None:
-    """Raise BadNetwork where the model fails after channels were taken out, or lost classes.
+    """Raise BadNetwork if the pruned model does not run, or lost classes.
 
     Args:
-        model: after channels were taken out.
+        model: the pruned model.
         x: an example.
-        logits: the shape that the model gave before.
-        targets: the layers that were named.
+        logits: the shape of the model's output before.
+        targets: names of the pruned layers.
     """
     try:
         with torch.no_grad():
             shape = _logits_shape(model, x)
         if shape != logits and shape is not None and logits is not None:
             raise BadNetwork(
-                f"the model would give {tuple(shape)} instead of {tuple(logits)}: one of "
-                f"{', '.join(list(targets)[-3:])} gives its answers. Leave that layer out of the "
-                f"patterns"
+                f"the model must still give {tuple(logits)}, got {tuple(shape)}. One of "
+                f"{', '.join(list(targets)[-3:])} gives the logits. Leave it out of the patterns"
             )
     except RuntimeError as problem:
         why = str(problem).strip().splitlines()[0]
@@ -326,44 +361,43 @@ def _require_sound(
 
 
 def resized(dense: nn.Module, *, inputs: int, outputs: int) -> nn.Module:
-    """A new plain layer of the same kind with other widths: how a pruned model is built again.
+    """Make a new layer of the same kind with other widths. A saved pruned model is built with it.
 
     Args:
         dense: a Conv2d, Linear or BatchNorm2d.
-        inputs: channels that come in.
-        outputs: channels that go out.
+        inputs: input channels.
+        outputs: output channels.
 
     Raises:
-        BadNetwork: another kind of layer.
-        InvalidArgument: widths that are none, or that the groups do not divide.
+        BadNetwork: `dense` is another kind of layer.
+        InvalidArgument: a width is below 1, or the groups do not divide it.
     """
     require_whole("inputs", inputs, 1)
     require_whole("outputs", outputs, 1)
-    tensor = next(dense.parameters(), None)
-    index: dict[str, Any] = (
-        {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}
-    )
-    made: nn.Module
+    placement: dict[str, Any] = {}
+    for tensor in dense.parameters():
+        placement = {"device": tensor.device, "dtype": tensor.dtype}
+        break
+    layer: nn.Module
     if type(dense) is nn.Conv2d:
         assert isinstance(dense, nn.Conv2d)
-        if dense.groups == 1:
-            groups = dense.groups
-        else:
+        groups = 1
+        if dense.groups > 1:  # as many channels in a group as before
             groups = inputs // max(1, dense.weight.shape[1])
         if inputs % groups or outputs % groups:
             raise InvalidArgument(
                 f"{inputs} and {outputs} channels do not divide by {groups} groups"
             )
         shape = {**geometry(dense), "groups": groups, "bias": dense.bias is not None}
-        made = nn.Conv2d(inputs, outputs, **shape, **index)
+        layer = nn.Conv2d(inputs, outputs, **shape, **placement)
     elif type(dense) is nn.Linear:
         assert isinstance(dense, nn.Linear)
-        made = nn.Linear(inputs, outputs, dense.bias is not None, **index)
+        layer = nn.Linear(inputs, outputs, dense.bias is not None, **placement)
     elif type(dense) is nn.BatchNorm2d:
         assert isinstance(dense, nn.BatchNorm2d)
-        made = nn.BatchNorm2d(outputs, dense.eps, dense.momentum, dense.affine, **index)
+        layer = nn.BatchNorm2d(outputs, dense.eps, dense.momentum, dense.affine, **placement)
     else:
         raise BadNetwork(
             f"resized makes Conv2d, Linear and BatchNorm2d, got {type(dense).__name__}"
         )
-    return made.train(dense.training)
+    return layer.train(dense.training)

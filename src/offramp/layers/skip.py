@@ -1,8 +1,8 @@
-"""Nothing in the place of a layer or a block: what comes in goes out.
+"""A layer or a block is left out: its output is its input.
 
 A residual network still works without some of its blocks (Veit, Wilber and Belongie, 2016, arXiv
-1605.06431), so leaving one out is the cheapest of all substitutes. It fits where a layer gives the
-shape that it gets. `convert` sees that only if it has an example.
+1605.06431), so this is the cheapest of all substitutes. It fits if the input and the output of the
+layer have the same shape. `convert` can check that only if it has an example.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Skip(Layer):
         """Leave out a layer or a block.
 
         Args:
-            dense: a module that gives one tensor of the shape that it gets.
+            dense: a module whose input and output are one tensor of the same shape.
         """
         return cls().train(dense.training)
 

@@ -1,9 +1,8 @@
-"""A batch norm with statistics and weights of its own for every route: one model, run at several
-resolutions.
+"""A separate batch norm for every route of a model, such as every resolution at which it runs.
 
 DRNet (Zhu et al., 2021, arXiv 2106.02898) has one batch norm for each resolution, and shares the
-convolutions. There is no switch to turn: `route_of` gives the model as one route sees it, a module
-of its own that shares all other parameters.
+convolutions. The layer has no switch. Instead, `route_of` returns the model of one route, a module
+that shares all other parameters.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ __all__ = ["SwitchableNorm", "route_of", "with_switchable_norms"]
 
 
 class SwitchableNorm(Layer):
-    """Batch norms, one for each route; called itself it is that of the last route.
+    """Batch norms, one for each route. A direct call runs the norm of the last route.
 
     Args:
         norms: of the routes, in order.
@@ -34,18 +33,18 @@ class SwitchableNorm(Layer):
 
     @classmethod
     def from_layer(cls, dense: nn.Module, *, routes: int = 2) -> SwitchableNorm:
-        """So many copies of a batch norm.
+        """Copy a batch norm for every route.
 
         Args:
             dense: the batch norm.
-            routes: how many.
+            routes: how many copies.
 
         Returns:
-            A layer that starts by giving what `dense` gives, on every route.
+            A layer that starts with the output of `dense` on every route.
 
         Raises:
-            BadNetwork: it is no batch norm.
-            InvalidArgument: there are no routes.
+            BadNetwork: `dense` is not a batch norm.
+            InvalidArgument: `routes` is below 1.
         """
         if not isinstance(dense, _BatchNorm):
             raise BadNetwork(
@@ -53,10 +52,10 @@ class SwitchableNorm(Layer):
             )
         if routes < 1:
             raise InvalidArgument(f"routes must be at least 1, got {routes}")
-        made = cls([copy.deepcopy(dense) for _ in range(routes)])
-        made.training = dense.training
-        made.norms.training = dense.training
-        return made
+        layer = cls([copy.deepcopy(dense) for _ in range(routes)])
+        layer.training = dense.training
+        layer.norms.training = dense.training
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> the same shape."""
@@ -68,40 +67,55 @@ class SwitchableNorm(Layer):
         return {"routes": len(self.norms)}
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
-        """What runs: no multiply-add; the numbers of all norms are stored."""
+        """No multiply-adds. The numbers of all norms are stored."""
         return dense_cost(self, shape)
 
 
 def with_switchable_norms(model: nn.Module, routes: int) -> nn.Module:
-    """A copy of a model in which every batch norm is a `SwitchableNorm`. Raises BadNetwork where
-    there is none.
+    """Copy a model, and replace every batch norm by a `SwitchableNorm`.
+
+    Args:
+        model: a model with batch norms; it is not changed.
+        routes: norms at each place.
+
+    Raises:
+        BadNetwork: the model has no batch norm.
+        InvalidArgument: `routes` is below 1.
     """
     copied = copy.deepcopy(model)
-    found = 0
-    for part in [*copied.modules()]:
-        for name, child in [*part.named_children()]:
+    replaced = 0
+    for module in list(copied.modules()):
+        for name, child in list(module.named_children()):
             if isinstance(child, _BatchNorm):
-                setattr(part, name, SwitchableNorm.from_layer(child, routes=routes))
-                found += 1
-    if not found:
+                setattr(module, name, SwitchableNorm.from_layer(child, routes=routes))
+                replaced += 1
+    if not replaced:
         raise BadNetwork(
-            "the model has no batch norms, so that nothing of it could differ by resolution"
+            "the model has no batch norms, but only batch norms can differ by resolution"
         )
     return copied
 
 
 def route_of(module: Any, route: int) -> Any:
-    """A model as one route sees it: the norms of that route in their places, everything else
-    shared.
+    """Return the model of one route. It has the norms of this route and shares everything else.
 
-    Modules without a switchable norm in them are the same objects; the others are twins with the
-    same parameters.
+    Modules without a switchable norm inside are the same objects. Other modules are shallow copies
+    with the same parameters.
+
+    Args:
+        module: a model with switchable norms.
+        route: the number of the route, from 0.
     """
     if isinstance(module, SwitchableNorm):
         return module.norms[route]
     children = {name: route_of(child, route) for name, child in module._modules.items()}
-    if all(child is module._modules[name] for name, child in children.items()):
+    changed = False
+    for name, child in children.items():
+        if child is not module._modules[name]:
+            changed = True
+    if not changed:
         return module
+    # A shallow copy shares the dictionaries of the module; these three must be its own.
     twin = copy.copy(module)
     twin._modules = children
     twin._parameters = dict(module._parameters)

@@ -1,9 +1,9 @@
-"""A convolution in three: 1x1 to fewer channels, kxk among them, 1x1 to the outputs (Tucker-2).
+"""Three convolutions instead of one: 1x1 to fewer channels, kxk among them, 1x1 to the outputs
+(Tucker-2).
 
-The weights are those of a partial Tucker decomposition over both kinds of channels (Kim et al.,
+The weights come from a partial Tucker decomposition over input and output channels (Kim et al.,
 2016, arXiv 1511.06530): the leading singular vectors of both unfoldings, then a few rounds of
-alternating least squares (higher-order orthogonal iteration). The three run as plain convolutions;
-nothing is put together again at run time.
+alternating least squares (higher-order orthogonal iteration). The three run as plain convolutions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from offramp.networks.layer import Layer, LayerCost, SavesNothing, dense_cost
 
 __all__ = ["Tucker"]
 
-ROUNDS = 10
+ROUNDS = 10  # of alternating least squares
 
 
 class Tucker(Layer):
@@ -43,7 +43,7 @@ class Tucker(Layer):
         rank_out: int | None = None,
         energy: float = 0.9,
     ) -> Tucker:
-        """The approximation of a convolution with fewer inner channels.
+        """Replace a convolution by three with fewer inner channels.
 
         Args:
             dense: a Conv2d without groups.
@@ -52,9 +52,10 @@ class Tucker(Layer):
             energy: the share of the squared singular values of each unfolding to keep.
 
         Raises:
-            BadNetwork: another kind of layer, or a grouped convolution.
-            InvalidArgument: a rank or an energy outside of its range.
-            SavesNothing: ranks by energy with which the three are no smaller than the one.
+            BadNetwork: `dense` is another kind of layer, or a grouped convolution.
+            InvalidArgument: a rank or the energy is out of its range.
+            SavesNothing: with the ranks from `energy` the three layers are not smaller than the
+                one.
         """
         layer = require_convolution(dense, "tucker")
         if layer.groups > 1:
@@ -65,6 +66,7 @@ class Tucker(Layer):
             raise BadNetwork(
                 f"tucker replaces convolutions that pad with zeros, got {layer.padding_mode!r}"
             )
+        # 1. Choose the ranks, from the singular values of both unfoldings.
         weight = layer.weight.detach().double()  # [O, C, k, k]
         outputs, inputs = weight.shape[:2]
         left, left_values = _leading(weight, 0)
@@ -91,13 +93,14 @@ class Tucker(Layer):
         )
         positions = weight[0, 0].numel()
         size = inputs * inner + inner * outer * positions + outer * outputs
-        chosen = rank_in is None or rank_out is None
-        if chosen and size >= weight.numel():
+        by_energy = rank_in is None or rank_out is None
+        if by_energy and size >= weight.numel():
             raise SavesNothing(
                 f"tucker at ranks {inner} and {outer} has {size:,} weights, and the dense layer "
                 f"{weight.numel():,}"
             )
-        left, right = _refined(weight, left[:, :outer], right[:, :inner])
+        # 2. Factorize, and make a convolution of each factor.
+        left, right = _refined(weight, left[:, :outer], right[:, :inner])  # [O, outer], [C, inner]
         core_weight = torch.einsum("ochw,or,cs->rshw", weight, left, right)
         first = nn.Conv2d(inputs, inner, 1, bias=False)
         core = nn.Conv2d(inner, outer, bias=False, **geometry(layer))
@@ -114,27 +117,33 @@ class Tucker(Layer):
         return {"rank_in": self.core.in_channels, "rank_out": self.core.out_channels}
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
-        """What the three cost."""
+        """The cost of the three convolutions."""
         return dense_cost(self, shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, O, H', W'] as the convolution that it replaces."""
+        """[B, C, H, W] -> [B, O, H', W'], as the replaced convolution."""
         out: Tensor = self.last(self.core(self.first(x)))
         return out
 
 
 def _leading(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The left singular vectors [n, m] and singular values [m] of an unfolding."""
-    unfolded = tensor.movedim(axis, 0).flatten(1)
+    """The left singular vectors [n, m] and singular values [m] of the unfolding along an axis."""
+    unfolded = tensor.movedim(axis, 0).flatten(1)  # [n, all other axes]
     vectors, values, _ = torch.linalg.svd(unfolded, full_matrices=False)
     return vectors, values
 
 
 def _refined(weight: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Both factors after some rounds of alternating least squares, one kept while one is made."""
+    """Both factors after some rounds of alternating least squares. Each round computes one factor
+    while the other is fixed.
+    """
+    outer = left.shape[1]
+    inner = right.shape[1]
     for _ in range(ROUNDS):
-        narrow = torch.einsum("ochw,cs->oshw", weight, right)
-        left = _leading(narrow, 0)[0][:, : left.shape[1]]
-        narrow = torch.einsum("ochw,or->rchw", weight, left)
-        right = _leading(narrow, 1)[0][:, : right.shape[1]]
+        projected = torch.einsum("ochw,cs->oshw", weight, right)  # inputs reduced
+        vectors, _values = _leading(projected, 0)
+        left = vectors[:, :outer]
+        projected = torch.einsum("ochw,or->rchw", weight, left)  # outputs reduced
+        vectors, _values = _leading(projected, 1)
+        right = vectors[:, :inner]
     return left, right
