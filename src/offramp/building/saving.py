@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp._support.arguments import require_path
 from offramp._support.files import digest_file, read_json, read_tensors, write_json, write_tensors
 from offramp._support.find import find, shelved
 from offramp._support.ownership import FolderKind
@@ -140,7 +141,9 @@ def load(
         InvalidArgument: The user's own code must be given again.
     """
     return read_whole(
-        Path(folder), lambda path: _load(path, model, gates or {}, exits or {}), FOLDER.require_own
+        require_path("folder", folder),
+        lambda path: _load(path, model, gates or {}, exits or {}),
+        FOLDER.require_own,
     )
 
 
@@ -155,7 +158,7 @@ def example_in(folder: str | Path) -> Any:
                 return rows_like(member.inputs, ROWS)
         return None
 
-    return read_whole(Path(folder), read, FOLDER.require_own)
+    return read_whole(require_path("folder", folder), read, FOLDER.require_own)
 
 
 def _load(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp._support.arguments import name_of, require_count, require_flag
+from offramp._support.arguments import name_of, require_count, require_flag, require_path
 from offramp._support.files import checksum, require_writable
 from offramp._support.find import find, find_file, imported, unknown, users_code
 from offramp._support.processes import Processes, here
@@ -109,8 +109,8 @@ def fit(
     # 1. Check the arguments, before anything is read or changed.
     method = recipe_of(recipe, **arguments)
     network = _network_of(network, method)
-    home = None if folder is None else Path(folder)
-    cache_folder = home if cache is None else Path(cache)
+    home = None if folder is None else require_path("folder", folder)
+    cache_folder = home if cache is None else require_path("cache", cache)
     _require_options(network, batch_size, views, seed, (home, cache_folder))
     batch_size = int(batch_size)  # from NumPy's integers too
     views = int(views)

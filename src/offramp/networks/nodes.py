@@ -241,17 +241,29 @@ def grade(gate: Gate, seen: Seen, own: Tensor | None, routes: int = 1) -> Tensor
     Raises:
         BadNetwork: the gate gives another shape.
     """
-    score = gate.score(Seen(seen.features, seen.logits, own, seen.inputs)).float()
+    score = gate.score(Seen(seen.features, seen.logits, own, seen.inputs))
     count = (seen.features if own is None else own).shape[0]
     # [B] for one route, [B, routes] for several.
-    if score.shape != ((count,) if routes == 1 else (count, routes)):
+    shape = (count,) if routes == 1 else (count, routes)
+    if not isinstance(score, Tensor) or score.shape != shape:
         expected = f"[{count}], one per row" if routes == 1 else f"[{count}, {routes}]"
-        raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected {expected}")
+        raise BadNetwork(f"a gate must give scores {expected}, got {_scores_in_words(score)}")
+    score = score.float()
     if own is None or gate.spreads_nan:
         return score
     # 0 where all logits are finite, otherwise NaN. Two operations, to be fast for a batch of one.
     finite = (own * 0).sum(-1).float()
     return score + (finite if routes == 1 else finite[:, None])
+
+
+def _scores_in_words(score: object) -> str:
+    """What a gate gave instead of scores."""
+    if isinstance(score, Tensor):
+        return f"a tensor of shape {list(score.shape)}"
+    if score is None:
+        return "None"
+    article = "an" if type(score).__name__[0] in "aeiou" else "a"
+    return f"{article} {type(score).__name__}"
 
 
 class Chooser(Gate):

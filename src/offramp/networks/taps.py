@@ -17,6 +17,10 @@ from torch import Tensor, nn
 
 from offramp.errors import BadData, BadNetwork
 
+# Torch says so of code that makes a number of a size which the export keeps free.
+FIXED = "specialized it to be a constant"
+FIXING = "(as len(x) does; x.shape[0] does not)"
+
 
 def tensors_of(value: object, name: str) -> dict[str, Tensor]:
     """Find all tensors in a nested value.

@@ -22,9 +22,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.errors import BadData, BadNetwork
-from offramp.networks.hooks import forward_hooks
+from offramp.networks.hooks import code_of, forward_hooks
 from offramp.networks.inputs import remedy
-from offramp.networks.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
+from offramp.networks.taps import (
+    FIXED,
+    FIXING,
+    inputs_of,
+    listening,
+    plain_attention,
+    swapped,
+    tapped,
+    tensors_of,
+)
 from offramp.partition.graph import ALIAS, WAY_OUT, ExportedGraph, Tap, described
 from offramp.partition.plainer import plainer
 from offramp.partition.regions import inline_regions
@@ -324,12 +333,13 @@ def _why_not(
         return BadData(f"the model fails on the example: {_first_line(eager_problem)}; {way}")
 
     message = str(problem)
-    if "specialized it to be a constant" in message:
+    if FIXED in message:
         if text and ".size()[0]" not in message:
-            fixed = "fixes the length of the text"
+            fixed = "fixes the length of the text (as int(x.shape[1]) does; x.shape[1] does not)"
         else:
-            fixed = "fixes the batch size"
-        return BadNetwork(f"the model cannot be exported: its code {fixed}; remove that, {WAY_OUT}")
+            fixed = f"fixes the batch size {FIXING}"
+        who = code_of(model.named_modules())
+        return BadNetwork(f"the model cannot be exported: {who} {fixed}; remove that, {WAY_OUT}")
     if "data-dependent" in message:
         why = "its code branches on values of the data"
     else:

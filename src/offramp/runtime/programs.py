@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from offramp.errors import BadNetwork
 from offramp.networks.inputs import State
 from offramp.networks.network import EngineStage
-from offramp.networks.taps import plain_attention
+from offramp.networks.taps import FIXED, FIXING, plain_attention
 from offramp.plans.signature import INPUT
 
 
@@ -47,8 +48,9 @@ def program_of(engine_stage: EngineStage, reads: Sequence[str], state: State) ->
         state: named tensors [B, ...] with the shapes to export for.
 
     Raises:
-        Exception: whatever the stage raises for rows that do not fit, and whatever torch.export
-            raises for code that cannot be exported.
+        BadNetwork: the stage fixes the batch size.
+        Exception: whatever else the stage raises for rows that do not fit, and whatever
+            torch.export raises for code that cannot be exported.
     """
     with plain_attention():
         rows = tuple(_some(state[name]) for name in reads)
@@ -60,12 +62,20 @@ def program_of(engine_stage: EngineStage, reads: Sequence[str], state: State) ->
         for name in reads:
             dims = (0, *engine_stage.free.get(name, ()))
             dynamic.append(dict.fromkeys(dims, torch.export.Dim.DYNAMIC))
-        return torch.export.export(
-            _StageModule(engine_stage, reads),
-            rows,
-            dynamic_shapes={"tensors": tuple(dynamic)},
-            strict=False,
-        )
+        try:
+            return torch.export.export(
+                _StageModule(engine_stage, reads),
+                rows,
+                dynamic_shapes={"tensors": tuple(dynamic)},
+                strict=False,
+            )
+        except Exception as problem:
+            if FIXED not in str(problem) or engine_stage.free:
+                raise
+            raise BadNetwork(
+                f"segment {engine_stage.name!r} cannot be exported: its code, or a forward hook, "
+                f"fixes the batch size {FIXING}. Remove that, or use engine='torch'"
+            ) from problem
 
 
 class _StageModule(nn.Module):
