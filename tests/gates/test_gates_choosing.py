@@ -51,9 +51,9 @@ def test_a_gate_is_made_again_from_its_configuration(gate):
 
 
 def test_other_features_are_refused():
-    with pytest.raises(BadNetwork, match=r"reads images \[B, C, H, W\], got rows of shape \[7\]"):
+    with pytest.raises(BadNetwork, match=r"must be images \[C, H, W\] .*, got rows of shape \[7\]"):
         predictor((7,), 2)
     with pytest.raises(BadNetwork, match="one number a row"):
         controller((), 2)
-    with pytest.raises(BadNetwork, match=r"reads images \[B, 3, H, W\], got \[2, 1, 8, 8\]"):
+    with pytest.raises(BadNetwork, match=r"images must be \[B, 3, H, W\] .*got \[2, 1, 8, 8\]"):
         Predictor(2).eval().score(Seen(torch.zeros(2, 1, 8, 8), {}))

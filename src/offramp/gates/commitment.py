@@ -1,9 +1,9 @@
-"""A learned second opinion that keeps the over-confident from leaving (QuickNets).
+"""A learned second opinion that keeps over-confident samples from leaving (QuickNets).
 
-Patel and Siegelmann, 2022, arXiv 2212.12866. The paper's formulas are lost, and these are ours: a
-logistic unit on the features' means over positions and the exit's logits says how likely the exit
-is right. Confidence and commitment share one threshold; with two of them a score would jump where
-the second is crossed, and the last bits of a float decide.
+Patel and Siegelmann, 2022, arXiv 2212.12866. The paper's formulas are not available, so these are
+ours: a logistic unit estimates how likely the exit is right, from its logits and from the features'
+means over positions. Confidence and commitment share one threshold. With two thresholds the score
+would jump where the second one is crossed, and the last bits of a float would decide.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ __all__ = ["Commitment"]
 
 
 class Commitment(Gate):
-    """The smaller of two log-odds: that of the best class against the rest, and that of the
+    """The smaller of two log-odds: those of the best class against the rest, and those of the
     commitment.
 
-    features: how many are left when positions are averaged; classes: of the exit. The recipe
-    `cascaded` hangs it on and trains it; until then it says nothing.
+    The recipe `cascaded` adds this gate and trains it. Before that its score means nothing.
+
+    Args:
+        features: number of features after the mean over positions.
+        classes: of the exit.
     """
 
     def __init__(self, features: int, classes: int) -> None:
@@ -33,28 +36,31 @@ class Commitment(Gate):
         self.linear = nn.Linear(self.features + self.classes, 1)
 
     def odds(self, features: Tensor, own: Tensor) -> Tensor:
-        """Log-odds [B] that logits [B, C] on features [B, ...] are right: what is trained."""
+        """The log-odds [B] that logits [B, C] on features [B, ...] are right. They are trained."""
         logit: Tensor = self.linear(torch.cat([_averaged(features), own], 1))[:, 0]
         return logit
 
     def score(self, seen: Seen) -> Tensor:
-        """min(ln p / (1 - p), commitment) of the best class's probability p; finite for finite
-        logits.
+        """min(ln p / (1 - p), commitment), [B], with the probability p of the best class. Finite
+        for finite logits.
         """
         assert seen.own is not None
-        best, index = seen.own.max(1, keepdim=True)
-        rest = seen.own.scatter(1, index, -torch.inf).logsumexp(1)
+        # ln p / (1 - p) is the best logit less the logsumexp of all others, without a rounded p
+        best, index = seen.own.max(1, keepdim=True)  # [B, 1]
+        rest = seen.own.scatter(1, index, -torch.inf).logsumexp(1)  # [B]
         return torch.minimum(best[:, 0] - rest, self.odds(seen.features, seen.own))
 
     def config(self) -> dict[str, Any]:
-        """Name, features and classes."""
+        """The name, and the numbers of features and classes."""
         return {"name": "Commitment", "features": self.features, "classes": self.classes}
 
 
 def _averaged(features: Tensor) -> Tensor:
-    """[B, channels, ...] or tokens [B, T, F] -> means over positions [B, F]; [B, F] stays as it
-    is.
+    """The mean over positions, [B, F], of images [B, F, H, W] or tokens [B, T, F]. Features [B, F]
+    are returned as they are.
     """
-    if features.dim() == 3:
+    if features.dim() <= 2:
+        return features
+    if features.dim() == 3:  # tokens
         return features.mean(1)
-    return features.flatten(2).mean(2) if features.dim() > 3 else features
+    return features.flatten(2).mean(2)  # [B, F, H, W] -> [B, F, H W] -> [B, F]

@@ -15,19 +15,20 @@ __all__ = ["margin", "max_logit", "max_prob", "neg_entropy"]
 
 @scores_in(ScoreRange(low=0.0))
 def margin(logits: Tensor) -> Tensor:
-    """Difference of the two largest logits.
+    """The difference of the two largest logits, [B, C] -> [B].
 
     >>> import torch
     >>> margin(torch.tensor([[2.0, 7.0, 4.0]]))
     tensor([3.])
     """
     two = logits.topk(2, dim=-1).values  # [B, 2]
-    return two.select(-1, 0) - two.select(-1, 1)  # a graph has one node for each, of unbind two
+    # `select` is one node of an exported graph, `unbind` is two
+    return two.select(-1, 0) - two.select(-1, 1)
 
 
 def max_logit(logits: Tensor) -> Tensor:
-    """Largest logit: the d-gate's score, a distance to a boundary, for exits trained by hinge
-    (arXiv 1811.01476).
+    """The largest logit, [B, C] -> [B]. It is the d-gate's score, a distance to a boundary, for
+    exits trained with a hinge loss (arXiv 1811.01476).
 
     >>> import torch
     >>> max_logit(torch.tensor([[-2.0, 7.0, 4.0]]))
@@ -38,18 +39,20 @@ def max_logit(logits: Tensor) -> Tensor:
 
 @scores_in(ScoreRange(0.0, 1.0, saturates=(1.0,)))
 def max_prob(logits: Tensor) -> Tensor:
-    """Largest softmax probability (Hendrycks & Gimpel, 2017, arXiv 1610.02136)."""
+    """The largest softmax probability, [B, C] -> [B] (Hendrycks & Gimpel, 2017, arXiv
+    1610.02136).
+    """
     return logits.softmax(-1).amax(-1)
 
 
 @spreads_nan
 @scores_in(ScoreRange(high=0.0, saturates=(0.0,)))
 def neg_entropy(logits: Tensor) -> Tensor:
-    """Minus the entropy of the softmax in nats, in [-ln C, 0] (BranchyNet; Teerapittayanon et al.,
-    2016).
+    """Minus the entropy of the softmax in nats, [B, C] -> [B], in [-ln C, 0] (BranchyNet;
+    Teerapittayanon et al., 2016).
 
-    Finite where logits are finite, also for [120, 0]: the logarithm is that of the softmax itself
-    and never of a rounded 0. NaN where a logit is NaN or infinite (0 times minus infinity).
+    It is finite for finite logits, also for [120, 0], because log_softmax takes no logarithm of a
+    rounded 0. It is NaN if a logit is NaN or infinite (0 times minus infinity).
     """
-    logs = logits.log_softmax(-1)
+    logs = logits.log_softmax(-1)  # [B, C]
     return (logs.exp() * logs).sum(-1)

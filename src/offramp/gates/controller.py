@@ -13,11 +13,11 @@ __all__ = ["Controller", "controller"]
 
 
 class Controller(Chooser):
-    """The mean over all positions, a hidden layer, and a rating for each way.
+    """The mean over all positions, a hidden layer with a ReLU, and a rating for each way.
 
     Args:
         channels: of the features at the fork, [B, channels] or [B, channels, ...].
-        choices: how many ways there are.
+        choices: number of ways.
         width: of the hidden layer.
     """
 
@@ -30,7 +30,7 @@ class Controller(Chooser):
         self.rates = nn.Linear(width, choices)
 
     def ratings(self, seen: Seen) -> Tensor:
-        """[B, choices]."""
+        """Features [B, channels, ...] -> ratings [B, choices]."""
         pooled = seen.features.float()
         if pooled.dim() > 2:
             pooled = pooled.flatten(2).mean(2)  # [B, C, ...] -> [B, C]
@@ -38,7 +38,7 @@ class Controller(Chooser):
         return rated
 
     def config(self) -> dict[str, Any]:
-        """Name and sizes."""
+        """The name and the sizes."""
         return {
             "name": "Controller",
             "channels": self.channels,
@@ -48,9 +48,18 @@ class Controller(Chooser):
 
 
 def controller(shape: tuple[int, ...], choices: int, *, width: int = 32) -> Controller:
-    """A controller for features of a shape, without the batch. Raises BadNetwork for a single
-    number a row.
+    """Make a controller for features of a shape.
+
+    Args:
+        shape: of one row.
+        choices: number of ways.
+        width: of the hidden layer.
+
+    Raises:
+        BadNetwork: a row is a single number.
     """
     if not shape:
-        raise BadNetwork("a controller reads features [B, C] or [B, C, ...], got one number a row")
+        raise BadNetwork(
+            "features must be [B, C] or [B, C, ...] for a controller, got one number a row"
+        )
     return Controller(shape[0], choices, width)

@@ -1,5 +1,5 @@
-"""A gate for sequences that are read piece by piece: what has ended leaves, whatever its score
-is.
+"""A gate for sequences that are read piece by piece: a sequence that has ended leaves, whatever its
+score is.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ from offramp.plans.scores import ScoreRange
 
 __all__ = ["Ended"]
 
-# the score of what has ended, where scores have no upper end: far above those of ordinary logits
+# the score of ended sequences if scores have no upper end; far above the scores of ordinary logits
 FAR = 256.0
 
 
 class Ended(Gate):
-    """Wraps any gate: a sequence without a position from `read` on gets the largest score.
+    """Wraps any gate, and gives the largest score to a sequence that has ended.
 
-    That score is one above the range of the wrapped gate, or 256 where it has no upper end. A
-    threshold at or below it lets only ended sequences leave, among others.
+    This score is one above the range of the wrapped gate, or 256 if the range has no upper end.
+    With a threshold between the range and this score, only ended sequences leave.
 
     Args:
-        gate: scores what has not ended.
-        mask: the input [B, T] that is 0 behind the end, such as "x/attention_mask".
-        read: how many positions have been read at this node.
+        gate: the gate for sequences that have not ended.
+        mask: name of the input [B, T] that is 0 after the end, such as "x/attention_mask".
+        read: number of positions that have been read at this node.
+
+    Raises:
+        InvalidArgument: `read` is below 1.
     """
 
     def __init__(self, gate: Gate, mask: str, read: int) -> None:
@@ -39,25 +42,30 @@ class Ended(Gate):
         self.gate = gate
         self.mask = mask
         self.read = read
-        self.reads = (*gate.reads, *(() if mask in gate.reads else (mask,)))
+        self.reads = gate.reads
+        if mask not in gate.reads:
+            self.reads = (*gate.reads, mask)
 
     @property
     def largest(self) -> float:
-        """The score of what has ended."""
+        """The score of a sequence that has ended."""
         high = self.gate.score_range().high
-        return high + 1 if high < math.inf else FAR
+        if high == math.inf:
+            return FAR
+        return high + 1
 
     def score(self, seen: Seen) -> Tensor:
-        """[B]."""
-        ended = (seen.inputs[self.mask][:, self.read :] == 0).all(1)
-        found = self.gate.score(seen).float()
-        return torch.where(ended, self.largest, found)
+        """The wrapped gate's score, or the largest one, [B]."""
+        # ended: no position from `read` on is left in the mask
+        ended = (seen.inputs[self.mask][:, self.read :] == 0).all(1)  # [B]
+        inner = self.gate.score(seen).float()
+        return torch.where(ended, self.largest, inner)
 
     def score_range(self) -> ScoreRange:
-        """The wrapped gate's, and one value above it that many rows share."""
+        """The wrapped gate's range, and one value above it that many rows share."""
         inner = self.gate.score_range()
         return ScoreRange(inner.low, self.largest, (*inner.saturates, self.largest))
 
     def config(self) -> dict[str, Any]:
-        """Name, arguments, and the wrapped gate's configuration."""
+        """The name, the arguments, and the wrapped gate's configuration."""
         return {"name": "Ended", "mask": self.mask, "read": self.read, "gate": self.gate.config()}

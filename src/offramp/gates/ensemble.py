@@ -1,4 +1,4 @@
-"""A gate that looks at the ensemble of all exits so far."""
+"""A gate that scores the ensemble of all exits so far."""
 
 from __future__ import annotations
 
@@ -16,32 +16,40 @@ __all__ = ["Ensemble", "ensemble"]
 
 
 class Ensemble(Gate):
-    """Another gate's score of the mean over exits, this one included, of their log-probabilities.
+    """Another gate's score of the mean of log-probabilities over this exit and earlier ones.
 
-    That mean is the geometric ensemble with equal weights (Wolczyk et al., 2021, arXiv 2106.05409,
-    learn them: exits `cascade`). Only the score is of the ensemble; the answer stays the exit's
-    own. With the margin (the default) scores do not tie where probabilities would. reads: the exits
-    that it takes in beside this one.
+    The mean is the geometric ensemble with equal weights. (Wolczyk et al., 2021, arXiv 2106.05409,
+    learn the weights: exits `cascade`.) Only the score comes from the ensemble; the answer is still
+    the exit's own. With the margin, which is the default, scores do not tie where probabilities
+    would.
+
+    Args:
+        reads: the earlier exits of the ensemble.
+        gate: scores the ensemble; None for the margin.
     """
 
     def __init__(self, reads: Sequence[str] = (), gate: Gate | None = None) -> None:
         super().__init__()
-        self.gate = Scorer("margin", margin) if gate is None else gate
+        if gate is None:
+            gate = Scorer("margin", margin)
+        self.gate = gate
         self.among = tuple(reads)
-        self.reads = tuple(dict.fromkeys((*self.among, *self.gate.reads)))
+        self.reads = tuple(dict.fromkeys((*self.among, *gate.reads)))
 
     def score(self, seen: Seen) -> Tensor:
         """The wrapped gate's score [B] of the ensemble [B, C]."""
         assert seen.own is not None
-        every = torch.stack([*(seen.logits[name] for name in self.among), seen.own])  # [E, B, C]
-        return self.gate.score(Seen(seen.features, seen.logits, every.log_softmax(-1).mean(0)))
+        earlier = [seen.logits[name] for name in self.among]
+        logits = torch.stack([*earlier, seen.own])  # [E, B, C]
+        mean = logits.log_softmax(-1).mean(0)  # [B, C]
+        return self.gate.score(Seen(seen.features, seen.logits, mean))
 
     def score_range(self) -> ScoreRange:
-        """The wrapped gate's."""
+        """The wrapped gate's range."""
         return self.gate.score_range()
 
     def config(self) -> dict[str, Any]:
-        """Name, the exits, and the wrapped gate's configuration."""
+        """The name, the exits, and the wrapped gate's configuration."""
         return {"name": "Ensemble", "reads": list(self.among), "gate": self.gate.config()}
 
 

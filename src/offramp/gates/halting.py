@@ -17,11 +17,14 @@ __all__ = ["Halting"]
 
 
 class Halting(Gate):
-    """h_1 + ... + h_l after unit l of a stage: [B], from 0 to l.
+    """The sum of halting scores h_1 + ... + h_l after unit l of a stage: [B], from 0 to l.
 
-    It stands in networks that `offramp.unrolled` makes: what a unit hands on ends with the sum of
-    the scores before it and its own score. The rule of the paper is the threshold 1 - eps; lower
-    ones leave earlier.
+    `offramp.unrolled` makes networks with this gate. The last two features of a unit's output are
+    the sum of the scores before it, and its own score. The paper's rule is the threshold 1 - eps.
+    With a lower threshold samples leave earlier.
+
+    Args:
+        unit: l, from 1.
     """
 
     def __init__(self, unit: int = 1) -> None:
@@ -29,13 +32,13 @@ class Halting(Gate):
         self.unit = unit
 
     def score(self, seen: Seen) -> Tensor:
-        """[B, ...] -> [B]."""
+        """Features [B, F] -> [B]."""
         return seen.features[:, -2] + seen.features[:, -1]
 
     def score_range(self) -> ScoreRange:
-        """From 0 to as many as there were units."""
+        """From 0 to the number of units so far, because each score is at most 1."""
         return ScoreRange(0.0, float(self.unit))
 
     def config(self) -> dict[str, Any]:
-        """Name, and the number of the unit."""
+        """The name, and the number of the unit."""
         return {"name": "Halting", "unit": self.unit}

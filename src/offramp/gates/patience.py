@@ -1,4 +1,4 @@
-"""How long the answer has not changed: PABEE's counter as a score.
+"""A gate that counts how long the answer has not changed: PABEE's counter as a score.
 
 Zhou, Xu, Ge, McAuley, Xu and Wei, 2020, arXiv 2006.04152.
 """
@@ -18,14 +18,17 @@ __all__ = ["Patience", "patience"]
 
 
 class Patience(Gate):
-    """How many exits in a row, this one last, answered as the one before them did.
+    """The number of exits in a row, up to this one, whose answer is that of the exit before them.
 
-    The counter of the paper: 0 at the first exit, one more for each exit that agrees with the one
-    before it, 0 again where they differ. A threshold p (or p - 1/2) is the patience p: constant
-    answers leave at exit p + 1. A patience of 0, which there runs the whole network, is +inf here.
-    ZTW counts from 1 (its patience is one more); the order of rows is the same. The authors' code
-    waits until all of a batch agree; here each row counts for itself.
-    reads: all earlier exits, shallow to deep.
+    The counter of the paper is 0 at the first exit, grows by one at each exit that agrees with the
+    one before it, and falls to 0 if they differ. A threshold p (or p - 1/2) is the patience p: a
+    sample with constant answers leaves at exit p + 1. The paper's patience of 0, which runs the
+    whole network, is +inf here. ZTW counts from 1, so its patience is one more; the order of rows
+    is the same. The authors' code waits until a whole batch agrees. Here each row has its own
+    counter.
+
+    Args:
+        reads: all earlier exits, shallow to deep.
     """
 
     def __init__(self, reads: Sequence[str] = ()) -> None:
@@ -35,10 +38,11 @@ class Patience(Gate):
     def score(self, seen: Seen) -> Tensor:
         """The counter [B], in float32."""
         assert seen.own is not None
-        answers = torch.stack(
-            [*(seen.logits[name].argmax(-1) for name in self.reads), seen.own.argmax(-1)], 1
-        )
-        agree = (answers[:, 1:] == answers[:, :-1]).flip(1)  # [B, E - 1], this exit's first
+        earlier = [seen.logits[name].argmax(-1) for name in self.reads]
+        answers = torch.stack([*earlier, seen.own.argmax(-1)], 1)  # [B, E]
+        # Whether each exit agrees with the one before it, this exit first: [B, E - 1]. The product
+        # of the first k values is 1 as long as all of them agree, so the sum is the counter.
+        agree = (answers[:, 1:] == answers[:, :-1]).flip(1)
         return agree.long().cumprod(1).sum(1).float()
 
     def score_range(self) -> ScoreRange:
@@ -46,7 +50,7 @@ class Patience(Gate):
         return ScoreRange(0.0, float(max(len(self.reads), 1)), whole=True)
 
     def config(self) -> dict[str, Any]:
-        """Name, and the exits that it reads."""
+        """The name, and the exits that it reads."""
         return {"name": "Patience", "reads": list(self.reads)}
 
 

@@ -1,8 +1,8 @@
-"""The predictor of resolutions of DRNet (Zhu et al., 2021, arXiv 2106.02898): a small ResNet that
-looks at the image.
+"""The predictor of resolutions of DRNet (Zhu et al., 2021, arXiv 2106.02898), a small ResNet on the
+image.
 
 Sizes are those of the authors' code (mindspore-ai/models, research/cv/DRNet): at 128 x 128 pixels
-290 M MACs and 4.90 M parameters. `width` makes a narrower one for small images.
+290 M MACs and 4.90 M parameters. For small images `width` makes it narrower.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ class Predictor(Chooser):
     """Images [B, channels, H, W] -> a rating for each way.
 
     Args:
-        choices: how many ways there are.
-        width: channels of the first stage; doubled at each of the three that follow. 64 in the
-            paper.
-        side: height and width to which images are resized first; 0 takes them as they are. 128 in
+        choices: number of ways.
+        width: channels of the first stage; each of the three following stages doubles them. 64 in
             the paper.
+        side: height and width to which images are resized first; 0 for no resize. 128 in the paper.
         channels: of the images.
-        scale: what pixels are divided by: 255 for bytes, 1 for images that were scaled before.
-        stride: of the first convolution, 7 x 7 with stride 2 and a pooling in the paper; 1 stands
-            for a 3 x 3 without pooling, for images of few pixels.
+        scale: divisor of the pixels: 255 for bytes, 1 for images that are scaled already.
+        stride: of the first convolution. In the paper it is 7 x 7 with stride 2, followed by a
+            pooling. A stride of 1 makes it 3 x 3 without pooling, for small images.
     """
 
     def __init__(
@@ -73,23 +72,26 @@ class Predictor(Chooser):
         self.rates = nn.Linear(8 * width, choices)
 
     def ratings(self, seen: Seen) -> Tensor:
-        """[B, choices]. Raises BadNetwork for what are no images of these channels."""
+        """Images [B, channels, H, W] -> ratings [B, choices]. Raises BadNetwork for anything else
+        than images of these channels.
+        """
         images = seen.features
         if images.dim() != 4 or images.shape[1] != self.channels:
-            shape = list(images.shape)
             raise BadNetwork(
-                f"a predictor of resolutions reads images [B, {self.channels}, H, W], got {shape}"
+                f"images must be [B, {self.channels}, H, W] for this predictor of resolutions, got "
+                f"{list(images.shape)}"
             )
         images = images.to(self.rates.weight.dtype) / self.scale - 0.5
         if self.side and tuple(images.shape[2:]) != (self.side, self.side):
             images = interpolate(
                 images, (self.side, self.side), mode="bilinear", align_corners=False
             )
-        rated: Tensor = self.rates(self.stages(self.stem(images)).mean((2, 3)))
+        features = self.stages(self.stem(images)).mean((2, 3))  # [B, 8 width]
+        rated: Tensor = self.rates(features)
         return rated
 
     def config(self) -> dict[str, Any]:
-        """Name and sizes."""
+        """The name and the sizes."""
         return {
             "name": "Predictor",
             "choices": self.choices,
@@ -102,9 +104,7 @@ class Predictor(Chooser):
 
 
 class _Basic(nn.Module):
-    """The basic block of ResNet-18, with a 1 x 1 convolution in the shortcut where the shape
-    changes.
-    """
+    """The basic block of ResNet-18. The shortcut has a 1 x 1 convolution if the shape changes."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -133,9 +133,22 @@ def predictor(
     scale: float = 255.0,
     stride: int = 2,
 ) -> Predictor:
-    """A predictor for images of a shape [C, H, W]. Raises BadNetwork for other features."""
+    """Make a predictor for images of a shape.
+
+    Args:
+        shape: [C, H, W].
+        choices: number of ways.
+        width: as for `Predictor`.
+        side: as for `Predictor`.
+        scale: as for `Predictor`.
+        stride: as for `Predictor`.
+
+    Raises:
+        BadNetwork: the shape is not that of images.
+    """
     if len(shape) != 3:
         raise BadNetwork(
-            f"a predictor of resolutions reads images [B, C, H, W], got rows of shape {list(shape)}"
+            f"rows must be images [C, H, W] for a predictor of resolutions, got rows of shape "
+            f"{list(shape)}"
         )
     return Predictor(choices, width=width, side=side, channels=shape[0], scale=scale, stride=stride)

@@ -1,3 +1,3 @@
-"""The shelf of hubs, where models of others come from: `timm:NAME` is hubs/timm.py with its `build`
-and `preprocess`.
+"""The shelf of hubs, the sources of other people's models: `timm:NAME` calls `build` and
+`preprocess` of hubs/timm.py.
 """

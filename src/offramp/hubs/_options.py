@@ -1,5 +1,5 @@
-"""What hubs share: the options behind a name, `resnet18?num_classes=10&pretrained=no`, and missing
-packages.
+"""Shared by the hubs: options after a name, as in `resnet18?num_classes=10&pretrained=no`, and the
+errors of the libraries that build models.
 """
 
 from __future__ import annotations
@@ -16,44 +16,58 @@ from offramp.errors import InvalidArgument, MissingExtra
 Kinds = Mapping[str, Callable[[str], Any]]
 
 EXTRA = "hub"
-RANDOM = "give the weights (--weights FILE), or say ?pretrained=no for random ones"
+RANDOM = "Use --weights FILE, or ?pretrained=no for random weights"
 
 
 def yes_no(text: str) -> bool:
-    """Yes or no; ValueError for anything else."""
+    """Read yes or no. Raises KeyError for anything else."""
     return {"yes": True, "no": False}[text]
 
 
 def number(text: str) -> int:
-    """A whole number of at least 1; ValueError for anything else."""
-    found = int(text)
-    if found < 1 or not text.isascii():
+    """Read a whole number of at least 1. Raises ValueError for anything else."""
+    value = int(text)
+    if value < 1 or not text.isascii():  # int() also takes digits of other scripts
         raise ValueError(text)
-    return found
+    return value
 
 
 def read(options: Mapping[str, str], kinds: Kinds, hub: str) -> dict[str, Any]:
-    """Options as what they mean. Raises UnknownName and InvalidArgument: nothing but what `kinds`
-    lists goes through.
+    """Read the options after a name.
+
+    Args:
+        options: texts by name.
+        kinds: by name, the function that reads the text. Other names are refused.
+        hub: for the message.
+
+    Raises:
+        UnknownName: `kinds` does not have an option.
+        InvalidArgument: a text cannot be read.
     """
-    found = {}
+    values = dict[str, Any]()
     for name, text in options.items():
         if name not in kinds:
             raise unknown(name, kinds, f"option of {hub} models")
         try:
-            found[name] = kinds[name](text)
+            values[name] = kinds[name](text)
         except (ValueError, KeyError) as problem:
-            raise InvalidArgument(
-                f"got {name}={text}, expected "
-                f"{'yes or no' if kinds[name] is yes_no else 'a whole number from 1 up'}; "
-                "change it"
-            ) from problem
-    return found
+            allowed = "a whole number of at least 1"
+            if kinds[name] is yes_no:
+                allowed = "yes or no"
+            raise InvalidArgument(f"{name} must be {allowed}, got {text}") from problem
+    return values
 
 
 def library(name: str, what_for: str) -> Any:
-    """A package that stands behind a hub. Raises MissingExtra, InvalidArgument for one that does
-    not suit the rest.
+    """Import the package of a hub.
+
+    Args:
+        name: of the package.
+        what_for: the model, for the message.
+
+    Raises:
+        MissingExtra: the package is not installed.
+        InvalidArgument: the package does not work with the installed torch.
     """
     try:
         return importlib.import_module(name)
@@ -61,34 +75,36 @@ def library(name: str, what_for: str) -> Any:
         raise MissingExtra(problem.name or name, EXTRA, f"the model {what_for!r}") from problem
     except (ImportError, RuntimeError, OSError) as problem:  # compiled operations of another torch
         raise InvalidArgument(
-            f"{name} cannot be imported ({first_line(problem)}): it was built for another torch. "
-            f"Install torch and "
-            "torchvision from the same index (pytorch.org), or build the model yourself: "
-            "my.module:factory."
+            f"{name} must be built for the installed torch, but its import fails "
+            f"({first_line(problem)}). Install torch and torchvision from the same index "
+            f"(pytorch.org), or build the model yourself, with my.module:factory"
         ) from problem
 
 
 def built(spec: str, call: Callable[[], Any]) -> nn.Module:
-    """What a library builds. Raises InvalidArgument with what it says."""
+    """Build a model with a library. Raises InvalidArgument with the library's reason."""
     try:
         model: nn.Module = call()
     except Exception as problem:  # whatever a library raises for options that do not suit a model
         raise InvalidArgument(
-            f"{spec!r} cannot be built: {first_line(problem)}; change its options"
+            f"{spec!r} cannot be built ({first_line(problem)}). Change its options"
         ) from problem
     return model
 
 
 def unfetched(spec: str, problem: Exception) -> InvalidArgument:
-    """The error for weights that could not be had."""
+    """The error for weights that cannot be downloaded."""
     return InvalidArgument(
-        f"the weights of {spec!r} cannot be fetched ({first_line(problem)}); {RANDOM}"
+        f"the weights of {spec!r} cannot be fetched ({first_line(problem)}). {RANDOM}"
     )
 
 
 def first_line(problem: BaseException) -> str:
-    """What went wrong at first, in one short sentence: libraries wrap errors in errors."""
+    """The first sentence of the first error: libraries wrap errors in errors."""
     while problem.__cause__ is not None:
         problem = problem.__cause__
-    lines = str(problem).strip().splitlines()
-    return (lines[0] if lines else type(problem).__name__).partition(". ")[0][:200].rstrip(".;")
+    line = str(problem).strip().partition("\n")[0]
+    if not line:
+        line = type(problem).__name__
+    sentence = line.partition(". ")[0]
+    return sentence[:200].rstrip(".;")

@@ -4,9 +4,9 @@
     hf:textattack/bert-base-uncased-SST-2
     hf:google/vit-base-patch16-224?revision=main
 
-A folder holds config.json and safetensors; a name is fetched from the hub (or its cache). No code
-that comes with a model is run, and no pickles are read. What turns texts into numbers belongs to
-the data: `tsv:PATH?tokenizer=FOLDER`.
+A folder has config.json and safetensors; a name is fetched from the hub (or its cache). Code that
+comes with a model is never run, and pickles are never read. The tokenizer belongs to the data:
+`tsv:PATH?tokenizer=FOLDER`.
 """
 
 from __future__ import annotations
@@ -25,107 +25,137 @@ from offramp.layers.preprocess import Preprocess
 __all__ = ["build", "preprocess"]
 
 KINDS: Kinds = {"pretrained": yes_no, "num_classes": number, "revision": str}
-RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
-CODE = "and code that comes with a model is not run; build the model yourself: my.module:factory"
+RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
+CODE = "Code that comes with a model is not run. Build the model yourself, with my.module:factory"
 
 
 def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
-    """The model that answers with class logits; with `fetch` its weights too. Raises
-    InvalidArgument, MissingExtra.
+    """Build a classifier of transformers.
 
-    Weights without a classifier are refused, unless `num_classes` asks for a new one.
+    Weights without a classifier are refused, except if `num_classes` asks for a new one.
+
+    Args:
+        name: a folder, or OWNER/NAME of the hub.
+        options: texts by name, see `KINDS`.
+        fetch: whether to load its weights.
+
+    Returns:
+        A model whose output has class logits.
+
+    Raises:
+        UnknownName: there is no such option.
+        InvalidArgument: an option has a wrong value, the model is not a classifier, or its files
+            cannot be loaded.
+        MissingExtra: transformers is not installed.
     """
-    name, transformers, given = (
-        _place(name),
-        library("transformers", f"hf:{name}"),
-        read(options, KINDS, "hf"),
-    )
+    name = _expanded(name)
     spec = f"hf:{name}"
-    where = _where(name, given)
-    config = _config(transformers, spec, where, given)
-    kind = _kind(transformers, config, spec)
-    if not fetch or not given.get("pretrained", True):
-        return built(spec, lambda: kind.from_config(config, trust_remote_code=False))
-    more = {
+    transformers = library("transformers", spec)
+    values = read(options, KINDS, "hf")
+    location = _location(name, values)
+    config = _config(transformers, spec, location, values)
+    auto_class = _auto_class(transformers, config, spec)
+    if not fetch or not values.get("pretrained", True):
+        return built(spec, lambda: auto_class.from_config(config, trust_remote_code=False))
+    arguments = {
         "config": config,
         "use_safetensors": True,
-        "ignore_mismatched_sizes": "num_classes" in given,
+        "ignore_mismatched_sizes": "num_classes" in values,
     }
 
     def load() -> Any:
-        return kind.from_pretrained(name, **where, **more, output_loading_info=True)
+        return auto_class.from_pretrained(name, **location, **arguments, output_loading_info=True)
 
-    model, said = _fetched(spec, "weights", load)
-    if said["missing_keys"] and "num_classes" not in given:
+    model, info = _fetched(spec, "weights", load)
+    missing = info["missing_keys"]
+    if missing and "num_classes" not in values:
         raise InvalidArgument(
-            f"{spec!r} has no weights for {len(said['missing_keys'])} tensors (such as "
-            f"{min(said['missing_keys'])}), "
-            "expected a model that was trained to classify; name one"
+            f"{spec!r} must be a model that was trained to classify, but it has no weights for "
+            f"{len(missing)} tensors (such as {min(missing)})"
         )
-    made: nn.Module = model
-    return made
+    classifier: nn.Module = model
+    return classifier
 
 
 def preprocess(name: str, options: Mapping[str, str]) -> Preprocess | None:
-    """What preprocessor_config.json says of images: cast, resize and crop, scale, normalise; None
-    for texts.
+    """Make the preprocessing of preprocessor_config.json: cast, resize and crop, scale, normalise.
+    Arguments and errors as for `build`.
+
+    Returns:
+        None for texts.
+
+    Raises:
+        BadFile: the file does not have the known fields.
     """
-    name, transformers, given = (
-        _place(name),
-        library("transformers", f"hf:{name}"),
-        read(options, KINDS, "hf"),
-    )
-    where = _where(name, given)
-    config = _config(transformers, f"hf:{name}", where, given)
+    name = _expanded(name)
+    spec = f"hf:{name}"
+    transformers = library("transformers", spec)
+    values = read(options, KINDS, "hf")
+    location = _location(name, values)
+    config = _config(transformers, spec, location, values)
     if not _mapped(transformers, "IMAGE", config):
         return None
-    find = transformers.utils.cached_file
+    cached_file = transformers.utils.cached_file
     file = _fetched(
-        f"hf:{name}",
+        spec,
         "preprocessor_config.json",
-        lambda: find(name, "preprocessor_config.json", **where),
+        lambda: cached_file(name, "preprocessor_config.json", **location),
     )
     try:
         return _preprocess(json.loads(Path(file).read_text(encoding="utf-8")))
     except (TypeError, KeyError, ValueError, AttributeError) as problem:
         raise BadFile(
-            f"{file} says no size, mean and deviation that we know ({problem!r}); give "
-            f"--preprocess "
-            "my.module:preprocess"
+            f"{file} must have a size, a mean and a deviation in known fields, got {problem!r}. "
+            f"Use --preprocess my.module:preprocess"
         ) from problem
 
 
-def _preprocess(said: Mapping[str, Any]) -> Preprocess:
-    """Preprocessing from the fields of an image processor; those that differ by model are sizes."""
-    normal = said.get("do_normalize", True)
-    resized = said.get("do_resize", True)
-    mean, std = (said["image_mean"], said["image_std"]) if normal else ((0.0,), (1.0,))
-    if said.get("do_rescale", True):
-        scale = 1 / said.get("rescale_factor", 1 / 255)
-    else:
-        scale = 1.0
-    size = said.get("size")
-    crop = said.get("crop_size") if said.get("do_center_crop") else None
-    short = None
-    kept = _pair(crop) if crop is not None else None
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        short = int(size["shortest_edge"])
-        if (
-            kept is None
-            # ConvNeXt's way: a share of what is resized stays; else nothing says how long the other
-            # side is
-        ):
-            kept = (short, short)
-            short = int(short / said.get("crop_pct", 1.0)) if short < 384 else None
-    elif size is not None and kept is None:
-        kept = _pair(size)
+def _preprocess(fields: Mapping[str, Any]) -> Preprocess:
+    """Preprocessing from the fields of an image processor."""
+    # 1. Scale and normalisation.
+    mean = (0.0,)
+    std = (1.0,)
+    if fields.get("do_normalize", True):
+        mean = tuple(fields["image_mean"])
+        std = tuple(fields["image_std"])
+    scale = 1.0
+    if fields.get("do_rescale", True):
+        scale = 1 / fields.get("rescale_factor", 1 / 255)
+
+    # 2. Sizes. `short` is the length of the shorter side after the resize, and `size` is the part
+    # that is cut out of the middle. Processors write them in several ways.
+    size: tuple[int, int] | None = None
+    short: int | None = None
+    cropped = bool(fields.get("do_center_crop")) and fields.get("crop_size") is not None
+    if cropped:
+        size = _pair(fields["crop_size"])
+    wanted = fields.get("size")
+    if isinstance(wanted, Mapping) and "shortest_edge" in wanted:
+        edge = int(wanted["shortest_edge"])
+        short = edge
+        if size is None:
+            # Without a crop nothing says how long the other side is. ConvNeXt's processor means a
+            # square of this edge: below 384 pixels it is cut out of a larger image, whose size
+            # follows from `crop_pct`; from 384 on, images are stretched to it.
+            size = (edge, edge)
+            short = None
+            if edge < 384:
+                short = int(edge / fields.get("crop_pct", 1.0))
+    elif wanted is not None and size is None:
+        size = _pair(wanted)
+
+    # 3. Without a resize, images are only cropped.
+    if not fields.get("do_resize", True):
+        short = None
+        if not cropped:
+            size = None
     return Preprocess(
-        tuple(mean),
-        tuple(std),
+        mean,
+        std,
         scale=scale,
-        size=kept if resized or crop is not None else None,
-        short=short if resized else None,
-        interpolation=RESAMPLING[said.get("resample", 2)],
+        size=size,
+        short=short,
+        interpolation=RESAMPLING[fields.get("resample", 2)],
     )
 
 
@@ -136,68 +166,78 @@ def _pair(size: Any) -> tuple[int, int]:
     return (int(size), int(size))
 
 
-def _place(name: str) -> str:
-    """A folder as it is found from anywhere, else the name."""
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+def _expanded(name: str) -> str:
+    """A name with `~` replaced by the home folder."""
+    if name.startswith("~"):
+        return str(Path(name).expanduser())
+    return name
 
 
-def _where(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """How the library is to look: a folder on this machine is never asked for on the hub."""
+def _location(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the library that say where to look. A folder on this machine is never looked up
+    on the hub.
+    """
     if Path(name).is_dir():
         return {"local_files_only": True}
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise InvalidArgument(
             f"hf: must be followed by a folder, or by OWNER/NAME of the hub, got {name!r}"
         )
-    return {"revision": given["revision"]} if "revision" in given else {}
+    if "revision" in values:
+        return {"revision": values["revision"]}
+    return {}
 
 
 def _config(
-    transformers: Any, spec: str, where: Mapping[str, Any], given: Mapping[str, Any]
+    transformers: Any, spec: str, location: Mapping[str, Any], values: Mapping[str, Any]
 ) -> Any:
+    """The configuration of a model, with the number of classes from the options."""
     name = spec.removeprefix("hf:")
-    labels = {"num_labels": given["num_classes"]} if "num_classes" in given else {}
+    labels = dict[str, Any]()
+    if "num_classes" in values:
+        labels["num_labels"] = values["num_classes"]
 
     def load() -> Any:
         return transformers.AutoConfig.from_pretrained(
-            name, trust_remote_code=False, **where, **labels
+            name, trust_remote_code=False, **location, **labels
         )
 
     return _fetched(spec, "config.json", load)
 
 
 def _fetched(spec: str, what: str, load: Callable[[], Any]) -> Any:
-    """What a library loads. Raises InvalidArgument with the reason, in a sentence."""
+    """Load something with the library. Raises InvalidArgument with the library's reason."""
     try:
         return load()
-    # no network, no such name, a damaged file, a kind that only remote code knows
+    # no network, an unknown name, a damaged file, a kind that only remote code knows
     except Exception as problem:
-        said = first_line(problem)
         if "trust_remote_code" in str(problem):
             raise InvalidArgument(
-                f"{spec!r} is no model that transformers has itself, {CODE}"
+                f"{spec!r} must be a model that transformers itself has. {CODE}"
             ) from problem
+        way = "Check the name and the network, or use a folder with this file"
         if what == "weights":
             way = RANDOM
-        else:
-            way = "check the name and the network, or give a folder with this file"
-        raise InvalidArgument(f"cannot get the {what} of {spec!r} ({said}); {way}") from problem
+        raise InvalidArgument(
+            f"the {what} of {spec!r} cannot be loaded ({first_line(problem)}). {way}"
+        ) from problem
 
 
-def _kind(transformers: Any, config: Any, spec: str) -> Any:
-    """The automatic class that has a classifier for this configuration."""
-    for what, auto in (
+def _auto_class(transformers: Any, config: Any, spec: str) -> Any:
+    """The class of transformers that builds a classifier for a configuration."""
+    for task, auto_class in (
         ("IMAGE", "AutoModelForImageClassification"),
         ("SEQUENCE", "AutoModelForSequenceClassification"),
     ):
-        if _mapped(transformers, what, config):
-            return getattr(transformers, auto)
+        if _mapped(transformers, task, config):
+            return getattr(transformers, auto_class)
     raise InvalidArgument(
-        f"{spec!r} is a {config.model_type}, which has no classifier of images or texts in "
-        f"transformers; expected one"
+        f"{spec!r} must be a classifier of images or texts in transformers, got a "
+        f"{config.model_type}"
     )
 
 
-def _mapped(transformers: Any, what: str, config: Any) -> bool:
-    known = getattr(transformers, f"MODEL_FOR_{what}_CLASSIFICATION_MAPPING")
+def _mapped(transformers: Any, task: str, config: Any) -> bool:
+    """Whether transformers has a classifier of a kind for a configuration."""
+    known = getattr(transformers, f"MODEL_FOR_{task}_CLASSIFICATION_MAPPING")
     return type(config) in known
