@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ NO_OPERATOR = (
     r"No ONNX function found for <OpOverload\(op='([\w.:]+)'",
     r"No decompositions? registered for (?:the complex-valued )?.*?([\w]+\.[\w.]+)",
 )
+_WRITING = threading.RLock()  # while a graph is written, settings of torch's writer are changed
 _OPERATORS: dict[Any, Any] = {}  # torch's tables of operators, by the arguments that make them
 LOGGERS = (
     "torch.onnx",
@@ -149,7 +151,7 @@ def written(engine_stage: EngineStage, reads: tuple[str, ...], state: State) -> 
     """
     name = engine_stage.name
     require_onnx()
-    with _quiet(), _operators_once(), torch.inference_mode(False), torch.no_grad():
+    with _WRITING, _quiet(), _operators_once(), torch.inference_mode(False), torch.no_grad():
         try:
             program = program_of(engine_stage, reads, state).run_decompositions(REWRITTEN)
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
