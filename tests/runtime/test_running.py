@@ -72,7 +72,10 @@ def counting(members: int = 3):
 
 def test_an_empty_batch_calls_no_segment():
     net, models = counting()
-    runner = off.open(net, Plan.by_hand({"small": 0.4}))
+    trace = off.record(net, rows_of(30).numpy(), timed=False)
+    runner = off.open(net, Plan(thresholds={"small": (0.4,)}, origin=trace.header.origin))
+    for model in models:
+        model.calls.clear()
     y = runner(torch.zeros(0, 4))
     steps = list(runner.anytime(torch.zeros(0, 4)))
     assert [model.calls for model in models] == [[], [], []]
@@ -83,6 +86,26 @@ def test_an_empty_batch_calls_no_segment():
 def test_an_empty_batch_has_as_many_classes_as_the_others(two):
     trace = off.record(two, rows_of(30).numpy(), timed=False)
     runner = off.open(two, Plan(thresholds={"small": (0.5,)}, origin=trace.header.origin))
+    assert runner(torch.zeros(0, 4)).logits.shape == (0, 3)
+
+
+def test_a_plan_by_hand_learns_the_number_of_classes_from_one_row():
+    net, models = counting(2)
+    runner = off.open(net, Plan.by_hand({"small": 0.4}))
+    for _ in range(2):
+        y = runner(torch.zeros(0, 4))
+        assert y.logits.shape == (0, 3)
+        assert len(y.exit) == len(y.why) == len(y.flagged) == 0
+    assert models[0].calls == [1]
+    assert [step.logits.shape for step in runner.anytime(torch.zeros(0, 4))] == [(0, 3)] * 2
+
+
+def test_so_it_does_on_a_compiled_engine():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    runner = off.open(
+        ladder_of(2), Plan.by_hand({"small": 0.4}), engine="onnxruntime", example=rows_of(4)
+    )
     assert runner(torch.zeros(0, 4)).logits.shape == (0, 3)
 
 

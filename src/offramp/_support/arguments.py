@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
@@ -130,6 +130,16 @@ def require_flag(name: str, value: object) -> bool:
     ):
         return bool(value)
     raise InvalidArgument(f"{name} must be True or False, got {value!r}")
+
+
+def in_order(names: Iterable[Any]) -> list[Any]:
+    """Names in the order in which they were given; those of a set, which has none, sorted.
+
+    Python orders the texts of a set anew in every process.
+    """
+    if isinstance(names, (set, frozenset)):
+        return sorted(names, key=str)
+    return list(names)
 
 
 def require_path(name: str, value: object) -> Path:

@@ -421,9 +421,10 @@ class Runner:
         if not self.topology.is_chain:
             yield from self._along_paths(state, count)
             return
+        classes = self._classes_for(state, count)
         for index, engine_stage in enumerate(self._every):
             with ambient.autocast_off(self.device.type), torch.inference_mode():
-                result = OutputBuffer(count, self.device, self.topology.exits, self._classes)
+                result = OutputBuffer(count, self.device, self.topology.exits, classes)
                 if result.count:
                     self._call(engine_stage, state, count)
                     result.put(None, state[engine_stage.name + LOGITS], index, END)
@@ -433,11 +434,12 @@ class Runner:
         """`anytime` in a network with forks: a walk over the tree of paths, depth first."""
         by_name = {engine_stage.name: engine_stage for engine_stage in self._every}
         inputs = tuple(batch)
+        classes = self._classes_for(batch, count)
         waiting = [(self._every[0], with_defaults(self.topology, batch))]
         while waiting:
             engine_stage, before = waiting.pop()
             stage = engine_stage.stage
-            result = OutputBuffer(count, self.device, self.topology.exits, self._classes)
+            result = OutputBuffer(count, self.device, self.topology.exits, classes)
             with ambient.autocast_off(self.device.type), torch.inference_mode():
                 state = dict(before)  # other paths continue from the same tensors
                 if count:
@@ -480,6 +482,24 @@ class Runner:
             return (None, *shape[1:])
         return shape
 
+    def _classes_for(self, batch: State, count: int) -> int:
+        """The number of classes C for the answers [0, C] of an empty batch.
+
+        A plan that was made by hand does not know it. Then one row of zeros is run, once.
+
+        Args:
+            batch: the inputs by name, [B, ...] each.
+            count: B. If it is not 0, the answers themselves have C, and nothing is run.
+        """
+        if count or self._classes:
+            return self._classes
+        one_row: State = {}
+        for name, value in batch.items():
+            one_row[name] = value.new_zeros(1, *value.shape[1:])
+        with ambient.autocast_off(self.device.type), self._mode():
+            self._classes = self._walk(one_row, None).logits.shape[1]
+        return self._classes
+
     def _walk(self, batch: State, until: float | None, seen: Observed | None = None) -> Outputs:
         """Run the schedule: each stage in turn, on the rows that wait for it.
 
@@ -494,7 +514,8 @@ class Runner:
             seen: takes notes on what happens to the rows.
         """
         count = count_of(batch)
-        result = OutputBuffer(count, self.device, self.topology.exits, self._classes)
+        classes = self._classes_for(batch, count)
+        result = OutputBuffer(count, self.device, self.topology.exits, classes)
         if not count:
             return result.answers()
         inputs = tuple(batch)
