@@ -73,7 +73,7 @@ def test_a_hint_is_a_sentence_of_its_own():
         (99.9, {"below": 1}, "got 99.9 (99.9 % is 0.999)"),
         ("5%", {"below": 1}, "got '5%' (5 % is 0.05)"),
         ("0.5 %", {"below": 1}, "got '0.5 %' (0.5 % is 0.005)"),
-        ("0.05", {"below": 1}, "got '0.05' (a text: give the number 0.05)"),
+        ("0.05", {"below": 1}, "got '0.05' (a text, not the number 0.05)"),
         ("0.05%", {"below": 1}, "got '0.05%' (0.05 % is 0.0005)"),
         (5, {"below": 3}, "got 5"),
         (2, {"high": 1}, "got 2"),

@@ -141,7 +141,7 @@ def test_a_stranger_s_folder_is_refused_and_stays_as_it_is(tmp_path, name):
 
 def test_what_is_foreign_is_named(tmp_path):
     network_and("notes.md")(tmp_path / "net")
-    with pytest.raises(BadFile, match=r"net holds notes\.md, which offramp did not write"):
+    with pytest.raises(BadFile, match=r"net has notes\.md, which offramp did not write"):
         off.save(ladder_of(2), tmp_path / "net")
 
 
@@ -210,7 +210,9 @@ def stranger_s(path: Path) -> None:
 def test_a_stranger_s_file_is_refused_and_an_earlier_one_of_ours_is_replaced(tmp_path, name):
     stranger_s(tmp_path / name)
     before = state(tmp_path)
-    with pytest.raises(BadFile, match="that offramp wrote; name another file"):
+    with pytest.raises(
+        BadFile, match=r"must be a new file or an earlier .* of offramp, got something else"
+    ):
         WRITERS[name](tmp_path / name)
     assert state(tmp_path) == before
     (tmp_path / name).write_bytes(b"")  # an empty file is nobody's
@@ -222,5 +224,5 @@ def test_a_stranger_s_file_is_refused_and_an_earlier_one_of_ours_is_replaced(tmp
 
 def test_a_document_of_ours_does_not_replace_one_of_another_kind(tmp_path):
     plan(tmp_path / "a.json")
-    with pytest.raises(BadFile, match="no places that offramp wrote"):
+    with pytest.raises(BadFile, match="an earlier places of offramp, got something else"):
         write_json(tmp_path / "a.json", "places", 1, {})

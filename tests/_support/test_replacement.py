@@ -192,7 +192,7 @@ def test_no_device_is_replaced(tmp_path):
     if not hasattr(os, "mkfifo"):
         pytest.skip("no pipes on this system")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(BadFile, match="no regular file"):
+    with pytest.raises(BadFile, match="must be a regular file, got a device"):
         write_json(tmp_path / "pipe", "plan", 1, {})
     assert left(tmp_path) == ["pipe"]
 

@@ -87,7 +87,7 @@ def test_files_of_a_stranger(workdir):
         ("calibrate", "calibration.npz", "--at-most", "0.2", "-o", "network/network.json"),
         ("report", "test.npz", "plan.json", "-o", "index.html"),
     ):
-        assert "that offramp wrote; name another file" in refused(*words)
+        assert "of offramp, got something else. Name another file" in refused(*words)
 
 
 def test_what_a_command_reads_is_replaced_only_when_that_is_asked_for(workdir):
@@ -98,7 +98,7 @@ def test_what_a_command_reads_is_replaced_only_when_that_is_asked_for(workdir):
     fit = ("fit", "net", "digits[0:100]", "--recipe", "cross_entropy")
     for output in ("net", "net/", "./net", str(Path("net").absolute())):
         assert "allow it with --overwrite" in refused(*fit, "-o", output)
-    assert "is a link" in refused(*fit, "-o", "other")
+    assert "got a link to one" in refused(*fit, "-o", "other")
     assert "would replace the input" in refused("fit", "other", *fit[2:], "-o", "net")
     assert offramp(*fit, "-o", "net", "--overwrite").exit_code == 0
     assert off.load("net").untrained() == ()

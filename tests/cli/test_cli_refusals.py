@@ -152,16 +152,16 @@ CASES = {
     "a plan of another precision, report": lambda: (
         f"report test.npz {other_origin(precision='float16')} -o n.html", "float16"),
     "a newer plan": lambda: (f"check {edited('plan.json', 'offramp/plan/1', 'offramp/plan/9')} "
-                             f"test.npz", "upgrade"),
+                             f"test.npz", "Upgrade offramp"),
     "a newer network": lambda: (
         f"record {edited('network/network.json', 'network/1', 'network/9').split('/')[0]} {TEST} "
-        f"-o n.npz", "upgrade"),
+        f"-o n.npz", "Upgrade offramp"),
     "an edited plan": lambda: (f"check {edited('plan.json', '0.95', '0.99')} test.npz", "edited"),
     "an edited network": lambda: (
         f"record {edited('network/network.json', 'margin', 'max_prob').split('/')[0]} {TEST} -o "
         f"n.npz", "edited"),
     "a truncated "
-    "plan": lambda: (f"check {truncated('plan.json', 'half.json')} test.npz", "make it again"),
+    "plan": lambda: (f"check {truncated('plan.json', 'half.json')} test.npz", "Make it again"),
 
     "a truncated trace": lambda: (
         f"calibrate {truncated('test.npz', 'half.npz')} --at-most 0.1 -o n.json", "truncated"),

@@ -329,7 +329,7 @@ def test_paths_in_place_of_things_are_told(two, tmp_path):
         off.calibrate("trace.npz", at_most=0.1)
     off.save(two, tmp_path / "net")
     for load in (Plan.load, off.Trace.load):
-        with pytest.raises(BadFile, match="must be a file, got a folder that holds a network"):
+        with pytest.raises(BadFile, match="must be a file, got a folder with a network"):
             load(tmp_path / "net")
 
 

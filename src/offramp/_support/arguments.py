@@ -1,7 +1,7 @@
-"""Arguments as they are typed: `epochs=5` of a recipe, `strided?width=64` of an exit,
+"""Arguments as users type them: `epochs=5` of a recipe, `strided?width=64` of an exit,
 `offramp:alexnet?classes=100`.
 
-And values: which numbers, counts, flags and objects are allowed, and how a share is printed.
+Also checks of values: numbers, counts, flags and objects. And the text of a share.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from offramp.errors import InvalidArgument
 
 MOST = 2**31 - 1  # the largest count
-LONGEST = 40  # characters of a value in a sentence
+LONGEST = 40  # characters of a value in a message
 
 
 def require(
@@ -31,19 +31,19 @@ def require(
     below: float | None = None,
     hint: str = "",
 ) -> float:
-    """Check one number, and say in one sentence what it must be and what was got.
+    """Check one number.
 
     Args:
         name: of the argument, as the caller wrote it.
-        value: what was given; booleans, texts, NaN and infinities are no numbers.
-        low: the smallest number that is allowed.
-        high: the largest number that is allowed.
-        above: a number that it must be above.
-        below: a number that it must be below.
-        hint: what to do, where that is not clear from the rest.
+        value: of the argument. Booleans, texts, NaN and infinities are not numbers.
+        low: the smallest allowed number.
+        high: the largest allowed number.
+        above: a number below all allowed ones.
+        below: a number above all allowed ones.
+        hint: what to do, if that is not clear from the limits.
 
     Returns:
-        The number.
+        The number as a float.
 
     Raises:
         InvalidArgument: it is not a number, or not within the limits.
@@ -61,27 +61,36 @@ def require(
         fits_high = (high is None or number <= high) and (below is None or number < below)
         if math.isfinite(number) and fits_low and fits_high:
             return number
+    # "between 0 and 1", or "a number between 0 and 1" if the value is not a number at all
     limits = _limits(low, high, above, below)
     if not is_number or not limits:
-        joined = f"of {limits}" if limits.startswith("at ") else limits
-        limits = f"a number {joined}".strip()
+        if limits.startswith("at "):
+            limits = f"of {limits}"
+        limits = f"a number {limits}".strip()
+    message = f"{name} must be {limits}, got {value!r}"
     is_share = below is not None and below <= 1
-    meant = _as_share(value) if is_share or isinstance(value, str) else ""
-    ending = f". {hint}" if hint else ""
-    raise InvalidArgument(f"{name} must be {limits}, got {value!r}{meant}{ending}")
+    if is_share or isinstance(value, str):
+        message += _as_share(value)
+    if hint:
+        message += f". {hint}"
+    raise InvalidArgument(message)
 
 
 def _limits(low: float | None, high: float | None, above: float | None, below: float | None) -> str:
     """The limits in words: `between 0 and 1`, `at least 0 and below 1`, `above 0`."""
     if low is not None and high is not None:
         return f"between {low:g} and {high:g}"
+    texts = list[str]()
     limits = [("at least", low), ("above", above), ("at most", high), ("below", below)]
-    return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
+    for words, limit in limits:
+        if limit is not None:
+            texts.append(f"{words} {limit:g}")
+    return " and ".join(texts)
 
 
 def _as_float(value: Any) -> float:
-    """A number as Python's own: of NumPy's float32 0.05 this is 0.05 (its shortest text), and no
-    zero is negative.
+    """A number as Python's float. NumPy's float32 0.05 becomes 0.05, by its shortest text. Adding
+    0.0 turns -0.0 into 0.0.
     """
     if type(value).__module__ == "numpy":
         return float(str(value)) + 0.0
@@ -92,7 +101,9 @@ def _as_float(value: Any) -> float:
 
 
 def require_confidence(value: object) -> float:
-    """A confidence above 0 and below 1, also as 1 - confidence. Raises InvalidArgument."""
+    """Check that a confidence, and 1 - confidence, are above 0 and below 1. Raises
+    InvalidArgument.
+    """
     confidence = require("confidence", value, above=0, below=1)
     if not 0 < 1 - confidence < 1:  # so close to 0 that 1 - confidence is 1
         raise InvalidArgument(f"confidence must be at least 1e-15 and below 1, got {value!r}")
@@ -100,34 +111,37 @@ def require_confidence(value: object) -> float:
 
 
 def require_count(name: str, value: object, low: int = 1, high: int = MOST) -> int:
-    """A whole number from `low` to `high`.
+    """Check a whole number.
 
     Args:
-        name: of the argument, for the sentence.
-        value: what was handed over; booleans, texts and fractions are no counts, also not 1.0.
-        low: the least.
-        high: the most.
+        name: of the argument, for the message.
+        value: of the argument. Booleans, texts and fractions (also 1.0) are not whole numbers.
+        low: the smallest allowed number.
+        high: the largest allowed number.
 
     Raises:
-        InvalidArgument: it is no whole number, or not within the limits.
+        InvalidArgument: it is not a whole number, or not within the limits.
     """
     if isinstance(value, Integral) and not isinstance(value, bool):
         count = int(value)
         if low <= count <= high:
             return count
-    limits = f"of at least {low}" if high == MOST else f"from {low} to {high:,}"
-    found = repr(value)
-    shown = found if len(found) <= LONGEST else f"{found[:LONGEST]}..."
-    raise InvalidArgument(f"{name} must be a whole number {limits}, got {shown}")
+    limits = f"of at least {low}"
+    if high != MOST:
+        limits = f"from {low} to {high:,}"
+    got = repr(value)
+    if len(got) > LONGEST:
+        got = f"{got[:LONGEST]}..."
+    raise InvalidArgument(f"{name} must be a whole number {limits}, got {got}")
 
 
 def require_flag(name: str, value: object) -> bool:
-    """True or False, also NumPy's. Raises InvalidArgument for anything else: the text "no" would
-    count as True.
+    """Check that a flag is True or False, also NumPy's. Raises InvalidArgument for anything else,
+    because the text "no" would count as True.
     """
-    if isinstance(value, bool) or (
-        type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")
-    ):
+    cls = type(value)
+    is_numpy_bool = cls.__module__ == "numpy" and cls.__name__ in ("bool", "bool_")
+    if isinstance(value, bool) or is_numpy_bool:
         return bool(value)
     raise InvalidArgument(f"{name} must be True or False, got {value!r}")
 
@@ -165,10 +179,10 @@ def require_kind(name: str, value: object, kind: type, way: str) -> None:
     """Raise InvalidArgument for a value of another class.
 
     Args:
-        name: of the argument, for the sentence.
-        value: what was handed over.
+        name: of the argument, for the message.
+        value: of the argument.
         kind: the class that it must have.
-        way: where one comes from, such as "from record or Trace.load".
+        way: what makes such an object, such as "from record or Trace.load".
     """
     if isinstance(value, kind):
         return
@@ -180,38 +194,47 @@ def require_kind(name: str, value: object, kind: type, way: str) -> None:
 
 
 def _as_share(value: object) -> str:
-    """What somebody meant who wrote 5 or "5%" for a share."""
-    text = value.strip().removesuffix("%").strip() if isinstance(value, str) else value
+    """An addition to the message for somebody who wrote 5, "5%" or "0.05" for a share."""
+    text: Any = value
+    if isinstance(value, str):
+        text = value.strip().removesuffix("%").strip()
     try:
-        number = float(text)  # type: ignore[arg-type]
+        number = float(text)
     except (TypeError, ValueError, OverflowError):
         return ""
+    if isinstance(value, bool):
+        return ""
     if isinstance(value, str) and not value.strip().endswith("%") and 0 < number < 1:
-        return f" (a text: give the number {number:g})"
-    meant = 1 < number < 100 or (isinstance(value, str) and 0 < number < 100)
-    if meant and not isinstance(value, bool):
+        return f" (a text, not the number {number:g})"
+    is_percentage = 1 < number < 100 or (isinstance(value, str) and 0 < number < 100)
+    if is_percentage:
         return f" ({number:g} % is {number / 100:g})"
     return ""
 
 
 def percentage(share: float) -> str:
-    """A share with all the digits that it has.
+    """Write a share as a percentage, with all its digits.
 
     >>> percentage(0.95), percentage(0.001), percentage(0.9999)
     ('95 %', '0.1 %', '99.99 %')
     """
     text = f"{100 * share:.12g}"
-    if text in ("0", "100") and share not in (
-        0,
-        1,
-    ):  # rounded, and a promise of 100 % is another one
+    is_rounded = text in ("0", "100") and share not in (0, 1)
+    if is_rounded:  # a promise of 99.9999999999999 % is not one of 100 %
         text = f"{(100 * Decimal(repr(share))).normalize()}"
     return f"{text} %"
 
 
 def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str, Any]:
-    """NAME=VALUE texts as arguments: numbers, true, false, null and lists as in JSON, anything else
-    as text.
+    """Read NAME=VALUE texts as arguments. Numbers, true, false, null and lists are read as JSON,
+    anything else as text.
+
+    Args:
+        texts: the texts; None for none.
+        told: the option that they come from, for messages.
+
+    Raises:
+        InvalidArgument: a text is not NAME=VALUE.
 
     >>> arguments_of(["epochs=5", "weights=[1, 0.3]", "norm=frozen"])
     {'epochs': 5, 'weights': [1, 0.3], 'norm': 'frozen'}
@@ -228,7 +251,15 @@ def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str,
 
 
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
-    """NAME=VALUE texts as a mapping. Raises InvalidArgument."""
+    """Read NAME=VALUE texts as a mapping.
+
+    Args:
+        texts: the texts; None for none.
+        option: the option that they come from, for messages.
+
+    Raises:
+        InvalidArgument: a text is not NAME=VALUE, or a name is repeated.
+    """
     pairs: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
@@ -239,16 +270,20 @@ def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
 
 
 def words(text: str | None) -> list[str] | None:
-    """The names in `A,B`."""
-    return None if text is None else [word.strip() for word in text.split(",")]
+    """Split `A,B` into names; None for None."""
+    if text is None:
+        return None
+    return [word.strip() for word in text.split(",")]
 
 
 def name_of(spec: str) -> tuple[str, dict[str, Any]]:
-    """A name and its arguments: `offramp:msdnet_even?blocks=5&classes=10`. Raises InvalidArgument
-    where one is no NAME=VALUE.
+    """Split a text such as `offramp:msdnet_even?blocks=5&classes=10` into a name and its arguments.
+    Raises InvalidArgument for an argument that is not NAME=VALUE.
 
     >>> name_of("strided?width=64")
     ('strided', {'width': 64})
     """
-    name, mark, behind = spec.partition("?")
-    return name, arguments_of(behind.split("&"), f"{name}?") if mark else {}
+    name, mark, arguments = spec.partition("?")
+    if not mark:
+        return name, {}
+    return name, arguments_of(arguments.split("&"), f"{name}?")

@@ -1,8 +1,9 @@
-"""Files that only save time: made again whenever they are missing, damaged or of another version.
+"""A cache of files that only save time. They are made again if they are missing, damaged or of
+another version.
 
-They are below `$XDG_CACHE_HOME/offramp`, or `~/.cache/offramp`. A file is its own proof: the first
-line names what it is and the SHA-256 of the rest. Where nothing can be written, nothing is kept,
-and nobody is told.
+The files are in `$XDG_CACHE_HOME/offramp`, or in `~/.cache/offramp`. The first line of a file has
+its key and the SHA-256 of the rest. If the folder cannot be written, nothing is cached, without a
+message.
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-MOST_BYTES = 2 * 2**30  # of all files together; the oldest go first
+MOST_BYTES = 2 * 2**30  # of all files together; the oldest are removed first
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def folder() -> Path:
-    """Where the files are."""
+    """The folder of the cache."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "offramp"
+    if root:
+        return Path(root) / "offramp"
+    return Path.home() / ".cache" / "offramp"
 
 
 def read(key: str, *, private: bool = False) -> bytes | None:
-    """What is kept under a key; None where that is nothing, or is not what was written.
+    """Read the bytes of a key; None if there are none, or if they are damaged.
 
     Args:
-        key: that it was written under.
-        private: None also where another user could have written the file. Ask for it before you run
-            what the file holds: a digest is no proof against someone who computes it anew.
+        key: that they were written under.
+        private: None also if another user could have written the file. Use it before you run what
+            the file holds: a digest is no proof against someone who computes it anew.
     """
     try:
         content = _file(key).read_bytes()
@@ -43,12 +46,12 @@ def read(key: str, *, private: bool = False) -> bytes | None:
     if head != _head(key, body):
         return None
     with contextlib.suppress(OSError):
-        os.utime(_file(key))  # the oldest are those that nobody has read for longest
+        os.utime(_file(key))  # the file is in use, so that `_trim` removes others first
     return body
 
 
 def write(key: str, body: bytes) -> None:
-    """Keep bytes under a key, where that is possible. Readers see all of them or none."""
+    """Write the bytes of a key, if that is possible. Readers see all of them or none."""
     path = _file(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,15 +70,17 @@ def write(key: str, body: bytes) -> None:
 
 @cache
 def edition() -> str:
-    """A digest of this package's own sources: another edition writes other files."""
-    mark = hashlib.sha256()
+    """A digest of this package's own sources. As part of a key it separates the editions."""
+    sha256 = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         state = file.stat()
-        mark.update(f"{file.relative_to(PACKAGE)} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return mark.hexdigest()
+        line = f"{file.relative_to(PACKAGE)} {state.st_size} {state.st_mtime_ns}\n"
+        sha256.update(line.encode())
+    return sha256.hexdigest()
 
 
 def _file(key: str) -> Path:
+    """The file of a key."""
     return folder() / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".bin")
 
 
@@ -91,17 +96,18 @@ def _is_private(path: Path) -> bool:
 
 
 def _head(key: str, body: bytes) -> bytes:
-    whose = hashlib.sha256(key.encode()).hexdigest()
-    return f"offramp cache {whose} {hashlib.sha256(body).hexdigest()}".encode()
+    """The first line of a file: digests of its key and of its content."""
+    key_digest = hashlib.sha256(key.encode()).hexdigest()
+    body_digest = hashlib.sha256(body).hexdigest()
+    return f"offramp cache {key_digest} {body_digest}".encode()
 
 
 def _trim(path: Path) -> None:
-    """Remove the files that nobody has read for longest, until the rest is small enough."""
-    states = sorted(
-        ((file.stat(), file) for file in path.glob("*.bin")), key=lambda pair: -pair[0].st_mtime
-    )
+    """Remove the files that were not read for longest, until the others are small enough."""
+    files = [(file.stat(), file) for file in path.glob("*.bin")]
+    newest_first = sorted(files, key=lambda pair: -pair[0].st_mtime)
     total = 0
-    for state, file in states:
+    for state, file in newest_first:
         total += state.st_size
         if total > MOST_BYTES:
             file.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Atomic writes and safe reads: nothing half-written, nothing that runs code.
+"""Atomic writes and safe reads: no file is half-written, and no file runs code.
 
-Every file is written whole (`_support/replacement.py`), and replaces only an earlier one of its own
-kind. JSON bodies carry a schema version and a checksum, so that an edited file is noticed. Arrays
-are `.npz` without pickles, weights safetensors; `.pt` and `.pth` are read with `weights_only=True`.
-Only regular files are read, and none without a limit.
+Every file is written whole (`_support/replacement.py`), and replaces only an earlier one of the
+same kind. JSON documents have a schema version and a checksum, which reveals edits. Arrays are
+`.npz` without pickles, and weights are safetensors; `.pt` and `.pth` are read with
+`weights_only=True`. Only regular files are read, up to a limit.
 """
 
 from __future__ import annotations
@@ -34,40 +34,60 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 HEADER = "header.json"
 CHECKPOINTS = {".pt", ".pth", ".th", ".bin", ".ckpt"}
-UNSUSPICIOUS = 256 * 2**20  # bytes: a file may unpack to as much, however tightly it is packed
-MOST_TIMES = 100  # beyond that: real data rarely shrinks to a hundredth, and zeros to a thousandth
+UNSUSPICIOUS = 256 * 2**20  # bytes that a file may always unpack to
+# Above that, a file may grow by this factor. Real data rarely shrinks to a hundredth, but zeros
+# shrink to a thousandth.
+MOST_TIMES = 100
 WEIGHTS_MARK = b'"written_by":"offramp"'  # in the metadata of our safetensors files
-MOST_TEXT = 1 << 30  # bytes of a document: a plan carries eight for every row that it was made from
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with which a spreadsheet begins to compute
+MOST_TEXT = 1 << 30  # bytes of a document; a plan has eight for every row that it was made from
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet computes a text that starts so
 
 
 def checksum(body: object) -> str:
-    """Sixteen hex digits of the SHA-256 of a JSON body in canonical form."""
+    """Compute the checksum of a JSON body: 16 hex digits of the SHA-256 of its canonical form."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def to_document(kind: str, version: int, body: Mapping[str, Any]) -> str:
-    """A JSON text that names its schema and carries the checksum of its body."""
-    plain = json.loads(json.dumps(dict(body)))
+    """Write a body as JSON text with its schema and its checksum.
+
+    Args:
+        kind: of the document, such as "plan".
+        version: of the schema.
+        body: plain data.
+    """
+    plain = json.loads(json.dumps(dict(body)))  # as a reader will see it: lists, names as text
     document = {"schema": f"offramp/{kind}/{version}", "checksum": checksum(plain), **plain}
     return json.dumps(document, indent=1) + "\n"
 
 
 def from_document(text: str, kind: str, newest: int, where: str) -> tuple[int, dict[str, Any]]:
-    """The schema version and the body of a text written by `to_document`.
+    """Read a text that `to_document` wrote.
 
-    Raises BadFile for what is no such document or was edited, NewerSchema for a later version.
+    Args:
+        text: the text.
+        kind: of the document, such as "plan".
+        newest: the newest schema version that can be read.
+        where: the file, for messages.
+
+    Returns:
+        The schema version and the body.
+
+    Raises:
+        BadFile: the text is another document, or was edited.
+        NewerSchema: its version is above `newest`.
     """
     try:
-        document = json.loads(text, object_pairs_hook=_once)
+        document = json.loads(text, object_pairs_hook=_require_unique)
         family, name, version = document.pop("schema").split("/")
         number = int(version)
         stated = document.pop("checksum")
         computed = checksum(document)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as problem:
         raise BadFile(
-            f"{where} is not an offramp {kind}: no readable JSON with a schema; make it again"
+            f"{where} must be an offramp {kind}, got a file that is not JSON with a schema. Make "
+            f"it again"
         ) from problem
     if (family, name) != ("offramp", kind):
         raise BadFile(f"{where} must be an offramp {kind}, got an {family}/{name}")
@@ -77,81 +97,99 @@ def from_document(text: str, kind: str, newest: int, where: str) -> tuple[int, d
         )
     if number > newest:
         raise NewerSchema(
-            f"{where} has schema offramp/{kind}/{number}, this offramp reads up to {newest}; "
-            f"upgrade offramp"
+            f"{where} must have a schema of at most offramp/{kind}/{newest}, got "
+            f"offramp/{kind}/{number}. Upgrade offramp"
         )
     if stated != computed:
         raise BadFile(
-            f"{where} was edited or damaged after it was written (its checksum differs); make it "
+            f"{where} was edited or damaged after it was written (its checksum differs). Make it "
             f"again"
         )
     return number, document
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which every key stands once: else two readers could take two meanings from
-    one file.
+def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without repeated keys. Of a repeated key some readers take the first value and
+    others the last.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        raise ValueError("a key is repeated")
+    return unique
 
 
 def write_json(path: str | Path, kind: str, version: int, body: Mapping[str, Any]) -> None:
-    """Write a versioned, checksummed JSON document, onto nothing but an earlier one of the same
-    kind.
+    """Write a JSON document with a version and a checksum. An existing file is replaced only if it
+    is one of the same kind.
+
+    Args:
+        path: the file.
+        kind: of the document, such as "plan".
+        version: of the schema.
+        body: plain data.
+
+    Raises:
+        BadFile: the file cannot be written, or is of another kind.
     """
     with replacing(path, mark=document_mark(kind), what=kind) as temporary:
         temporary.write_text(to_document(kind, version, body))
 
 
 def document_mark(kind: str) -> bytes:
-    """Bytes near the beginning of every document of a kind."""
+    """The bytes near the beginning of every document of a kind."""
     return f'"schema": "offramp/{kind}/'.encode()
 
 
 def read_json(path: str | Path, kind: str, newest: int) -> tuple[int, dict[str, Any]]:
-    """Read a document written by `write_json`; see `from_document` for what it raises."""
+    """Read a document that `write_json` wrote. Returns and raises the same as `from_document`."""
     return from_document(read_text(path), kind, newest, str(path))
 
 
 def read_text(path: str | Path, *, most: int = MOST_TEXT) -> str:
-    """The text of a regular UTF-8 file of at most `most` bytes, or BadFile."""
+    """Read a regular UTF-8 file.
+
+    Args:
+        path: the file.
+        most: its largest size in bytes.
+
+    Raises:
+        BadFile: it cannot be read, is not UTF-8, or is too large.
+    """
     require_regular(path, most=most)
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise BadFile(
-            f"cannot read {path} as text ({problem}); check the path and the file"
+            f"cannot read {path} as text ({problem}). Check the path and the file"
         ) from problem
 
 
 def require_regular(path: str | Path, *, most: int | None = None) -> None:
-    """Raise BadFile for what is no file of bytes: a folder, a device, a pipe or a socket would be
+    """Raise BadFile for anything else than a regular file. A device, a pipe or a socket could be
     read for ever.
 
-    most: the largest size in bytes.
+    Args:
+        path: the file.
+        most: its largest size in bytes; None for any.
     """
     path = require_path("path", path)
     try:
         about = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as problem:
-        raise BadFile(f"{path} does not exist; check the path") from problem
+        raise BadFile(f"{path} does not exist. Check the path") from problem
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
-        raise BadFile(f"cannot read {path} ({problem}); check the path") from problem
+        raise BadFile(f"cannot read {path} ({problem}). Check the path") from problem
     if stat.S_ISDIR(about.st_mode):
+        content = ""
         if (Path(path) / "network.json").is_file():
-            holds = " that holds a network"
-        else:
-            holds = ""
+            content = " with a network"
         raise BadFile(
-            f"{path} must be a file, got a folder{holds}. Check the order of the arguments"
+            f"{path} must be a file, got a folder{content}. Check the order of the arguments"
         )
     if not stat.S_ISREG(about.st_mode):
         raise BadFile(
-            f"{path} must be a regular file, got a device, a pipe or a socket. Copy what it "
-            "gives to a file"
+            f"{path} must be a regular file, got a device, a pipe or a socket. Copy its content to "
+            f"a file"
         )
     if most is not None and about.st_size > most:
         raise BadFile(f"{path} must have at most {most:,} bytes, got {about.st_size:,}")
@@ -160,16 +198,19 @@ def require_regular(path: str | Path, *, most: int | None = None) -> None:
 def write_csv(
     path: str | Path, head: Sequence[str], rows: Iterable[Sequence[object]], *, what: str
 ) -> None:
-    """Write a table as CSV, onto nothing but an earlier one with the same first columns.
+    """Write a table as CSV. An existing file is replaced only if it has the same first columns.
 
-    A text that a spreadsheet would take for a formula gets a ' before it. Numbers stay as they are,
+    A text that a spreadsheet would take for a formula gets a ' before it. Numbers are not changed,
     and None is an empty cell.
 
     Args:
         path: the file.
-        head: names of the columns; the first three tell whose table it is.
+        head: names of the columns; the first three identify the table.
         rows: the cells of each row, in the order of `head`.
-        what: what the table is, for the message where another file is there.
+        what: the name of the table, for the message if another file is there.
+
+    Raises:
+        BadFile: the file cannot be written, or is another one.
     """
     mark = ",".join(head[:3]).encode()
     with (
@@ -183,8 +224,8 @@ def write_csv(
 
 
 def plain_cell(value: object) -> object:
-    """A cell of a table that no spreadsheet computes: a text that begins like a formula gets a '
-    before it.
+    """Make a cell that no spreadsheet computes: a text that begins like a formula gets a ' before
+    it.
     """
     if isinstance(value, str) and value.startswith(FORMULA):
         return "'" + value
@@ -192,23 +233,36 @@ def plain_cell(value: object) -> object:
 
 
 def write_arrays(path: str | Path, header: str, columns: Mapping[str, Array]) -> None:
-    """Write named arrays and a text header into one `.npz`, uncompressed, onto nothing but one of
-    the same kind.
+    """Write named arrays and a text header into one uncompressed `.npz`. An existing file is
+    replaced only if it is one of the same kind.
 
-    header: a document (`to_document`), whose schema names the kind.
+    Args:
+        path: the file.
+        header: a document (`to_document`), whose schema names the kind.
+        columns: arrays by name.
+
+    Raises:
+        BadFile: the file cannot be written, or is of another kind.
     """
+    mark: bytes | None = None
+    what = "file"
     schema = re.search(r'"schema": "offramp/(\w+)/', header)
-    mark = None if schema is None else document_mark(schema[1])
-    what = "file" if schema is None else schema[1]
+    if schema is not None:
+        what = schema[1]
+        mark = document_mark(what)
     with replacing(path, mark=mark, what=what) as temporary, temporary.open("wb") as file:
         text: Array = np.frombuffer(header.encode(), dtype=np.uint8)
         np.savez(file, allow_pickle=False, **{HEADER: text, **columns})
 
 
 def read_arrays(path: str | Path) -> tuple[str, dict[str, Array]]:
-    """The header and the arrays of a file written by `write_arrays`.
+    """Read a file that `write_arrays` wrote.
 
-    Raises BadFile for anything else: missing, truncated, pickled, no header.
+    Returns:
+        The header and the arrays.
+
+    Raises:
+        BadFile: the file is missing, truncated, pickled or without a header.
     """
     require_regular(path)
     try:
@@ -222,45 +276,53 @@ def read_arrays(path: str | Path) -> tuple[str, dict[str, Array]]:
     # a damaged archive can fail anywhere inside zip, header parser or allocator
     except Exception as problem:
         raise BadFile(
-            f"{path} is not a readable array file ({type(problem).__name__}); it is truncated, "
-            f"damaged or of "
-            "another kind: make it again"
+            f"{path} is not a readable array file ({type(problem).__name__}). It is truncated, "
+            f"damaged or of another kind. Make it again"
         ) from problem
 
 
 def _require_stored(file: IO[bytes], path: str | Path) -> None:
-    """Raise BadFile where reading a file of ours would need more memory than the file is long."""
-    sizes = npz_sizes(file)
-    if any(packed != unpacked for packed, unpacked in sizes.values()):
-        raise BadFile(f"{path} holds compressed arrays, and offramp writes none; make it again")
-    if sum(unpacked for _, unpacked in sizes.values()) > os.fstat(file.fileno()).st_size:
-        raise BadFile(f"{path} has arrays that share their bytes; it is damaged, make it again")
+    """Raise BadFile for a file whose arrays need more memory than the file has bytes. Files of
+    offramp are uncompressed.
+    """
+    total = 0
+    for packed, unpacked in npz_sizes(file).values():
+        if packed != unpacked:
+            raise BadFile(
+                f"{path} must have uncompressed arrays, got compressed ones. Make it again"
+            )
+        total += unpacked
+    if total > os.fstat(file.fileno()).st_size:
+        raise BadFile(f"{path} is damaged: its arrays share bytes. Make it again")
 
 
 def npz_sizes(file: IO[bytes]) -> dict[str, tuple[int, int]]:
-    """The bytes of each array in an open `.npz`, as stored and in memory.
+    """Find the size of each array in an open `.npz`, without unpacking it.
 
-    Read from the zip directory and the header of each array: nothing is unpacked. The file is left
-    at its beginning. Raises ValueError where the directory and a header disagree.
+    The sizes come from the zip directory and from the header of each array. The file is left at its
+    beginning.
+
+    Returns:
+        By array, its bytes in the file and its bytes in memory.
+
+    Raises:
+        ValueError: the directory and a header disagree.
     """
     sizes: dict[str, tuple[int, int]] = {}
     with zipfile.ZipFile(file) as archive:
         for number, entry in enumerate(archive.infolist()):
             with archive.open(entry) as member:
                 _require_honest(member, entry)
-            # numbered: of two members with one name both count
-            sizes[
-                entry.filename if entry.filename not in sizes else f"{entry.filename}#{number}"
-            ] = (
-                entry.compress_size,
-                entry.file_size,
-            )
+            name = entry.filename
+            if name in sizes:  # a second array of the same name counts as well
+                name = f"{name}#{number}"
+            sizes[name] = (entry.compress_size, entry.file_size)
     file.seek(0)
     return {name.removesuffix(".npy"): size for name, size in sizes.items()}
 
 
 def _require_honest(member: IO[bytes], entry: zipfile.ZipInfo) -> None:
-    """Raise ValueError unless an array is as long as its header says: NumPy allocates by the
+    """Raise ValueError if an array is not as long as its header says. NumPy allocates memory by the
     header.
     """
     version = np.lib.format.read_magic(member)
@@ -269,59 +331,60 @@ def _require_honest(member: IO[bytes], entry: zipfile.ZipInfo) -> None:
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in readers:
-        raise ValueError(f"{entry.filename} has the .npy version {version}")
+        raise ValueError(f"{entry.filename} has the unknown .npy version {version}")
     shape, _, dtype = readers[version](member)
     expected = member.tell() + math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and entry.file_size != expected:  # objects are refused by np.load
         raise ValueError(
-            f"{entry.filename} has {entry.file_size} bytes, its header says {expected}"
+            f"{entry.filename} must have {expected} bytes by its header, got {entry.file_size}"
         )
 
 
 def require_memory(path: str | Path, packed: int, unpacked: int) -> None:
     """Raise BadFile for a file whose contents are far larger than the file, or than free memory.
 
+    Contents up to 256 MiB may be packed to any size.
+
     Args:
         path: the file, for the message.
-        packed: bytes that are read from the file.
-        unpacked: bytes that they need in memory.
-
-    Contents up to 256 MiB are never refused for being packed tightly.
+        packed: bytes in the file.
+        unpacked: bytes in memory.
     """
     needed = f"{unpacked / 1e6:,.0f} MB"
     if unpacked > UNSUSPICIOUS and unpacked > MOST_TIMES * packed:
         raise BadFile(
-            f"{path} would unpack {packed / 1e6:,.1f} MB to {needed}; expected to grow at most "
-            f"{MOST_TIMES} times: "
-            "store it uncompressed, or load the arrays yourself and hand them over"
+            f"{path} must grow at most {MOST_TIMES} times in memory, got {packed / 1e6:,.1f} MB "
+            f"that would grow to {needed}. Store it uncompressed, or load the arrays yourself"
         )
     free = free_memory()
     if free is not None and unpacked > 0.8 * free:
         raise BadFile(
-            f"{path} needs {needed} of memory, and {free / 1e6:,.0f} MB are free; split it, or "
-            f"hand over a "
-            "memory-mapped array"
+            f"{path} needs {needed} of memory, but only {free / 1e6:,.0f} MB are free. Split it, "
+            f"or use a memory-mapped array"
         )
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that can be had, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(
-            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
-        )
-    except (OSError, ValueError, IndexError, StopIteration):
+    """The free memory in bytes; None if the system does not tell it."""
+    try:  # Linux
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
         pass
-    try:  # elsewhere: all there is
+    try:  # other systems tell only the whole memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as safetensors, onto nothing but weights of ours; shared memory is
-    written once per name.
+    """Write named tensors as safetensors. An existing file is replaced only if offramp wrote it.
+
+    Tensors that share memory are written once for each name.
+
+    Raises:
+        BadFile: the file cannot be written, or is another one.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -332,108 +395,112 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
             save_file(plain, temporary, metadata={"written_by": "offramp"})
         except SafetensorError as problem:  # a full disk among others
             raise BadFile(
-                f"cannot write {path} ({problem}); make room, or choose another folder"
+                f"cannot write {path} ({problem}). Make room, or choose another folder"
             ) from problem
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Named tensors from `.safetensors`, or from `.pt`/`.pth`/`.th`/`.bin` read with
-    `weights_only=True`.
+    """Read named tensors from a file of weights. A prefix `module.` of all names is removed.
 
-    A checkpoint that wraps one state dict is unwrapped, and a prefix `module.` of all names goes.
-    Raises BadFile for a missing, truncated or pickled file, and for one with several state dicts.
+    Args:
+        path: `.safetensors`, or a checkpoint with one state dict, as for `read_state_dicts`.
+
+    Raises:
+        BadFile: the file is missing, truncated or pickled, or has several state dicts.
     """
-    found = read_state_dicts(path)
-    if len(found) > 1:
+    state_dicts = read_state_dicts(path)
+    if len(state_dicts) > 1:
         raise BadFile(
-            f"{path} holds several state dicts, {', '.join(found)}; expected one: save the one "
-            f"that you mean"
+            f"{path} must have one state dict, got {', '.join(state_dicts)}. Save only the one "
+            f"that you need"
         )
-    (tensors,) = found.values()
+    (tensors,) = state_dicts.values()
     if all(name.startswith("module.") for name in tensors):
         return {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
 
 
 def read_state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """Every state dict in a file of weights, by where it stands there.
+    """Read every state dict in a file of weights.
 
     Args:
         path: `.safetensors`, or a checkpoint (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`), which is read
             with `weights_only=True`.
 
     Returns:
-        Names to tensors, by the keys that lead to them: `state_dict`, `ema/shadow`; "" for the file
-        itself.
+        Tensors by name, for each state dict. The key is the path of keys to it in the checkpoint,
+        such as `state_dict` or `ema/shadow`; "" if the file itself is the state dict.
 
     Raises:
-        BadFile: missing, truncated, would run code, or without a state dict.
+        BadFile: the file is missing or truncated, would run code, or has no state dict.
     """
     folder = Path(path)
     require_regular(folder)
     if folder.suffix in CHECKPOINTS:
         loaded = _read_checkpoint(folder)
-        found = dict(_state_dicts(loaded))
-        if not found:
+        state_dicts = dict(_state_dicts(loaded))
+        if not state_dicts:
+            content = f"a {type(loaded).__name__}"
             if isinstance(loaded, dict) and loaded:
-                keys = f": its keys are {_some(loaded)}"
-            else:
-                keys = ""
+                content = f"the keys {_some(loaded)}"
             raise BadFile(
-                f"{folder} holds no state dict of tensors{keys}; save model.state_dict() and give "
-                f"that file"
+                f"{folder} must have a state dict of tensors, got {content}. Save "
+                f"model.state_dict() instead"
             )
-        return found
+        return state_dicts
     from safetensors.torch import load_file
 
     try:
         return {"": load_file(folder)}
     except Exception as problem:
         raise BadFile(
-            f"{folder} is not a readable safetensors file ({problem}); a PyTorch checkpoint must "
+            f"{folder} is not a readable safetensors file ({problem}). A PyTorch checkpoint must "
             f"be named .pt or .pth"
         ) from problem
 
 
 def _read_checkpoint(path: Path) -> Any:
+    """The content of a checkpoint, read without running code."""
     import torch
 
     if _is_compressed(path):
         raise BadFile(
-            f"{path} is a compressed archive, and torch.save writes none; save the weights again"
+            f"{path} must be an uncompressed archive, as torch.save writes it. Save the weights "
+            f"again"
         )
     try:
         with torch.serialization.safe_globals(_inert()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    # pickle, zip and torch errors alike: the file is not plain weights
+    # pickle, zip or torch errors: the file is not plain weights
     except Exception as problem:
+        reason = "is damaged or would run code"
         refused = re.search(
             r"Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?([\w.]+)", str(problem)
         )
-        what = f"it holds a {refused[1]}, which" if refused else "it is damaged or"
+        if refused:
+            reason = f"has a {refused[1]}, which would run code"
         raise BadFile(
-            f"{path} cannot be read as plain weights (weights_only=True); {what} would run code: "
-            f"save "
-            "model.state_dict() and give that file"
+            f"{path} must have plain weights (weights_only=True), but it {reason}. Save "
+            f"model.state_dict() instead"
         ) from problem
 
 
 def _is_compressed(path: Path) -> bool:
-    """Whether a zip archive has compressed members; False for what is no archive, or a damaged
-    one.
+    """Whether a zip archive has compressed members. False for a damaged archive or any other
+    file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    # a damaged directory can fail anywhere; torch says what is wrong with the file
+            types = {entry.compress_type for entry in archive.infolist()}
+            return bool(types - {zipfile.ZIP_STORED})
+    # a damaged directory can fail anywhere, and torch has the better message
     except Exception:
         return False
 
 
 def _inert() -> list[Any]:
-    """What stands beside weights in many checkpoints, and does nothing when it is made.
-
-    Arguments of the command line, and figures such as the best accuracy.
+    """The harmless classes that many checkpoints have next to their weights: arguments of the
+    command line, and figures such as the best accuracy.
     """
     numbers = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
     scalar = np.float64(0).__reduce__()[0]
@@ -449,34 +516,40 @@ def _inert() -> list[Any]:
 def _state_dicts(
     loaded: object, where: str = "", depth: int = 0
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The mappings of names to tensors in what a checkpoint holds; numbers beside the tensors are
-    left out.
+    """The mappings of names to tensors in a checkpoint, with the path of keys to each. Numbers next
+    to the tensors are left out.
     """
     import torch
 
     if not isinstance(loaded, dict) or depth > 3:
         return
-    tensors = {
-        name: value
-        for name, value in loaded.items()
-        if isinstance(name, str) and isinstance(value, torch.Tensor)
-    }
+    tensors: dict[str, Tensor] = {}
+    inner = dict[str, object]()
+    for name, value in loaded.items():
+        if isinstance(name, str) and isinstance(value, torch.Tensor):
+            tensors[name] = value
+        elif isinstance(name, str) and isinstance(value, dict):
+            inner[name] = value
     if tensors:
         yield where, tensors
-    for name, value in loaded.items():
-        if isinstance(name, str) and isinstance(value, dict):
-            yield from _state_dicts(value, f"{where}/{name}" if where else name, depth + 1)
+    for name, value in inner.items():
+        path = name
+        if where:
+            path = f"{where}/{name}"
+        yield from _state_dicts(value, path, depth + 1)
 
 
 def _some(names: Iterable[object], most: int = 8) -> str:
     """The first of some names, and how many more there are."""
     listed = [str(name) for name in names]
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
+    text = ", ".join(listed[:most])
+    if len(listed) > most:
+        text += f" and {len(listed) - most} more"
+    return text
 
 
 def digest_file(path: str | Path) -> str:
-    """The SHA-256 of a regular file, in hex. Raises BadFile."""
+    """Compute the SHA-256 of a regular file, in hex. Raises BadFile for anything else."""
     require_regular(path)
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

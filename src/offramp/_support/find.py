@@ -1,13 +1,13 @@
-"""A name on a shelf -> the thing: the file is the registration.
+"""Find an object by its name on a shelf. The file is the registration.
 
     find("gates", "margin")              the function of that name in gates/confidence.py
     find("models", "resnet20")           the function of that name in models/cifar_resnet.py
-    find("gates", "my.module:Mine")      yours; only ever from a name that the user typed, never
+    find("gates", "my.module:Mine")      the user's own; only from a name that the user typed, never
                                          from a file
 
-A shelf is a folder of this package. What a file offers stands in its `__all__`: names that are
-typed, and names that saved networks hold. Looking for a name reads sources, and imports only the
-file that holds it.
+A shelf is a folder of this package. The names are those in the `__all__` of its files: names that
+users type, and names in saved networks. A search reads the sources, and imports only the file that
+has the name.
 """
 
 from __future__ import annotations
@@ -26,55 +26,73 @@ from typing import Any
 from offramp.errors import InvalidArgument, OfframpError, UnknownName
 
 HOUSE = Path(__file__).parents[1]
-SHOWN = 40  # of what is known, where nothing is near
+SHOWN = 40  # names that a message lists, if none is near
 
 
 def find(shelf: str, name: str) -> Any:
-    """The object called `name` on `shelf`, or the user's own for `module:attribute`.
+    """Find an object by its name on a shelf, or by `module:attribute` anywhere.
 
-    Raises UnknownName (with the nearest names), InvalidArgument when the user's module cannot be
-    imported.
+    Args:
+        shelf: a folder of this package, such as "gates".
+        name: the name.
+
+    Raises:
+        UnknownName: the shelf does not have the name. The message has the nearest names.
+        InvalidArgument: the user's module cannot be imported.
     """
-    return imported(name) if ":" in name else shelved(shelf, name)
+    if ":" in name:
+        return imported(name)
+    return shelved(shelf, name)
 
 
 def shelved(shelf: str, name: str) -> Any:
-    """The object called `name` on our own shelf and nowhere else: for names that stand in a
-    file.
+    """Find an object on a shelf of this package and nowhere else, for names from a file.
+
+    Raises:
+        UnknownName: the shelf does not have the name.
     """
     for file in _files(shelf):
         if name in _public(file):
-            return getattr(importlib.import_module(f"offramp.{shelf}.{file.stem}"), name)
+            module = importlib.import_module(f"offramp.{shelf}.{file.stem}")
+            return getattr(module, name)
     raise unknown(name, names(shelf), f"{shelf.rstrip('s')} on the shelf `{shelf}`")
 
 
 def find_file(shelf: str, name: str) -> ModuleType:
-    """The module `name` of a shelf whose files each hold one thing, such as an engine."""
+    """Find a module on a shelf whose files are one thing each, such as an engine.
+
+    Raises:
+        UnknownName: the shelf does not have the file.
+    """
     if name not in files(shelf):
         raise unknown(name, files(shelf), f"{shelf.rstrip('s')} on the shelf `{shelf}`")
     return importlib.import_module(f"offramp.{shelf}.{name}")
 
 
 def files(shelf: str) -> list[str]:
-    """The files of a shelf by name, sorted, without importing anything."""
+    """List the files of a shelf, sorted by name, without importing anything."""
     return [file.stem for file in _files(shelf)]
 
 
 def names(shelf: str) -> list[str]:
-    """Every name that a shelf offers, sorted, without importing anything."""
-    return sorted(name for file in _files(shelf) for name in _public(file))
+    """List every name on a shelf, sorted, without importing anything."""
+    public = list[str]()
+    for file in _files(shelf):
+        public.extend(_public(file))
+    return sorted(public)
 
 
 def imported(dotted: str) -> Any:
-    """`package.module:attribute`, as the user typed it.
+    """Import `package.module:attribute`, as the user typed it.
 
-    Raises InvalidArgument if it cannot be imported, also where the user's module itself fails.
+    Raises:
+        InvalidArgument: it cannot be imported, or the user's module itself fails.
     """
-    module, _, attribute = dotted.partition(":")
+    module_name, _, attributes = dotted.partition(":")
     try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
+        value: Any = importlib.import_module(module_name)
+        for attribute in attributes.split("."):
+            value = getattr(value, attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as problem:
         raise InvalidArgument(
             f"cannot import {dotted!r} ({problem}). Write module:attribute as Python would "
@@ -85,7 +103,7 @@ def imported(dotted: str) -> Any:
             f"cannot import {dotted!r} ({failure(problem)}). Write module:attribute as Python "
             "would import it"
         ) from problem
-    return found
+    return value
 
 
 @contextlib.contextmanager
@@ -117,31 +135,38 @@ def failure(problem: BaseException) -> str:
 
 
 def unknown(name: str, known: Iterable[str], kind: str) -> UnknownName:
-    """The error for a name that nothing answers to, with the nearest names."""
+    """Make the error for an unknown name, with the nearest known names.
+
+    Args:
+        name: the unknown name.
+        known: all known names.
+        kind: of the name, for the message, such as "gate on the shelf `gates`".
+    """
     choices = list(known)
+    near = list[str]()
     if isinstance(name, str):
         near = difflib.get_close_matches(name, choices, n=3, cutoff=0.4)
-    else:
-        near = []
-    more = f" and {len(choices) - SHOWN} more" if len(choices) > SHOWN else ""
     if near:
-        offer = "did you mean " + " or ".join(map(repr, near))
+        offer = f"did you mean {' or '.join(map(repr, near))}?"
     else:
-        offer = "known: " + ", ".join(choices[:SHOWN]) + more
-    return UnknownName(
-        f"there is no {kind} called {name!r}; {offer}?"
-        if near
-        else f"there is no {kind} called {name!r}; {offer}"
-    )
+        offer = f"known: {', '.join(choices[:SHOWN])}"
+        if len(choices) > SHOWN:
+            offer += f" and {len(choices) - SHOWN} more"
+    return UnknownName(f"there is no {kind} called {name!r}; {offer}")
 
 
 def _files(shelf: str) -> list[Path]:
-    return sorted(file for file in (HOUSE / shelf).glob("*.py") if not file.stem.startswith("_"))
+    """The source files of a shelf without the private ones, sorted."""
+    public = list[Path]()
+    for file in (HOUSE / shelf).glob("*.py"):
+        if not file.stem.startswith("_"):
+            public.append(file)
+    return sorted(public)
 
 
 @cache
 def _public(file: Path) -> frozenset[str]:
-    """The names in `__all__` of a source file; none where it has no such list."""
+    """The names in `__all__` of a source file; none if it has no such list."""
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return frozenset(ast.literal_eval(node.value))

@@ -1,4 +1,6 @@
-"""What a reader left out, or read in one of several ways: said in a line, and no error."""
+"""Notices: a line about something that a reader left out, or read in one of several ways. They are
+not errors.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,5 @@ from offramp.errors import Notice
 
 
 def say(sentence: str) -> None:
-    """Say a sentence as a Notice; Python shows it once, the command line prints it on standard
-    error.
-    """
+    """Warn with a Notice. Python shows it once; the command line prints it on standard error."""
     warnings.warn(sentence, Notice, stacklevel=3)

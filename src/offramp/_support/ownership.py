@@ -1,8 +1,9 @@
-"""Which folders are ours to replace: those whose manifest is sound, and in which every file is one
-that we write.
+"""The folders that offramp may replace: their manifest is valid, and offramp wrote every file in
+them.
 
-Anything else belongs to somebody: a web application has a manifest.json too, and a folder of ours
-may hold notes. It is refused, what is foreign is named, and nothing in it is touched.
+Any other folder belongs to the user. A web application has a manifest.json too, and somebody may
+have put notes into a folder of offramp. Such a folder is refused with the names of the foreign
+files, and nothing in it is changed.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from offramp._support.files import read_json
 from offramp._support.replacement import is_regular, unwritable
 from offramp.errors import BadFile, OfframpError
 
-SHOWN = 3  # foreign files that are named
-ANY_VERSION = 10**6
+SHOWN = 3  # files that a message names
+ANY_VERSION = 10**6  # a later offramp's folder is also offramp's
 
 
 def _nothing(_body: Mapping[str, Any]) -> Iterable[str]:
+    """No further files."""
     return ()
 
 
@@ -29,9 +31,13 @@ def _nothing(_body: Mapping[str, Any]) -> Iterable[str]:
 class FolderKind:
     """A kind of folder that offramp writes.
 
-    what: its name in a sentence. manifest: the file that is always there, a document of the schema
-    `schema`. files: the names of all files that may be there. listed: further names, from the body
-    of the manifest.
+    Args:
+        what: its name for messages, such as "a network".
+        manifest: the file that every such folder has, a document.
+        schema: the kind of the document.
+        files: names of all files that the folder may have.
+        listed: returns further names from the body of the manifest.
+        python: whether Python may write compiled files into its `__pycache__`.
     """
 
     what: str
@@ -39,19 +45,19 @@ class FolderKind:
     schema: str
     files: frozenset[str]
     listed: Callable[[Mapping[str, Any]], Iterable[str]] = _nothing
-    python: bool = False  # whether Python may keep compiled files there, in __pycache__
+    python: bool = False
 
     def require_own(self, folder: Path) -> None:
-        """Raise BadFile for anything but a new, an empty or an earlier folder of this kind."""
+        """Raise BadFile, except for a new, an empty or an earlier folder of this kind."""
         try:
             if not os.path.lexists(folder):
                 return
             if folder.is_symlink():
                 raise BadFile(
-                    f"{folder} is a link, and only a folder itself is replaced; name the folder"
+                    f"{folder} must be a folder, got a link to one. Name the folder itself"
                 )
             if not folder.is_dir():
-                raise BadFile(f"{folder} exists and is no folder; name a new or an empty folder")
+                raise BadFile(f"{folder} must be a new or an empty folder, got a file")
             names = sorted(os.listdir(folder))
         except OSError as problem:
             raise unwritable(folder, problem) from problem
@@ -59,12 +65,12 @@ class FolderKind:
             self._require_manifest(folder, names)
 
     def _require_manifest(self, folder: Path, names: list[str]) -> None:
+        """Raise BadFile for a folder without a valid manifest, or with other files than its own."""
         manifest = folder / self.manifest
         if not is_regular(manifest):
             raise BadFile(
-                f"{folder} was not written by offramp as {self.what} (it holds {_few(names)}, and "
-                f"no {self.manifest}); "
-                "name a new or an empty folder"
+                f"{folder} was not written by offramp as {self.what} (it has {_few(names)}, but "
+                f"not {self.manifest}). Name a new or an empty folder"
             )
         try:
             _, body = read_json(manifest, self.schema, ANY_VERSION)
@@ -72,23 +78,28 @@ class FolderKind:
         except (OfframpError, AttributeError, KeyError, TypeError) as problem:
             raise BadFile(
                 f"{folder} was not written by offramp as {self.what} (its {self.manifest} is "
-                f"something else, or "
-                "damaged); name a new or an empty folder, or remove this one"
+                f"damaged or something else). Name a new or an empty folder, or remove this one"
             ) from problem
         foreign = [name for name in names if not self._is_ours(folder / name, known)]
         if foreign:
             raise BadFile(
-                f"{folder} holds {_few(foreign)}, which offramp did not write there, and would be "
-                f"replaced whole; move "
-                "it away, or name another folder"
+                f"{folder} has {_few(foreign)}, which offramp did not write there and would "
+                f"remove. Move it away, or name another folder"
             )
 
     def _is_ours(self, path: Path, known: Iterable[str]) -> bool:
+        """Whether a path in the folder is one that offramp, or Python, writes there."""
         if self.python and path.name == "__pycache__" and path.is_dir() and not path.is_symlink():
-            return all(is_regular(each) and each.suffix == ".pyc" for each in path.iterdir())
+            for file in path.iterdir():
+                if not is_regular(file) or file.suffix != ".pyc":
+                    return False
+            return True
         return path.name in known and is_regular(path)
 
 
 def _few(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    """The first names, and how many more there are."""
+    text = ", ".join(names[:SHOWN])
+    if len(names) > SHOWN:
+        text += f" and {len(names) - SHOWN} more"
+    return text

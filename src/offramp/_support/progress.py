@@ -1,4 +1,4 @@
-"""Progress of long passes, on standard error: a bar in a terminal, elsewhere a line every ten
+"""Progress of long passes, on standard error: a bar in a terminal, otherwise a line every ten
 seconds.
 """
 
@@ -9,17 +9,16 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-SILENCE = 10.0  # seconds between two lines where there is no terminal
-PAUSE = 1.0  # seconds after which a pass no longer belongs to the one before it
+SILENCE = 10.0  # seconds between two lines without a terminal
+PAUSE = 1.0  # after more seconds than this, a pass does not continue the one before it
 
 T = TypeVar("T")
 
 
 class _Stopwatch:
-    """When the last line was written, and when the last pass ended: shared by all passes, as
-    standard error is.
+    """The times of the last line and of the end of the last pass, shared by all passes.
 
-    A run of many short passes would otherwise stay silent: none of them alone takes ten seconds.
+    Otherwise a run of many short passes would stay silent, because none of them takes ten seconds.
     """
 
     line = 0.0
@@ -30,10 +29,10 @@ def track(items: Iterable[T], *, what: str, total: float | None, show: bool) -> 
     """Yield the items and show how far the pass is.
 
     Args:
-        items: what is passed over.
+        items: the items.
         what: the name of the pass.
-        total: how many items there are; None where that is not known.
-        show: False keeps everything silent.
+        total: number of items; None if it is not known.
+        show: False prints nothing.
     """
     if not show:
         yield from items

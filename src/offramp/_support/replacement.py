@@ -1,22 +1,21 @@
-"""Files and folders that are replaced whole, and never somebody else's.
+"""Files and folders are replaced whole, and only if offramp wrote them.
 
-What is written stands in a temporary folder beside its place until it is complete, and then takes
-its place in one step. A reader meets the old one or the new one, also when the writer is killed at
-any moment.
+New content is written to a temporary folder next to the target, until it is complete. Then it
+replaces the target in one step. A reader sees the old content or the new one, even if the writer is
+killed at any moment.
 
-    .<name>.offramp-<random>.part/    locked by its writer, so that one without a lock is known to
-                                      be left behind
-        new                           what is being written: a folder, or a folder around one file
-        old                           the folder that was replaced, where the system cannot exchange
-                                      two folders
+    .<name>.offramp-<random>.part/    locked by its writer; without a lock it was left behind by a
+                                      killed writer
+        new                           the new content: a folder, or a folder around one file
+        old                           the replaced folder, on systems that cannot exchange two
+                                      folders
 
-How a folder takes the place of another:
-    Linux, macOS    the two are exchanged in one step (RENAME_EXCHANGE, RENAME_SWAP)
-    elsewhere       two renames; a reader who finds nothing at the place puts the old folder back
-                    (`restored`)
+How a folder replaces another:
+    Linux, macOS    both are exchanged in one step (RENAME_EXCHANGE, RENAME_SWAP)
+    elsewhere       two renames; a reader who finds no folder puts the old one back (`restored`)
 
-The next writer removes what a killed one left. No check in here knows what offramp writes: callers
-hand one in (`require_own`), see offramp._support.ownership.
+The next writer removes what a killed one left behind. This file does not know what offramp writes.
+Callers pass a check (`require_own`), see offramp._support.ownership.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ except ImportError:  # Windows: nothing is locked there, and what killed writers
 
 PART = ".part"
 MARK = "offramp-"
-LONGEST = 120  # bytes of a name that stand in the name of its temporary folder
-HEAD = 1 << 16  # bytes at the beginning of a file by which its writer is recognised
+LONGEST = 120  # bytes of a target's name in the name of its temporary folder
+HEAD = 1 << 16  # bytes at the beginning of a file in which the mark of its writer is looked for
 PATIENCE = 10.0  # seconds to wait for the lock of a folder; its holder needs some milliseconds
-PAUSE = 0.005
-RETRIES = 50  # of a reader while a folder is replaced again and again
+PAUSE = 0.005  # seconds between two tries to get a lock
+RETRIES = 50  # of a reader, while a folder is replaced again and again
 
 RequireOwn = Callable[[Path], None]
 T = TypeVar("T")
@@ -57,26 +56,26 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def replacing(path: str | Path, *, mark: bytes | None = None, what: str = "file") -> Iterator[Path]:
-    """Yield a temporary path near `path`; it is renamed into place when the block ends well, else
-    removed.
+    """Yield a temporary path. It is renamed to `path` when the block ends without an error, and
+    removed otherwise.
 
-    A link is followed: the file that it names is replaced.
+    If `path` is a link, the file behind it is replaced.
 
     Args:
-        path: where the file shall be.
-        mark: bytes in the first 64 KB of every file of this kind; a file without them is somebody
-            else's and is kept. None replaces whatever is there.
-        what: what offramp writes there, for the message, such as "plan".
+        path: the file.
+        mark: bytes in the first 64 KB of every file of this kind. An existing file without them is
+            refused. None replaces any file.
+        what: the kind of the file, for messages, such as "plan".
 
     Raises:
-        BadFile: the place cannot be written, is no regular file, or holds somebody else's file.
+        BadFile: the file cannot be written, is not a regular file, or is of another kind.
     """
     target = Path(os.path.realpath(require_path("path", path)))
     require_own_file(path, mark, what)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _part_of(target) as part:
-            (part / "new").mkdir()  # of its own, so that what writes there may lock it
+            (part / "new").mkdir()  # a folder of its own, which the block may lock
             temporary = part / "new" / target.name
             yield temporary
             if temporary.exists():  # a block that wrote nothing replaces nothing
@@ -88,17 +87,16 @@ def replacing(path: str | Path, *, mark: bytes | None = None, what: str = "file"
 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path, require_own: RequireOwn) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends
-    well.
+    """Yield a temporary folder. It replaces `path` when the block ends without an error.
 
-    Several writers at once each write their own; the last one to finish stays.
+    Several writers at the same time write to separate folders. The last one to finish wins.
 
     Args:
-        path: where the folder shall be; an empty or an earlier folder of ours is replaced whole.
+        path: the folder. An empty or an earlier folder of offramp is replaced whole.
         require_own: raises BadFile for a folder that must not be replaced.
 
     Raises:
-        BadFile: the place cannot be written, or `require_own` refuses what is there.
+        BadFile: the folder cannot be written, or `require_own` refuses the existing one.
     """
     target = require_path("folder", path)
     require_own(restored(target, require_own))
@@ -115,12 +113,14 @@ def replacing_folder(path: str | Path, require_own: RequireOwn) -> Iterator[Path
 
 
 def restored(folder: Path, require_own: RequireOwn) -> Path:
-    """The folder; the old one is put back where a writer was killed between two renames.
+    """Put a folder back if a writer was killed between two renames.
 
     Args:
-        folder: the place.
-        require_own: raises BadFile for a folder that is not of the right kind, which is then left
-            alone.
+        folder: the folder.
+        require_own: raises BadFile for a folder of another kind. It is then not put back.
+
+    Returns:
+        The same folder.
     """
     if os.path.lexists(folder) or not folder.parent.is_dir():
         return folder
@@ -136,11 +136,18 @@ def restored(folder: Path, require_own: RequireOwn) -> Path:
 
 
 def read_whole(folder: Path, read: Callable[[Path], T], require_own: RequireOwn) -> T:
-    """What `read` makes of a folder of several files, all of them the old ones or all of them the
-    new ones.
+    """Read a folder of several files, so that all of them are old or all of them are new.
 
-    A folder that is replaced while it is read gives files that do not fit together: it is read
-    again then.
+    If the folder is replaced during the read, its files may not fit together. It is then read
+    again.
+
+    Args:
+        folder: the folder.
+        read: reads it, and raises OfframpError if the files do not fit together.
+        require_own: as for `restored`.
+
+    Returns:
+        The result of `read`.
     """
     for _ in range(RETRIES):
         before = _identity(restored(folder, require_own))
@@ -153,51 +160,60 @@ def read_whole(folder: Path, read: Callable[[Path], T], require_own: RequireOwn)
 
 
 def require_own_file(path: str | Path, mark: bytes | None, what: str) -> None:
-    """Raise BadFile where something is at `path` that offramp did not write as a `what`. An empty
-    file is nobody's.
+    """Raise BadFile for an existing file that offramp did not write. An empty file may be replaced.
+
+    Args:
+        path: the file.
+        mark: bytes near the beginning of every file of this kind; None for any file.
+        what: the kind of the file, for messages.
     """
-    folder = Path(path)
+    target = Path(path)
     try:
-        if not folder.exists() or folder.is_dir():  # a folder is refused when it is to be replaced
+        if not target.exists() or target.is_dir():  # the rename refuses a folder later
             return
-        if not folder.is_file():
-            raise BadFile(f"{path} is no regular file; name another one")
-        if mark is None or folder.stat().st_size == 0:
+        if not target.is_file():
+            raise BadFile(f"{path} must be a regular file, got a device, a pipe or a socket")
+        if mark is None or target.stat().st_size == 0:
             return
-        with folder.open("rb") as file:
+        with target.open("rb") as file:
             head = file.read(HEAD)
     except OSError as problem:
-        raise unwritable(folder, problem) from problem
+        raise unwritable(target, problem) from problem
     if mark not in head:
         raise BadFile(
-            f"{path} exists and is no {what} that offramp wrote; name another file, or remove it "
-            f"first"
+            f"{path} must be a new file or an earlier {what} of offramp, got something else. Name "
+            f"another file, or remove it first"
         )
 
 
 def require_writable(path: Path, *, folder: bool = False) -> None:
-    """Raise BadFile for a place that cannot be written, before the work is done and not after it.
+    """Raise BadFile for a path that cannot be written, before the work and not after it.
 
-    folder: what is to be there is a folder, which may exist already.
+    Args:
+        path: the file or folder.
+        folder: whether it is a folder, which may exist already.
     """
-    homes = [path, *path.absolute().parents] if folder else [*path.absolute().parents]
-    home = next(each for each in homes if os.path.lexists(each))
-    wrong = None
+    # the nearest folder that exists, in which the file or the folders of the path will be made
+    home = path.absolute().parent
+    if folder and os.path.lexists(path):
+        home = path
+    while not os.path.lexists(home):
+        home = home.parent
+    number: int | None = None
     if path.is_dir() and not folder:
-        wrong = errno.EISDIR
+        number = errno.EISDIR
     elif not home.is_dir():
-        wrong = errno.ENOTDIR
+        number = errno.ENOTDIR
     elif not os.access(home, os.W_OK | os.X_OK):
-        wrong = errno.EACCES
-    if wrong is not None:
-        raise unwritable(path, OSError(wrong, os.strerror(wrong)))
+        number = errno.EACCES
+    if number is not None:
+        raise unwritable(path, OSError(number, os.strerror(number)))
 
 
 def unwritable(path: Path, problem: OSError) -> BadFile:
-    """The error for a place that cannot be written."""
-    return BadFile(
-        f"cannot write {path}: {problem.strerror or problem}; choose a folder that you may write to"
-    )
+    """Make the error for a path that cannot be written."""
+    reason = problem.strerror or problem
+    return BadFile(f"cannot write {path} ({reason}). Choose a folder that you may write to")
 
 
 # Temporary folders
@@ -205,9 +221,7 @@ def unwritable(path: Path, problem: OSError) -> BadFile:
 
 @contextlib.contextmanager
 def _part_of(target: Path) -> Iterator[Path]:
-    """A temporary folder for what shall be at `target`, locked while it is in use, and gone in the
-    end.
-    """
+    """A temporary folder for a target. It is locked while it is in use, and removed at the end."""
     with _locked(target.parent):
         _remove_dead(target)
         prefix = f".{_stem(target)}.{MARK}"
@@ -223,14 +237,14 @@ def _part_of(target: Path) -> Iterator[Path]:
 
 
 def _remove_dead(target: Path) -> None:
-    """Remove the temporary folders of killed writers of `target`: those that nobody locks.
+    """Remove the temporary folders of killed writers of a target. They are those without a lock.
 
-    Called under the lock of the folder around, so that a part whose writer has not locked it yet is
-    not seen.
+    The caller holds the lock of the parent folder. So a folder that its writer has just made, and
+    not locked yet, is never seen here.
     """
     for part in _parts(target):
         handle = _lock_of(part)
-        if handle is None:  # in use, or the system has no locks and nobody can tell
+        if handle is None:  # in use, or the system has no locks
             continue
         only_copy = (part / "old").exists() and not os.path.lexists(target)
         if not only_copy:
@@ -239,20 +253,20 @@ def _remove_dead(target: Path) -> None:
 
 
 def _parts(target: Path) -> list[Path]:
-    """Temporary folders of a place, the newest first. Nobody else gives a folder such a name."""
+    """The temporary folders of a target, the newest first. Their names are offramp's alone."""
     start = f".{_stem(target)}.{MARK}"
-    found = list[tuple[int, Path]]()
+    dated = list[tuple[int, Path]]()
     with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
         for entry in entries:
             ours = entry.name.startswith(start) and entry.name.endswith(PART)
             if ours and entry.is_dir(follow_symlinks=False):
-                found.append((entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path)))
-    return [path for _, path in sorted(found, reverse=True)]
+                dated.append((entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path)))
+    return [path for _, path in sorted(dated, reverse=True)]
 
 
 def _stem(target: Path) -> str:
-    """The name of a place, shortened where a name with our mark would be too long for a file
-    system.
+    """The name of a target, shortened if the name of its temporary folder would be too long for a
+    file system.
     """
     name = target.name
     raw = os.fsencode(name)
@@ -270,8 +284,8 @@ def _discard(part: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; where the system has none, or somebody keeps it for long, go on
-    without.
+    """Hold the lock of a folder. Go on without it if the system has no locks, or if another process
+    does not release it in time.
     """
     handle = _lock_of(folder, wait=PATIENCE)
     try:
@@ -282,10 +296,14 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock_of(folder: Path, *, wait: float = 0.0) -> int | None:
-    """An open handle that locks a folder, until it is closed or its process ends; None where it is
-    not to be had.
+    """An open handle that locks a folder until it is closed or its process ends.
 
-    wait: seconds, while another handle has it.
+    Args:
+        folder: the folder.
+        wait: seconds to wait for another handle.
+
+    Returns:
+        None if the lock cannot be had.
     """
     if fcntl is None:
         return None
@@ -308,12 +326,12 @@ def _lock_of(folder: Path, *, wait: float = 0.0) -> int | None:
         return None
 
 
-# Taking the place
+# Replacing the target
 
 
 def _take_place(new: Path, target: Path, require_own: RequireOwn) -> None:
-    """Put the folder `new` at `target`; what was there stays in the temporary folder. Called under
-    the lock.
+    """Move the folder `new` to `target`. The replaced folder stays in the temporary folder. The
+    caller holds the lock.
     """
     require_own(target)
     if not os.path.lexists(target):
@@ -321,7 +339,7 @@ def _take_place(new: Path, target: Path, require_own: RequireOwn) -> None:
         return
     if exchange(new, target):
         try:
-            require_own(new)  # that was at `target`: somebody may have put a file there since
+            require_own(new)  # the old folder: a file may have been put into it in the meantime
         except BaseException:
             exchange(new, target)
             raise
@@ -336,7 +354,7 @@ def _take_place(new: Path, target: Path, require_own: RequireOwn) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step; False where the system or the file system cannot do it."""
+    """Exchange two folders in one step. Returns False if the system or the file system cannot."""
     call = _exchange_call()
     if call is None:
         return False
@@ -349,23 +367,30 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _exchange_call() -> Callable[[bytes, bytes], Any] | None:
-    """The system's own exchange of two paths, which gives 0 where it worked."""
+    """The system's own exchange of two paths, which returns 0 if it worked; None without one."""
     if sys.platform.startswith("linux"):
-        name, here, flag = "renameat2", -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    elif sys.platform == "darwin":
-        name, here, flag = "renamex_np", None, 2  # RENAME_SWAP
-    else:
-        return None
-    function: Any = getattr(ctypes.CDLL(None, use_errno=True), name, None)  # not in every C library
-    if function is None:
-        return None
-    if here is None:
-        return lambda one, other: function(one, other, flag)
-    return lambda one, other: function(here, one, here, other, flag)
+        here = -100  # AT_FDCWD: paths are relative to the current folder
+        flag = 2  # RENAME_EXCHANGE
+        renameat2: Any = _c_function("renameat2")
+        if renameat2 is None:
+            return None
+        return lambda one, other: renameat2(here, one, here, other, flag)
+    if sys.platform == "darwin":
+        swap = 2  # RENAME_SWAP
+        renamex_np: Any = _c_function("renamex_np")
+        if renamex_np is None:
+            return None
+        return lambda one, other: renamex_np(one, other, swap)
+    return None
+
+
+def _c_function(name: str) -> Any:
+    """A function of the C library; None if it does not have it."""
+    return getattr(ctypes.CDLL(None, use_errno=True), name, None)
 
 
 def _identity(folder: Path) -> tuple[int, int, int] | None:
-    """What tells a folder from another one that takes its place."""
+    """Numbers that differ between a folder and another one that replaces it."""
     try:
         about = os.stat(folder)
     except OSError:
@@ -374,7 +399,7 @@ def _identity(folder: Path) -> tuple[int, int, int] | None:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a path is a regular file itself, and no link to one."""
+    """Whether a path is a regular file itself, and not a link to one."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:
