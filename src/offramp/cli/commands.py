@@ -18,6 +18,7 @@ from offramp.cli.converting import convert
 from offramp.cli.cuts import adopt, cut, inspect
 from offramp.cli.deploying import export
 from offramp.cli.home import demo, doctor
+from offramp.cli.interrupting import insisting
 from offramp.cli.networks import ladder
 from offramp.cli.pages import report
 from offramp.cli.paths import resolutions, route, unrolled
@@ -50,7 +51,7 @@ class Commands(TyperGroup):
         traceback.
         """
         try:
-            with warnings.catch_warnings():
+            with insisting(), warnings.catch_warnings():
                 warnings.simplefilter("always", OfframpWarning)
                 warnings.showwarning = _shown(warnings.showwarning)
                 return super().invoke(ctx)
