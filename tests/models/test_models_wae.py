@@ -213,7 +213,11 @@ class Scaled(Tiny):
             BadNetwork,
             "end in a linear",
         ),
-        (lambda: wae(Fixed(), images_of(2)), BadNetwork, "does not take images of half the size"),
+        (
+            lambda: wae(Fixed(), images_of(2)),
+            BadNetwork,
+            "does not work on images of half the size",
+        ),
         (
             lambda: wae(Scaled().eval(), images_of(2), thin=2),
             BadNetwork,
@@ -228,7 +232,7 @@ class Scaled(Tiny):
         (
             lambda: wae(tiny(), images_of(2), thin=0),
             InvalidArgument,
-            "thin must be 1 or more, got 0",
+            "thin must be a whole number of at least 1, got 0",
         ),
         (
             lambda: wae(tiny(), images_of(2), transform="haar"),
@@ -238,12 +242,12 @@ class Scaled(Tiny):
         (
             lambda: wae(tiny(), images_of(2), classes=5),
             InvalidArgument,
-            "classes, which only a model",
+            "must be the name of one for options, got a .* and classes",
         ),
         (
             lambda: wae(tiny(), images_of(2), high=nn.Linear(5, 5)),
             BadNetwork,
-            "does not take the high image",
+            "high= does not work on the high image",
         ),
     ],
 )

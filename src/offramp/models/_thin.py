@@ -13,40 +13,41 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def thinned(model: nn.Module, by: int, image: int, channels: int) -> nn.Module:
-    """A copy of a network of images without its classifier, 1 / `by` as wide.
+    """Copy a network of images without its classifier, with all widths divided by a number.
 
-    A width of n becomes max(1, n // by) everywhere, so that what is added still fits.
+    A width of n becomes max(1, n // by) everywhere, so that the terms of a sum still fit.
 
     Args:
-        model: its convolutions, linear layers and norms are made anew; all else is copied.
-        by: 1 or more.
+        model: its convolutions, linear layers and norms get new weights; everything else is copied.
+        by: the divisor, at least 1.
         image: channels of the images that the model reads.
-        channels: channels of those that the copy reads.
+        channels: channels of the images that the copy reads.
 
     Returns:
         The copy, whose layers start by torch's own rules.
 
     Raises:
-        BadNetwork: a layer that has no narrower form.
+        BadNetwork: a layer has no narrower form.
     """
-    found = copy.deepcopy(model)
-    for name, part in list(found.named_modules()):
-        narrow = _narrow(name, part, by, image, channels)
+    copied = copy.deepcopy(model)
+    for name, module in list(copied.named_modules()):
+        narrow = _narrow(name, module, by, image, channels)
         if narrow is not None:
             parent, _, key = name.rpartition(".")
-            setattr(found.get_submodule(parent), key, narrow)
-    return found
+            setattr(copied.get_submodule(parent), key, narrow)
+    return copied
 
 
 def _narrow(name: str, part: nn.Module, by: int, image: int, channels: int) -> nn.Module | None:
-    """The narrower form of one layer, or None for what has no width of its own."""
+    """The narrower form of one layer, or None for a module without a width of its own."""
     if isinstance(part, CONVOLUTIONS):
-        first = part.in_channels == image and part.groups == 1
-        width_in = channels if first else _less(part.in_channels, by)
+        width_in = _less(part.in_channels, by)
+        if part.in_channels == image and part.groups == 1:  # it reads the image
+            width_in = channels
         width = _less(part.out_channels, by)
         groups = part.groups
         if groups == part.in_channels and groups > 1:
-            groups = width_in  # depthwise
+            groups = width_in  # depth-wise
         if width_in % groups or width % groups:
             raise BadNetwork(
                 f"{name!r} has {groups} groups and cannot be made {by} times thinner. Give high="
@@ -81,8 +82,8 @@ def _narrow(name: str, part: nn.Module, by: int, image: int, channels: int) -> n
                 "thinner. Give high="
             )
         return nn.GroupNorm(part.num_groups, width, part.eps, part.affine)
-    own = any(True for _ in part.parameters(recurse=False))
-    if own and by > 1:
+    own_parameters = list(part.parameters(recurse=False))
+    if own_parameters and by > 1:
         raise BadNetwork(
             f"{name!r} is a {type(part).__name__}, which has no thinner form. Give high="
         )
@@ -90,4 +91,5 @@ def _narrow(name: str, part: nn.Module, by: int, image: int, channels: int) -> n
 
 
 def _less(width: int, by: int) -> int:
+    """A width divided by a number."""
     return max(1, width // by)

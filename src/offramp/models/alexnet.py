@@ -1,12 +1,12 @@
-"""The AlexNet for CIFAR-10 that BranchyNet grows its branches on (Teerapittayanon et al., 2016,
+"""The AlexNet for CIFAR-10 to which BranchyNet adds its branches (Teerapittayanon et al., 2016,
 arXiv 1709.01686).
 
-Follows the authors' code, whose poolings round sizes up, whose local response norm is Chainer's,
-and whose weights start by LeCun's rule. Cut after `conv2` and `conv3`, before their ReLU, and hang
-the exit `b_alexnet` there: that is B-AlexNet. The paper's text has the branches after the first and
-second convolution instead. Nothing works in place, so that a tap keeps what it saw. The
-preprocessing is ours: normalisation by CIFAR-10's own constants, where the authors whiten the
-images beforehand. No weights come with it.
+Follows the authors' code: poolings round sizes up, the local response norm is Chainer's, and
+weights start by LeCun's rule. With a cut after `conv2` and `conv3`, before their ReLU, and the exit
+`b_alexnet` there, it is B-AlexNet. The paper's text has the branches after the first and second
+convolution instead. No operation works in place, so that a tap keeps its value. The preprocessing
+is ours: normalisation by CIFAR-10's own constants. The authors whiten the images beforehand. No
+weights come with it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def preprocess() -> Preprocess:
 
 
 def alexnet(classes: int = 10) -> AlexNet:
-    """0.54 M parameters, 28.2 M MACs: 55 % of them up to `conv2`, 68 % up to `conv3`."""
+    """AlexNet: 0.54 M parameters, 28.2 M MACs, 55 % of them up to `conv2`, 68 % up to `conv3`."""
     return AlexNet(classes)
 
 
 class AlexNet(nn.Module):
-    """Images [B, 3, 32, 32] -> logits [B, 10]: five convolutions and three linear layers with
-    dropout between.
+    """Images [B, 3, 32, 32] -> logits [B, classes]: five convolutions and three linear layers with
+    dropout between them.
     """
 
     def __init__(self, classes: int = 10) -> None:
@@ -52,7 +52,7 @@ class AlexNet(nn.Module):
         chainer_start(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes]."""
+        """Images [B, 3, 32, 32] -> logits [B, classes]."""
         h = self.norm(self.pool(torch.relu(self.conv1(x))))  # [B, 32, 16, 16], of 32 x 32
         h = self.norm(self.pool(torch.relu(self.conv2(h))))  # [B, 64, 8, 8]
         h = torch.relu(self.conv4(torch.relu(self.conv3(h))))  # [B, 96, 8, 8]

@@ -1,4 +1,4 @@
-"""A model of this shelf that reads images at another size than they come with."""
+"""A model of this shelf that resizes its images first."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["at_size"]
 
 
 def at_size(model: str = "resnet20", size: int = 32, **arguments: Any) -> nn.Sequential:
-    """Resizing, and then a model.
+    """Make a model that resizes its images first.
 
     Args:
         model: its name on this shelf.
-        size: height and width.
+        size: height and width after the resize.
         arguments: of the model.
     """
     return nn.Sequential(AtSize(size), shelved("models", model)(**arguments))

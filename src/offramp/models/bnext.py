@@ -8,9 +8,9 @@ code).
     block       attention (even blocks) or a 3x3 FFN (odd ones), then a 1x1 FFN; where channels
                 double, two 1x1 FFNs whose outputs are put side by side
 
-Stem and last layer are float. Temperatures of weights and signs fall while it is trained: the
-recipe `consecutive`, and every other one that anneals layers, sees to it. In eval mode weights are
-signs. Stock kernels compute signs in float32: no time is saved.
+Stem and last layer are float. The temperatures of weights and signs fall during the training, in
+the recipe `consecutive` and in every other one that anneals layers. In eval mode weights are signs.
+Stock kernels compute signs in float32, so no time is saved.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from offramp._support.arguments import require_count
 from offramp.errors import InvalidArgument
 from offramp.layers.binary import Binary
 from offramp.layers.preprocess import Preprocess
@@ -44,19 +45,24 @@ def bnext(size: str = "tiny", classes: int = 1000, stride: int = 2, divide: int 
 
     Args:
         size: tiny, small, middle or large.
-        classes: of the answer.
+        classes: number of classes.
         stride: of the stem; 1 for small images.
-        divide: all widths are divided by this, for trials.
+        divide: divisor of all widths, for trials.
 
     Raises:
-        InvalidArgument: another size, or widths that do not divide.
+        InvalidArgument: `size` is another one, or `divide` does not divide all widths.
     """
     if size not in WIDTHS:
         raise InvalidArgument(f"size must be one of {', '.join(WIDTHS)}, got {size!r}")
-    widths = WIDTHS[size]
-    if any(width % divide for width in widths) or divide < 1:
-        raise InvalidArgument(f"divide must divide the widths {sorted(set(widths))}, got {divide}")
-    return BNext([width // divide for width in widths], classes, stride)
+    require_count("divide", divide)
+    widths = list[int]()
+    for width in WIDTHS[size]:
+        if width % divide:
+            raise InvalidArgument(
+                f"divide must divide the widths {sorted(set(WIDTHS[size]))}, got {divide}"
+            )
+        widths.append(width // divide)
+    return BNext(widths, classes, stride)
 
 
 class SubBlock(nn.Module):
@@ -76,10 +82,10 @@ class SubBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H', W']."""
-        y: Tensor = self.act(self.norm(self.conv(x)))
+        y: Tensor = self.act(self.norm(self.conv(x)))  # [B, C, H', W']
         share = self.share.clamp(0, 1)
         mix = share * pooled(x, self.stride) + (1 - share) * y
-        weights: Tensor = self.squeeze(mix.mean((2, 3), keepdim=True))
+        weights: Tensor = self.squeeze(mix.mean((2, 3), keepdim=True))  # [B, C, 1, 1]
         return weights * y
 
 
@@ -124,17 +130,23 @@ class BasicBlock(nn.Module):
             self.first: nn.Module = Attention(width_in, stride)
         else:
             self.first = FeedForward(width_in, 3, stride)
-        copies = width // width_in
+        copies = width // width_in  # 2 if the channels double
         self.second = nn.ModuleList(FeedForward(width_in, 1) for _ in range(copies))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C or 2 C, H', W']."""
         h = self.first(x)
-        return torch.cat([part(h) for part in self.second], 1)
+        return torch.cat([second(h) for second in self.second], 1)
 
 
 class BNext(nn.Module):
-    """A stem, blocks, and a head."""
+    """Images [B, 3, H, W] -> logits [B, classes]: a stem, blocks and a head.
+
+    Args:
+        widths: of the stem and of each block.
+        classes: number of classes.
+        stride: of the stem.
+    """
 
     def __init__(self, widths: list[int], classes: int, stride: int) -> None:
         super().__init__()
@@ -143,14 +155,17 @@ class BNext(nn.Module):
             nn.Conv2d(3, first, 3, stride, padding=1, bias=False), nn.BatchNorm2d(first)
         )
         blocks = []
-        now = first
+        width_in = first
         for index, width in enumerate(others):
-            halves = index > 0 and width != now
-            blocks.append(BasicBlock(now, width, 2 if halves else 1, index))
-            now = width
+            # height and width are halved where the channels double, except in the first block
+            block_stride = 1
+            if index > 0 and width != width_in:
+                block_stride = 2
+            blocks.append(BasicBlock(width_in, width, block_stride, index))
+            width_in = width
         self.blocks = nn.Sequential(*blocks)
-        self.act = nn.PReLU(now)
-        self.head = nn.Linear(now, classes)
+        self.act = nn.PReLU(width_in)
+        self.head = nn.Linear(width_in, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, classes]."""
@@ -160,7 +175,7 @@ class BNext(nn.Module):
 
 
 def pooled(x: Tensor, stride: int) -> Tensor:
-    """The mean of neighbours where the stride is 2; the last one alone at an odd side."""
+    """The mean of 2x2 neighbours if the stride is 2. At an odd side the last pixel stays alone."""
     if stride == 1:
         return x
     return avg_pool2d(x, stride, stride, ceil_mode=True, count_include_pad=False)

@@ -1,13 +1,13 @@
-"""The ResNet-110 for CIFAR-10 that BranchyNet grows its branches on (Teerapittayanon et al., 2016,
+"""The ResNet-110 for CIFAR-10 to which BranchyNet adds its branches (Teerapittayanon et al., 2016,
 arXiv 1709.01686).
 
-As in the authors' code it differs from `resnet110`: the stem pads nothing, so that stages work on
-30, 15 and 8 pixels, and a 6x6 pooling of stride 1 leaves 3x3 means to the linear layer;
-convolutions have biases, batch norms an epsilon of 2e-5, and new channels of a shortcut stand
-before the others. Cut after `stem` and `layer1` and hang the exit `b_resnet`
-there: that is B-ResNet-110. The paper's text has the first branch behind another block, and so had
-the code until its commit 2c61194 of September 2016 moved it there. The preprocessing is that of
-`alexnet`, ours. No weights come with it.
+As in the authors' code, it differs from `resnet110`. The stem has no padding, so that stages work
+on 30, 15 and 8 pixels, and a 6x6 pooling of stride 1 leaves 3x3 means for the linear layer.
+Convolutions have biases, batch norms have an epsilon of 2e-5, and the new channels of a shortcut
+come before the others. With a cut after `stem` and `layer1`, and the exit `b_resnet` there, it is
+B-ResNet-110. In the paper's text the first branch comes after another block, as it did in the code
+until commit 2c61194 of September 2016 moved it. The preprocessing is that of `alexnet`, which is
+ours. No weights come with it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def preprocess() -> Preprocess:
 
 
 def resnet110_branchy(classes: int = 10) -> BranchyResNet:
-    """1.73 M parameters, 232.4 M MACs: 0.2 % of them up to `stem`, 32 % up to `layer1`."""
+    """ResNet-110 of BranchyNet: 1.73 M parameters, 232.4 M MACs, 0.2 % of them up to `stem`, 32 %
+    up to `layer1`.
+    """
     return BranchyResNet(18, classes)
 
 
@@ -38,9 +40,9 @@ class BranchyResNet(nn.Module):
     """Images [B, 3, 32, 32] -> logits [B, classes]: a stem and three stages of `blocks` basic
     blocks each.
 
-    Weights start as in the authors' code. A state dict of the first edition, which had no biases,
-    turns the network into that edition's form when it is loaded: without biases, epsilons of 1e-5,
-    new channels on both sides.
+    Weights start as in the authors' code. The first edition had no biases. If its state dict is
+    loaded, the network takes the form of that edition: without biases, with epsilons of 1e-5, and
+    with new channels on both sides.
     """
 
     def __init__(self, blocks: int, classes: int = 10) -> None:
@@ -61,13 +63,15 @@ class BranchyResNet(nn.Module):
         return logits
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """Called by `load_state_dict` before the parts load."""
+        """`load_state_dict` calls this before it loads the children."""
         if f"{prefix}stem.0.weight" in state_dict and f"{prefix}stem.0.bias" not in state_dict:
             as_first_edition(self)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 def _stage(width_in: int, width: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(
-        *(branchy_block(width if index else width_in, width) for index in range(blocks))
-    )
+    """Blocks of one width; the first one changes the width."""
+    units = [branchy_block(width_in, width)]
+    for _ in range(blocks - 1):
+        units.append(branchy_block(width, width))
+    return nn.Sequential(*units)

@@ -18,8 +18,8 @@ from offramp.layers.preprocess import Preprocess
 
 __all__ = ["densenet201"]
 
-GROWTH = 32
-BOTTLENECK = 4
+GROWTH = 32  # new channels per layer
+BOTTLENECK = 4  # channels of a 1x1 convolution, by the growth
 
 
 def preprocess() -> Preprocess:
@@ -28,13 +28,15 @@ def preprocess() -> Preprocess:
 
 
 def densenet201(classes: int = 10) -> DenseNet:
-    """18.1 M parameters, 1,363.9 M MACs: 25.0 % of them up to `block1`, 44.6 % up to `block2`."""
+    """DenseNet-201: 18.1 M parameters, 1,363.9 M MACs, 25.0 % of them up to `block1`, 44.6 % up to
+    `block2`.
+    """
     return DenseNet((6, 12, 48, 32), classes)
 
 
 class DenseNet(nn.Module):
-    """Images [B, 3, 32, 32] -> logits [B, 10]: a stem, four dense blocks, transitions that halve in
-    between.
+    """Images [B, 3, 32, 32] -> logits [B, classes]: a stem and four dense blocks, with transitions
+    between them that halve channels, height and width.
     """
 
     def __init__(self, layers: Sequence[int], classes: int = 10) -> None:
@@ -65,8 +67,8 @@ class DenseNet(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """BN, ReLU, 1x1 convolution to four times the growth, BN, ReLU, 3x3 convolution; what is new
-    joins what came in.
+    """BN, ReLU, 1x1 convolution to four times the growth, BN, ReLU, 3x3 convolution. The new
+    channels are concatenated to the input.
     """
 
     def __init__(self, width_in: int) -> None:
@@ -99,7 +101,10 @@ class Transition(nn.Module):
 
 
 def _block(width_in: int, layers: int) -> tuple[nn.Sequential, int]:
-    """A dense block, and how many channels it gives."""
-    return nn.Sequential(
-        *(DenseLayer(width_in + GROWTH * index) for index in range(layers))
-    ), width_in + GROWTH * layers
+    """A dense block, and the number of its output channels."""
+    block = nn.Sequential()
+    width = width_in
+    for _ in range(layers):
+        block.append(DenseLayer(width))
+        width += GROWTH
+    return block, width

@@ -7,8 +7,6 @@ strictly.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -49,8 +47,8 @@ def resnet110(classes: int = 10) -> CifarResNet:
 
 
 class CifarResNet(nn.Module):
-    """Images [B, 3, 32, 32] -> logits [B, 10]: a stem and three stages of `blocks` basic blocks
-    each.
+    """Images [B, 3, 32, 32] -> logits [B, classes]: a stem and three stages of `blocks` basic
+    blocks each.
     """
 
     def __init__(self, blocks: int, classes: int = 10) -> None:
@@ -64,12 +62,15 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes]."""
-        h = torch.relu(self.bn1(self.conv1(x)))
-        h = self.layer3(self.layer2(self.layer1(h)))
+        h = torch.relu(self.bn1(self.conv1(x)))  # [B, 16, 32, 32]
+        h = self.layer3(self.layer2(self.layer1(h)))  # [B, 64, 8, 8], after [B, 32, 16, 16]
         logits: Tensor = self.linear(h.mean((2, 3)))
         return logits
 
 
 def _stage(width_in: int, width: int, blocks: int) -> nn.Sequential:
-    first: list[Any] = [Block(width_in, width)]
-    return nn.Sequential(*first, *(Block(width, width) for _ in range(blocks - 1)))
+    """Blocks of one width; the first one changes the width."""
+    units = [Block(width_in, width)]
+    for _ in range(blocks - 1):
+        units.append(Block(width, width))
+    return nn.Sequential(*units)

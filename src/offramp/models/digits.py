@@ -31,9 +31,11 @@ def digits_large() -> nn.Sequential:
     """Images [B, 1, 8, 8] -> logits [B, 10]: four convolutions of 64 channels; 121,930 parameters,
     5.4 M MACs.
     """
+    # [B, 64, 8, 8] up to the pooling, [B, 64, 4, 4] after it
     body = [*_block(1), *_block(64), *_block(64), nn.MaxPool2d(2), *_block(64)]
     return nn.Sequential(*body, nn.Flatten(), nn.Dropout(0.3), nn.Linear(1024, 10))
 
 
 def _block(width_in: int) -> list[nn.Module]:
+    """A 3x3 convolution to 64 channels, a batch norm and a ReLU."""
     return [nn.Conv2d(width_in, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]

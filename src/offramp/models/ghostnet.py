@@ -33,7 +33,7 @@ STAGES = (
     ((5, 672, 160, 0.25, 2),),
     ((5, 960, 160, 0.0, 1), (5, 960, 160, 0.25, 1), (5, 960, 160, 0.0, 1), (5, 960, 160, 0.25, 1)),
 )
-FEATURES = 1280
+FEATURES = 1280  # of the last hidden layer
 
 
 def preprocess() -> Preprocess:
@@ -42,12 +42,12 @@ def preprocess() -> Preprocess:
 
 
 def ghostnet(classes: int = 1000, width: float = 1.0, dropout: float = 0.2) -> GhostNet:
-    """GhostNet of a width: 1.0, 0.5 and 1.3 are those of the paper.
+    """GhostNet of a width. The paper has 0.5, 1.0 and 1.3.
 
     Args:
-        classes: of the answer.
-        width: what all channels are multiplied by.
-        dropout: before the last layer, while it is trained.
+        classes: number of classes.
+        width: factor of all channels.
+        dropout: before the last layer, during training.
     """
     return GhostNet(classes, width, dropout)
 
@@ -66,13 +66,15 @@ class ConvBnAct(nn.Module):
 
 
 class GhostNet(nn.Module):
-    """A stem, nine stages of ghost bottlenecks, and a head."""
+    """Images [B, 3, H, W] -> logits [B, classes]: a stem, nine stages of ghost bottlenecks, and a
+    head.
+    """
 
     def __init__(self, classes: int, width: float, dropout: float) -> None:
         super().__init__()
-        now = divisible(16 * width, 4)
-        self.conv_stem = nn.Conv2d(3, now, 3, 2, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(now)
+        width_in = divisible(16 * width, 4)
+        self.conv_stem = nn.Conv2d(3, width_in, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width_in)
         stages: list[nn.Module] = []
         inner = 0
         for rows in STAGES:
@@ -80,10 +82,11 @@ class GhostNet(nn.Module):
             for kernel, expanded, channels, squeeze, stride in rows:
                 out = divisible(channels * width, 4)
                 inner = divisible(expanded * width, 4)
-                blocks.append(GhostBottleneck(now, inner, out, kernel, stride, squeeze))
-                now = out
+                blocks.append(GhostBottleneck(width_in, inner, out, kernel, stride, squeeze))
+                width_in = out
             stages.append(nn.Sequential(*blocks))
-        stages.append(nn.Sequential(ConvBnAct(now, inner)))
+        # after the last bottleneck, a convolution to as many channels as it has inside
+        stages.append(nn.Sequential(ConvBnAct(width_in, inner)))
         self.blocks = nn.Sequential(*stages)
         self.conv_head = nn.Conv2d(inner, FEATURES, 1)
         self.dropout = nn.Dropout(dropout)
@@ -91,10 +94,10 @@ class GhostNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, classes]."""
-        h = torch.relu(self.bn1(self.conv_stem(x)))
-        h = self.blocks(h)
+        h = torch.relu(self.bn1(self.conv_stem(x)))  # [B, 16 width, H/2, W/2]
+        h = self.blocks(h)  # [B, 960 width, H/32, W/32]
         h = h.mean((2, 3), keepdim=True)
-        h = torch.relu(self.conv_head(h)).flatten(1)
+        h = torch.relu(self.conv_head(h)).flatten(1)  # [B, 1280]
         logits: Any = self.classifier(self.dropout(h))
         assert isinstance(logits, Tensor)
         return logits

@@ -1,10 +1,10 @@
-"""The LeNet that BranchyNet grows its branch on (Teerapittayanon et al., 2016, arXiv 1709.01686),
-for MNIST.
+"""The LeNet for MNIST to which BranchyNet adds its branch (Teerapittayanon et al., 2016, arXiv
+1709.01686).
 
-Follows the authors' code, whose poolings round sizes up and whose weights start by LeCun's rule.
-Cut after `conv1`, before pooling and ReLU, and hang the exit `b_lenet` there: that is B-LeNet.
-Nothing works in place, so that a tap keeps what it saw. The preprocessing is ours: the usual
-normalisation by MNIST's own constants. No weights come with it.
+Follows the authors' code: poolings round sizes up, and weights start by LeCun's rule. With a cut
+after `conv1`, before pooling and ReLU, and the exit `b_lenet` there, it is B-LeNet. No operation
+works in place, so that a tap keeps its value. The preprocessing is ours: the usual normalisation by
+MNIST's own constants. No weights come with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def preprocess() -> Preprocess:
 
 
 def lenet(classes: int = 10) -> LeNet:
-    """67,824 parameters, 1.14 M MACs."""
+    """LeNet: 67,824 parameters, 1.14 M MACs."""
     return LeNet(classes)
 
 

@@ -1,24 +1,25 @@
-"""Multi-scale dense networks for CIFAR-100 (Huang et al., 2017, arXiv 1703.09844): several scales
-from the first layer.
+"""Multi-scale dense networks for CIFAR-100 (Huang et al., 2017, arXiv 1703.09844), with several
+scales from the first layer on.
 
-Follows the authors' PyTorch port; sizes are checked against its costs per exit. The model here ends
-in the last classifier alone. The others are exits: cut after the blocks and hang them on, by name.
+Follows the authors' PyTorch port; sizes are checked against its costs per exit. The model here has
+only the last classifier. The others are exits: cut the model after its blocks.
 
     model = msdnet_even().eval()
     net = cut(model, example, at=model.cuts, exits="strided", spec="offramp:msdnet_even")
     fit(net, train, recipe="joint")
 
-Every block gives its scales from the coarsest to the finest: the first of them is what a tap shows,
-and what the classifier reads. No weights come with it. The port, and so `joint` here, weighs all
-exits alike. Weights start by torch's own rules: the port means to follow He's, but looks for layers
-one level too high and so leaves them as they are. The preprocessing is the usual normalisation by
+A block returns its scales from the coarsest to the finest. An exit after the block reads the first
+one, the coarsest. No weights come with it. The port, and so `joint` here, gives all exits the same
+weight in the loss. Weights start by torch's own rules: the port tries to use He's, but looks for
+layers one level too high, so it changes nothing. The preprocessing is the usual normalisation by
 CIFAR-100's own constants.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -39,26 +40,32 @@ def preprocess() -> Preprocess:
 
 
 def msdnet_even(blocks: int = 7, base: int = 4, step: int = 2, classes: int = 100) -> MSDNet:
-    """A first block of `base` layers, and `step` layers in each other one; 5, 7 and 10 blocks are
-    the usual ones.
+    """An MSDNet whose first block has `base` layers, and every other one `step` layers. Usual are
+    5, 7 and 10 blocks.
     """
     return MSDNet([base] + [step] * (blocks - 1), classes)
 
 
 def msdnet_growing(blocks: int = 5, base: int = 1, step: int = 1, classes: int = 100) -> MSDNet:
-    """A first block of `base` layers, and step * i + 1 in the i-th after it: 1, 2, 3, ... by
-    default.
+    """An MSDNet whose first block has `base` layers, and the i-th block after it step * i + 1
+    layers: 1, 2, 3, ... by default.
     """
     return MSDNet([base] + [step * index + 1 for index in range(1, blocks)], classes)
 
 
 class MSDNet(nn.Module):
-    """Images -> logits [B, classes] of the last classifier. `cuts` names the blocks before the last
-    one.
+    """Images -> logits [B, classes] of the last classifier.
 
-    depths: layers of each block. channels: of the finest scale at first; growth: new ones per
-    layer. factors: of both and of the bottlenecks, by scale from the finest (1-2-4 on CIFAR).
-    large: for images of 224, not of 32.
+    Args:
+        depths: number of layers in each block.
+        classes: number of classes.
+        channels: of the first layer at the finest scale.
+        growth: new channels per layer at the finest scale.
+        factors: of channels, growth and bottlenecks, by scale from the finest (1-2-4 on CIFAR).
+        large: whether images have 224 pixels a side, and not 32.
+
+    Attributes:
+        cuts: names of the blocks before the last one.
     """
 
     def __init__(
@@ -75,27 +82,33 @@ class MSDNet(nn.Module):
         self.stem = ScaleStem(channels, factors, large=large)
         blocks = list[nn.Module]()
         width = channels
-        for start, depth in zip(accumulate([0, *depths]), depths, strict=False):
+        index = 0  # of a layer, over all blocks
+        dropped = 0  # how many of the finest scales are gone before this layer
+        for depth in depths:
             layers = list[nn.Module]()
-            for index in range(start, start + depth):
-                before, after = (
-                    _dropped(at, sum(depths), len(factors)) for at in (max(0, index - 1), index)
-                )
-                layers.append(ScaleLayer(width, growth, factors, before, after))
+            for _ in range(depth):
+                dropped_after = _dropped(index, sum(depths), len(factors))
+                layers.append(ScaleLayer(width, growth, factors, dropped, dropped_after))
                 width += growth
-                if after > before:
-                    layers.append(ScaleTransition(width, factors[after:]))
+                if dropped_after > dropped:  # the scales that are left go on with half the channels
+                    layers.append(ScaleTransition(width, factors[dropped_after:]))
                     width //= 2
+                dropped = dropped_after
+                index += 1
             blocks.append(nn.Sequential(*layers))
         self.blocks = nn.ModuleList(blocks)
-        self.cuts = tuple(f"blocks.{index}" for index in range(len(depths) - 1))
-        size = (224 if large else 32) // (4 if large else 1) // 2 ** (len(factors) - 1)
-        self.head = Strided(
-            (width * factors[-1], size, size), classes, None if large else 128
-        ).layers
+        self.cuts = tuple(f"blocks.{number}" for number in range(len(depths) - 1))
+        # the head reads the coarsest scale
+        side = 32
+        head_width: int | None = 128
+        if large:
+            side = 56  # after a stem that divides 224 by 4
+            head_width = None
+        size = side // 2 ** (len(factors) - 1)
+        self.head = Strided((width * factors[-1], size, size), classes, head_width).layers
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes]."""
+        """Images [B, 3, H, W] -> logits [B, classes]."""
         scales: Scales = self.stem(x)
         for block in self.blocks:
             scales = block(scales)
@@ -105,7 +118,7 @@ class MSDNet(nn.Module):
 
 class ScaleStem(nn.Module):
     """The first layer: one convolution for the finest scale, and a strided one from each scale to
-    the next.
+    the next coarser one.
     """
 
     def __init__(self, channels: int, factors: Sequence[int], *, large: bool) -> None:
@@ -114,26 +127,32 @@ class ScaleStem(nn.Module):
             finest = large_stem(channels * factors[0], he=False)
         else:
             finest = unit(3, channels * factors[0], 3, he=False)
+        self.scales = nn.ModuleList([finest])
         widths = [channels * factor for factor in factors]
-        down = (unit(width_in, width, 3, 2, he=False) for width_in, width in pairwise(widths))
-        self.scales = nn.ModuleList([finest, *down])
+        for width_in, width in pairwise(widths):
+            self.scales.append(unit(width_in, width, 3, 2, he=False))
 
     def forward(self, x: Tensor) -> Scales:
-        """Images [B, 3, H, W] -> all scales."""
-        made = list[Tensor]()
+        """Images [B, 3, H, W] -> all scales, the coarsest first."""
+        scales = list[Tensor]()
         for scale in self.scales:
             x = scale(x)
-            made.append(x)
-        return tuple(reversed(made))
+            scales.append(x)
+        return tuple(reversed(scales))
 
 
 class ScaleLayer(nn.Module):
-    """New features for every scale, beside those that came in: half from the next finer scale, half
-    from its own.
+    """Adds new features to every scale: half from the next finer scale, half from its own.
 
-    width: channels that come in at factor 1. before, after: how many of the finest scales came in
-    no more, and are given no more. The finest scale that came in has nothing finer, and makes all
-    of its new features from itself. A bottleneck's factor is that of the scale which it reads.
+    The finest scale of the input makes all of its new features from itself. A bottleneck has the
+    factor of the scale that it reads.
+
+    Args:
+        width: input channels of a scale with factor 1.
+        growth: new channels of a scale with factor 1.
+        factors: by scale, from the finest.
+        before: how many of the finest scales the input does not have.
+        after: how many of the finest scales the output does not have.
     """
 
     def __init__(
@@ -147,7 +166,7 @@ class ScaleLayer(nn.Module):
             # keys count from the coarsest scale, as the tensors do
             key = str(len(factors) - 1 - index)
             new = growth * factors[index]
-            if index > before:
+            if index > before:  # there is a finer scale, which makes the other half
                 new //= 2
                 self.down[key] = narrowed(
                     width * factors[index - 1], new, factors[index - 1], 2, he=False
@@ -156,35 +175,42 @@ class ScaleLayer(nn.Module):
 
     def forward(self, scales: Scales) -> Scales:
         """[B, C, H, W] per scale -> [B, C + new, H, W] per scale that is left."""
-        made = list[Tensor]()
+        outputs = list[Tensor]()
         for index in range(self.given):
             key = str(index)
+            # dense: the input, then features from the finer scale, then those from its own
             parts = [scales[index]]
             if key in self.down:
                 parts.append(self.down[key](scales[index + 1]))
-            made.append(torch.cat([*parts, self.across[key](scales[index])], 1))
-        return tuple(made)
+            parts.append(self.across[key](scales[index]))
+            outputs.append(torch.cat(parts, 1))
+        return tuple(outputs)
 
 
 class ScaleTransition(nn.Module):
-    """1x1 convolutions to half the channels, on every scale that is left. factors: theirs, from the
-    finest.
+    """1x1 convolutions to half the channels, on every remaining scale.
+
+    Args:
+        width: input channels of a scale with factor 1.
+        factors: of the remaining scales, from the finest.
     """
 
     def __init__(self, width: int, factors: Sequence[int]) -> None:
         super().__init__()
-        halves = (
-            unit(width * factor, width // 2 * factor, 1, he=False) for factor in reversed(factors)
-        )
-        self.scales = nn.ModuleList(halves)
+        self.scales = nn.ModuleList()
+        for factor in reversed(factors):
+            self.scales.append(unit(width * factor, width // 2 * factor, 1, he=False))
 
     def forward(self, scales: Scales) -> Scales:
         """[B, C, H, W] per scale -> [B, C / 2, H, W] per scale."""
-        return tuple(half(one) for half, one in zip(self.scales, scales, strict=True))
+        outputs = list[Tensor]()
+        for halving, scale in zip(self.scales, scales, strict=True):
+            outputs.append(halving(scale))
+        return tuple(outputs)
 
 
 def _dropped(index: int, layers: int, scales: int) -> int:
-    """How many of the finest scales a layer gives no more: one per group of ceil(layers / scales)
-    layers behind it.
+    """How many of the finest scales are gone after a layer. One is dropped after every ceil(layers
+    / scales) layers.
     """
-    return index // -(-layers // scales)
+    return index // math.ceil(layers / scales)

@@ -1,6 +1,4 @@
-"""A segment that hands on what it reads: what stands at a fork, and at an exit between two
-segments.
-"""
+"""A segment that returns its input, for a fork, or for an exit between two segments."""
 
 from __future__ import annotations
 
@@ -10,5 +8,5 @@ __all__ = ["nothing"]
 
 
 def nothing() -> nn.Identity:
-    """What computes nothing."""
+    """A segment that computes nothing."""
     return nn.Identity()

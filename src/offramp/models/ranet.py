@@ -1,13 +1,14 @@
-"""Resolution adaptive networks for CIFAR-100 (Yang et al., CVPR 2020, arXiv 2003.07326): coarse
-images first.
+"""Resolution adaptive networks for CIFAR-100 (Yang et al., CVPR 2020, arXiv 2003.07326), which read
+coarse images first.
 
-A row of sub-networks, one per scale from the coarsest on. Each has more blocks than the one before
-it: as many blocks as that one had are fused with what it found there, layer by layer, and a
-classifier follows each of the others. Sizes follow the authors' public code
-(yangle15/RANet-pytorch), checked against the costs that BoostNet (arXiv 2211.16726) plots. As with
-MSDNet, the model ends in its last classifier; cut it at `cuts`, with exits `strided?he=true`. A
-block gives first what its classifier reads. Weights start by He's rule, which takes effect in this
-code. The preprocessing is that of `msdnet`. No weights come with it.
+The network is a sequence of sub-networks, one per scale, from the coarsest to the finest. Each one
+has more blocks than the one before it. Its first blocks are fused: layer by layer they also read
+the features of the previous sub-network's blocks. A classifier follows each of the other blocks.
+Sizes follow the authors' public code (yangle15/RANet-pytorch), and are checked against the costs
+that BoostNet (arXiv 2211.16726) plots. As with MSDNet, the model ends in its last classifier. Cut
+it at `cuts`, with exits `strided?he=true`. The first output of a block is the input of its
+classifier. Weights start by He's rule, which takes effect in this code. The preprocessing is that
+of `msdnet`. No weights come with it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from offramp.models.msdnet import preprocess as _cifar
 
 __all__ = ["ranet", "ranet_growing"]
 
-# what came into each layer of a block, and what came out of the last: [B, C, H, W] each
+# the input of each layer of a block, and the output of the last one: [B, C, H, W] each
 Lows = tuple[Tensor, ...]
 
 
@@ -37,20 +38,25 @@ def preprocess() -> Preprocess:
 
 
 def ranet(classes: int = 100) -> RANet:
-    """Eight exits: four sub-networks of 2, 4, 6 and 8 blocks, from a quarter of the size to all of
-    it.
+    """A RANet with eight exits: four sub-networks of 2, 4, 6 and 8 blocks, from a quarter of the
+    image's size to the whole size.
     """
     return RANet(classes, (1, 2, 3, 3), (4, 2, 1, 1))
 
 
 def ranet_growing(classes: int = 100) -> RANet:
-    """Six exits: three sub-networks, whose blocks have two layers, four, six, and so on."""
+    """A RANet with six exits: three sub-networks, whose blocks have 2, 4, 6, ... layers."""
     return RANet(classes, (1, 2, 3), (4, 2, 1), step=2, growing=True)
 
 
 class RanetSizes(NamedTuple):
-    """What all blocks of a sub-network share: new channels per layer, bottlenecks, and those of the
-    one before.
+    """The sizes of all blocks in a sub-network.
+
+    Attributes:
+        growth: new channels per layer.
+        factor: of the bottlenecks.
+        low_factor: of the bottlenecks that read the previous sub-network.
+        compress: the share of new channels from the previous sub-network.
     """
 
     growth: int
@@ -60,14 +66,24 @@ class RanetSizes(NamedTuple):
 
 
 class RANet(nn.Module):
-    """Images -> logits [B, classes] of the last classifier. `cuts` names the blocks of the
-    classifiers before it.
+    """Images -> logits [B, classes] of the last classifier.
 
-    levels: the scale of each sub-network, 1 for the coarsest, each next number twice as large.
-    factors: of channels and bottlenecks. blocks: of the first; `more` in each next one. step:
-    layers of a block, or, growing, of the first one, and the n-th has n times as many. compress:
-    the share of new channels that come from the sub-network before. large: for images of 224, not
-    of 32.
+    Args:
+        classes: number of classes.
+        levels: the scale of each sub-network. 1 is the coarsest; each level is twice as large as
+            the one before.
+        factors: of channels and bottlenecks, by sub-network.
+        channels: of the first layer, times the factor.
+        growth: new channels per layer, times the factor.
+        blocks: number of blocks in the first sub-network.
+        more: how many more blocks each sub-network has than the one before.
+        step: layers of a block.
+        growing: whether the n-th block has n times as many layers.
+        compress: the share of new channels that come from the previous sub-network.
+        large: whether images have 224 pixels a side, and not 32.
+
+    Attributes:
+        cuts: names of the blocks that a classifier follows, without the last one.
     """
 
     def __init__(
@@ -89,50 +105,73 @@ class RANet(nn.Module):
         self.stem = RanetStem(channels, levels, factors, large=large)
         self.flows = nn.ModuleList()
         self.cuts = list[str]()
-        ends, lows = (
-            [0],
-            list[list[int]](),
-        )  # blocks of each sub-network; widths of what the one before found
+        block_counts = list[int]()  # of the sub-networks so far
+        lows = list[list[int]]()  # by block of the previous sub-network, the widths of its `Lows`
         for flow, (level, factor) in enumerate(zip(levels, factors, strict=True)):
             sizes = RanetSizes(growth * factor, factor, factors[max(0, flow - 1)], compress)
-            # where fused blocks halve height and width
-            halving = ends[1:][-(level - 1) :] if level > 1 else []
-            ends.append(blocks + more * flow)
+            # A sub-network at level l halves height and width l - 1 times, to end at the coarsest
+            # scale. The halving blocks are those at which earlier sub-networks end.
+            halving = list[int]()
+            if level > 1:
+                halving = block_counts[-(level - 1) :]
+            count = blocks + more * flow
+            block_counts.append(count)
+            # After each of l equal parts but the last, half of the channels go on.
+            shrinking = {count * part // level for part in range(1, level)}
             width = channels * factor
-            made = nn.ModuleList()
-            found = list[list[int]]()
-            for number in range(1, ends[-1] + 1):
-                shrink = number in {ends[-1] * part // level for part in range(1, level)}
-                low = lows[number - 1] if number <= ends[-2] else None
-                depth = step * (number if growing else 1)
-                block = RanetBlock(width, depth, sizes, low, halve=number in halving, shrink=shrink)
-                made.append(block)
-                found.append([width + sizes.growth * index for index in range(depth + 1)])
+            flow_blocks = nn.ModuleList()
+            flow_lows = list[list[int]]()
+            for number in range(1, count + 1):
+                low: list[int] | None = None  # not fused, with a classifier
+                if number <= len(lows):
+                    low = lows[number - 1]
+                depth = step
+                if growing:
+                    depth = step * number
+                block = RanetBlock(
+                    width,
+                    depth,
+                    sizes,
+                    low,
+                    halve=number in halving,
+                    shrink=number in shrinking,
+                )
+                flow_blocks.append(block)
+                flow_lows.append([width + sizes.growth * index for index in range(depth + 1)])
                 width = block.width
                 if low is None:
                     self.cuts.append(f"flows.{flow}.{number - 1}")
-            self.flows.append(made)
-            lows = found
+            self.flows.append(flow_blocks)
+            lows = flow_lows
         del self.cuts[-1]
-        size = (56 if large else 32) // 2 ** (max(levels) - 1)
-        self.head = Strided((width, size, size), classes, None if large else 128, he=True).layers
+        # the last block works at the coarsest scale
+        side = 32
+        head_width: int | None = 128
+        if large:
+            side = 56  # after a stem that divides 224 by 4
+            head_width = None
+        size = side // 2 ** (max(levels) - 1)
+        self.head = Strided((width, size, size), classes, head_width, he=True).layers
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes]."""
-        before: list[Lows] = []
+        """Images [B, 3, H, W] -> logits [B, classes]."""
+        lows: list[Lows] = []  # of the previous sub-network, by block
         for flow, h in zip(self.flows.children(), self.stem(x), strict=True):
-            found = list[Lows]()
+            flow_lows = list[Lows]()
             for index, block in enumerate(flow.children()):
-                h, low = block(h, before[index] if index < len(before) else None)
-                found.append(low)
-            before = found
+                low: Lows | None = None
+                if index < len(lows):
+                    low = lows[index]
+                h, block_lows = block(h, low)
+                flow_lows.append(block_lows)
+            lows = flow_lows
         logits: Tensor = self.head(h)
         return logits
 
 
 class RanetStem(nn.Module):
-    """One convolution for the finest scale, and one from each to the next coarser, strided where
-    they differ.
+    """One convolution for the finest scale, and one from each scale to the next coarser one,
+    strided if their sizes differ.
     """
 
     def __init__(
@@ -140,27 +179,37 @@ class RanetStem(nn.Module):
     ) -> None:
         super().__init__()
         width = channels * factors[-1]
-        self.scales = nn.ModuleList([large_stem(width) if large else unit(3, width, 3)])
+        finest = large_stem(width) if large else unit(3, width, 3)
+        self.scales = nn.ModuleList([finest])
+        # from the finest scale, the last one, to the coarsest
         for index in range(len(levels) - 2, -1, -1):
-            stride = 1 if levels[index] == levels[index + 1] else 2
+            stride = 2
+            if levels[index] == levels[index + 1]:
+                stride = 1
             self.scales.append(unit(width, channels * factors[index], 3, stride))
             width = channels * factors[index]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images [B, 3, H, W] -> what each sub-network begins with, the coarsest first."""
-        made = list[Tensor]()
+        """Images [B, 3, H, W] -> the input of each sub-network, the coarsest first."""
+        inputs = list[Tensor]()
         for scale in self.scales:
             x = scale(x)
-            made.append(x)
-        return tuple(reversed(made))
+            inputs.append(x)
+        return tuple(reversed(inputs))
 
 
 class RanetBlock(nn.Module):
-    """Densely connected layers; fused, each also reads what the sub-network before had at its
-    place.
+    """Densely connected layers. In a fused block each layer also reads the same layer of the
+    previous sub-network's block.
 
-    low: the widths of that, or None. halve: the last layer halves height and width. shrink: half of
-    the channels go on.
+    Args:
+        width: input channels.
+        depth: number of layers.
+        sizes: of the sub-network.
+        low: widths of the previous sub-network's features, depth + 1 of them; None if the block is
+            not fused.
+        halve: whether the last layer halves height and width.
+        shrink: whether only half of the channels go on.
     """
 
     def __init__(
@@ -175,17 +224,21 @@ class RanetBlock(nn.Module):
     ) -> None:
         super().__init__()
         new = sizes.growth
-        from_low = 0 if low is None else math.floor(new * sizes.compress)
+        from_low = 0
+        if low is not None:
+            from_low = math.floor(new * sizes.compress)
         self.across = nn.ModuleList()
         self.up = nn.ModuleList()
         self.last: nn.Module = nn.Identity()
         for index in range(depth):
-            stride = 2 if halve and index == depth - 1 else 1
+            stride = 1
+            if halve and index == depth - 1:
+                stride = 2
             self.across.append(narrowed(width + new * index, new - from_low, sizes.factor, stride))
             if low is not None:
                 self.up.append(narrowed(low[index], from_low, sizes.low_factor))
         self.width = width + new * depth
-        if low is not None:
+        if low is not None:  # after the last layer, more channels from the previous sub-network
             added = math.floor(self.width * sizes.compress)
             self.last = unit(low[depth], added, 1)
             self.width += added
@@ -195,22 +248,25 @@ class RanetBlock(nn.Module):
             self.width = self.width // 2
 
     def forward(self, x: Tensor, low: Lows | None) -> tuple[Tensor, Lows]:
-        """[B, C, H, W] -> what goes on, and what the next sub-network reads at this place."""
-        found = [x]
+        """[B, C, H, W] -> the input of the next block, and the features that the next sub-network
+        reads in its block of the same number.
+        """
+        features = [x]
         for index, across in enumerate(self.across):
             new = across(x)
+            # dense: the input, then the channels from the previous sub-network, then the new ones
             parts = [_sized(x, new)]
             if low is not None:
                 parts.append(_sized(self.up[index](low[index]), new))
             x = torch.cat([*parts, new], 1)
-            found.append(x)
+            features.append(x)
         if low is not None:
             x = torch.cat([x, _sized(self.last(low[-1]), x)], 1)
-        return self.shrink(x), tuple(found)
+        return self.shrink(x), tuple(features)
 
 
 def _sized(x: Tensor, like: Tensor) -> Tensor:
-    """[B, C, H, W] at another's height and width, by straight lines between corners."""
+    """[B, C, H, W] resized to another's height and width, bilinearly with aligned corners."""
     if x.shape[2:] == like.shape[2:]:
         return x
     return interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)

@@ -1,10 +1,10 @@
-"""Residual networks for signals such as spectra, with exits at depth: inspired by SCAI, not a
-reproduction of it.
+"""Residual networks for signals such as spectra, with exits at several depths. Inspired by SCAI,
+not a reproduction of it.
 
-Sun, Zhu, Du, Wang and Tian, 2022, arXiv 2206.12420, of which we know the abstract: exits at several
-depths, trained by the deepest one (the recipe `distill` with hints=0.0), and "position-adaptive"
-stages, whose number of layers differs along the curve, so that peaks get more. Sizes, and the form
-of those stages (layers/adaptive_depth.py), are our choice.
+Sun, Zhu, Du, Wang and Tian, 2022, arXiv 2206.12420; we know only the abstract. It has exits at
+several depths, distilled from the deepest one (the recipe `distill` with hints=0.0), and
+"position-adaptive" stages, in which peaks get more layers than the rest of the curve. Sizes, and
+the form of those stages (layers/adaptive_depth.py), are our choice.
 
     model = signal_resnet_adaptive().eval()
     net = cut(model, example, at=["stage1", "stage2"], exits="linear_peaks")
@@ -12,11 +12,11 @@ of those stages (layers/adaptive_depth.py), are our choice.
 
 For `signal_resnet` the recipe is `distill` itself.
 
-Where a paper weighs KL(deepest || exit) at a temperature T by a T^2 beside a cross-entropy of 1,
-`distill` takes alpha = a T^2 / (1 + a T^2): the same gradients for an exit, up to its weight among
-all. Narrow peaks tell classes of spectra apart and a mean over positions hides them: hence exits by
-`linear_peaks`, which also looks at maxima. Each signal is brought to mean 0 and deviation 1 by the
-model itself. No weights come with it.
+If a paper's loss is the cross-entropy plus a T^2 KL(deepest || exit) at a temperature T, use
+`distill` with alpha = a T^2 / (1 + a T^2). The gradients of an exit are then the same, up to its
+weight among all exits. Narrow peaks distinguish classes of spectra, and a mean over positions hides
+them. Therefore the exits are `linear_peaks`, which also reads maxima. The model itself scales each
+signal to mean 0 and deviation 1. No weights come with it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def preprocess() -> None:
 
 
 def signal_resnet(classes: int = 30) -> SignalResNet:
-    """Three stages of three units, 16, 32 and 64 channels; 0.17 M parameters."""
+    """Three stages of three units, with 16, 32 and 64 channels; 0.17 M parameters."""
     return SignalResNet(classes=classes)
 
 
 def signal_resnet_adaptive(classes: int = 30) -> SignalResNet:
-    """The same with as many units at each position as it needs, up to three in each stage."""
+    """The same network with stages of adaptive depth: each position runs one to three units."""
     return SignalResNet(classes=classes, adaptive=True)
 
 
@@ -50,8 +50,13 @@ class SignalResNet(nn.Module):
     """Signals [B, channels, L] -> logits [B, classes]: a strided stem, stages, means and maxima, a
     linear layer.
 
-    units, widths: of each stage, which are called stage1, stage2, ...; all but the first halve the
-    length.
+    Args:
+        units: of each stage. Stages are called stage1, stage2, ...; all but the first halve the
+            length.
+        widths: channels of each stage.
+        classes: number of classes.
+        channels: of the signals.
+        adaptive: whether stages have adaptive depth.
     """
 
     def __init__(
@@ -67,15 +72,21 @@ class SignalResNet(nn.Module):
         first = nn.Conv1d(channels, widths[0], 7, stride=2, padding=3, bias=False)
         self.stem = nn.Sequential(first, nn.BatchNorm1d(widths[0]), nn.ReLU())
         self.names = tuple(f"stage{index}" for index in range(1, len(units) + 1))
-        for name, count, before, width in zip(
-            self.names, units, (widths[0], *widths), widths, strict=False
-        ):
-            made = [Unit(width if index else before, width) for index in range(count)]
-            self.add_module(name, AdaptiveDepth(made, width) if adaptive else nn.Sequential(*made))
+        width_in = widths[0]
+        for name, count, width in zip(self.names, units, widths, strict=True):
+            stage_units = list[nn.Module]()
+            for _ in range(count):
+                stage_units.append(Unit(width_in, width))
+                width_in = width
+            stage: nn.Module = nn.Sequential(*stage_units)
+            if adaptive:
+                stage = AdaptiveDepth(stage_units, width)
+            self.add_module(name, stage)
         self.linear = nn.Linear(2 * widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes]."""
+        """Signals [B, channels, L] -> logits [B, classes]."""
+        # scale each channel to mean 0 and deviation 1
         x = x.to(self.linear.weight.dtype)
         x = x - x.mean(2, keepdim=True)
         h: Tensor = self.stem(x / (x.square().mean(2, keepdim=True).sqrt() + 1e-6))
@@ -86,13 +97,15 @@ class SignalResNet(nn.Module):
 
 
 class Unit(nn.Module):
-    """Two convolutions over 5 positions and a shortcut; where channels change, every second
-    position, zero channels.
+    """Two convolutions over 5 positions and a shortcut. If the channels change, the shortcut takes
+    every second position and adds channels of zeros.
     """
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.stride = 1 if width_in == width else 2
+        self.stride = 2
+        if width_in == width:
+            self.stride = 1
         self.pad = width - width_in
         self.conv1 = nn.Conv1d(width_in, width, 5, stride=self.stride, padding=2, bias=False)
         self.bn1 = nn.BatchNorm1d(width)
@@ -104,5 +117,5 @@ class Unit(nn.Module):
         h = torch.relu(self.bn1(self.conv1(x)))
         h = self.bn2(self.conv2(h))
         if self.pad:
-            x = nn.functional.pad(x[:, :, ::2], (0, 0, 0, self.pad))
+            x = nn.functional.pad(x[:, :, ::2], (0, 0, 0, self.pad))  # [B, width, L / 2]
         return torch.relu(h + x)

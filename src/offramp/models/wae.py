@@ -1,19 +1,20 @@
-"""WAE: a model that reads an image as two of half the size, of low and of high frequencies.
+"""WAE: a model that splits an image into two of half the size, one with low and one with high
+frequencies.
 
 Chen, Lin, Zuo, Luo and Zhang, Learning a Wavelet-like Auto-Encoder to Accelerate Deep Neural
 Networks, AAAI 2018, arXiv 1712.07493. The model itself reads the low image, for about a quarter of
-its cost; a thin copy reads the high one; the answer is the sum of two heads, A on the low features
-and F on both. `wae_vgg16` is the graph of the authors' file for Caffe. They published no other:
-`wae` makes the like of any classifier that ends in a linear layer. The recipe `wae` trains all of
-it.
+its cost. A thin copy reads the high image. The logits are the sum of two heads: A on the low
+features, and F on both. `wae_vgg16` is the graph of the authors' file for Caffe, the only one that
+they published. `wae` does the same with any classifier that ends in a linear layer. The recipe
+`wae` trains it.
 
-Head A comes before anything of the thin copy is computed. So a WAE is cut at `head_low`, with head
-A's answer as an exit, and the high-frequency branch runs only for rows that are not sure:
+Head A runs before the thin copy. So a WAE can be cut at `head_low`, with the logits of head A as an
+exit. The high-frequency branch then runs only for rows that are not sure:
 
     model = off.wae(resnet56, example)
     net = off.cut(model, example, at=model.cuts, exits="own")
 
-Where we differ: pooling with ceil_mode, as Caffe has it; the features of both branches are
+Where we differ: poolings use ceil_mode, as Caffe does. The features of both branches are
 concatenated as vectors, which is the authors' concatenation of channels in another order.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp._support.arguments import require_count
 from offramp._support.find import shelved
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.preprocess import Preprocess
@@ -36,6 +38,7 @@ from offramp.networks.wrappers import unwrapped
 __all__ = ["wae", "wae_resnet50", "wae_vgg16"]
 
 TRANSFORMS = ("encoder", "wavelet")
+# VGG-16: the widths of its convolutions, and its poolings
 PLAN = (
     64,
     64,
@@ -96,18 +99,18 @@ class Wae(nn.Module):
         self.head_both = head_both
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of both heads' logits."""
-        low, high = self.transform(x)  # each [B, ., H/2, W/2]
-        features = self.low(self.low_norm(low))
-        sure = self.head_low(features)
-        thin = self.high(self.high_norm(high))
-        both = torch.cat([features.flatten(1), thin.flatten(1)], 1)
-        logits: Tensor = sure + self.head_both(both)
+        """Images [B, C, H, W] -> the sum of both heads' logits, [B, classes]."""
+        low, high = self.transform(x)  # [B, ., H/2, W/2] each
+        low_features = self.low(self.low_norm(low))
+        low_logits = self.head_low(low_features)
+        high_features = self.high(self.high_norm(high))
+        features = torch.cat([low_features.flatten(1), high_features.flatten(1)], 1)
+        logits: Tensor = low_logits + self.head_both(features)
         return logits
 
 
 def wae_vgg16(classes: int = 1000) -> Wae:
-    """VGG-16 of images 224 x 224 as the authors' file has it: 53.3 M parameters, 4.38 G MACs."""
+    """VGG-16 for images of 224 x 224, as in the authors' file: 53.3 M parameters, 4.38 G MACs."""
     return Wae(
         WaveletEncoder(3),
         _vgg(1),
@@ -118,7 +121,7 @@ def wae_vgg16(classes: int = 1000) -> Wae:
 
 
 def wae_resnet50(classes: int = 1000, thin: int = 4) -> Wae:
-    """ResNet-50 of images 224 x 224; the authors' own was never published."""
+    """ResNet-50 for images of 224 x 224. The authors' own was never published."""
     return wae("resnet50", size=224, thin=thin, start="xavier", classes=classes)
 
 
@@ -133,138 +136,156 @@ def wae(
     high: nn.Module | None = None,
     **options: Any,
 ) -> Wae:
-    """A WAE of a classifier: a copy of it reads the low image, its last layer is head A.
+    """Make a WAE of a classifier. A copy of it reads the low image, and its last layer is head A.
 
     Args:
-        model: a classifier of images that ends in a linear layer and takes images of half the size,
-            such as one with global pooling; or the name of one on the shelf `models`, with its
-            arguments as `options`. It stays as it is.
-        example: images [B, C, H, W] as the model takes them, H and W even. None: of three channels
-            and `size`.
-        size: H and W where there is no example.
-        thin: by how much the thin copy's layers are narrower than the model's.
-        transform: "encoder", which is learned, or "wavelet", the fixed 9/7 one (a control).
-        start: of the encoder: "mean" (ours), whose low image is the mean over 2x2 pixels at first,
-            or "xavier" (the authors').
-        high: what gives features [B, F] of the high image, instead of a thin copy: [B, C, H/2, W/2]
-            from an encoder, three times as many channels from the wavelet.
-        options: arguments of a model that is named.
+        model: a classifier of images that ends in a linear layer and works on images of half the
+            size, for example one with global pooling; or the name of one on the shelf `models`. It
+            is not changed.
+        example: images [B, C, H, W] as the model takes them, H and W even. None for images of three
+            channels and of `size`.
+        size: H and W without an example.
+        thin: the divisor of the thin copy's widths.
+        transform: "encoder", which is learned, or "wavelet", the fixed 9/7 one (a baseline).
+        start: initial weights of the encoder: "mean" (ours), whose low image is at first the mean
+            over 2x2 pixels, or "xavier" (the authors').
+        high: a module that turns the high image into features [B, F], instead of a thin copy. The
+            high image is [B, C, H/2, W/2] from an encoder, and has three times as many channels
+            from the wavelet.
+        options: arguments of a model on the shelf.
 
     Returns:
-        The model in eval mode, on the device and in the type of the one that was given. The thin
-        copy, the transform and head F are new and must be trained.
+        The WAE in eval mode, on the model's device and in its dtype. The thin copy, the transform
+        and head F are new and must be trained.
 
     Raises:
-        InvalidArgument: a number or a word out of range, options for a model that is not named.
-        BadNetwork: a model that does not end in a linear layer, does not take half the size, or
+        InvalidArgument: an argument is out of range, or there are options for a module.
+        BadNetwork: the model does not end in a linear layer, does not work on half the size, or
             cannot be made thin.
     """
-    if thin < 1:
-        raise InvalidArgument(f"thin must be 1 or more, got {thin}")
+    # 1. Get the model, and two example images on its device.
+    require_count("thin", thin)
     if transform not in TRANSFORMS:
         raise InvalidArgument(
             f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}"
         )
     if isinstance(model, str):
-        whole: nn.Module = shelved("models", model)(**options)
+        classifier: nn.Module = shelved("models", model)(**options)
     elif options:
         raise InvalidArgument(
-            f"got {', '.join(options)}, which only a model that is given by name can take"
+            f"model must be the name of one for options, got a {type(model).__name__} and "
+            f"{', '.join(options)}"
         )
     elif isinstance(model, nn.Module):
-        whole = copy.deepcopy(unwrapped(model)[0])
+        classifier = copy.deepcopy(unwrapped(model)[0])
     else:
         raise InvalidArgument(
-            f"the model must be a torch.nn.Module or the name of one, got a {type(model).__name__}"
+            f"model must be a torch.nn.Module or the name of one, got a {type(model).__name__}"
         )
-    value = next((value for value in whole.parameters()), torch.zeros(()))
-    x = torch.zeros(2, 3, size, size) if example is None else example[:2]
-    x = x.to(value)
+    like = next(classifier.parameters(), torch.zeros(()))  # its device and dtype
+    if example is None:
+        example = torch.zeros(2, 3, size, size)
+    x = example[:2].to(like)
     if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
         raise InvalidArgument(
-            f"a WAE takes images [B, C, H, W] with even H and W, got {list(x.shape)}"
+            f"example must be images [B, C, H, W] with even H and W, got {list(x.shape)}"
         )
-    low, head_low = _without_head(whole.eval(), x)
+
+    # 2. Take off the last layer, which becomes head A, and split the images.
+    low, head_low = _without_head(classifier.eval(), x)
     channels = x.shape[1]
     split: nn.Module = Wavelet97(channels)
     if transform == "encoder":
         split = WaveletEncoder(channels, start)
-    split.to(value)
+    split.to(like)
     with torch.no_grad():
-        images = split(x)
-    shapes = images[0].shape[1], images[1].shape[1]
-    advice = "the model does not take images of half the size"
-    features = _features(low, images[0], advice)
-    if features != head_low.in_features:
+        low_image, high_image = split(x)
+    low_channels = low_image.shape[1]
+    high_channels = high_image.shape[1]
+
+    # 3. Check that the model works on the low image, and make the branch for the high image.
+    problem = "the model does not work on images of half the size"
+    low_features = _features(low, low_image, problem)
+    if low_features != head_low.in_features:
         raise BadNetwork(
-            f"{advice}: its last layer reads {head_low.in_features} features, got {features}"
+            f"{problem}: its last layer reads {head_low.in_features} features, got {low_features}"
         )
     if high is None:
-        high = thinned(low, thin, channels, shapes[1]).to(value).eval()
-        advice = f"the model cannot be made {thin} times thinner; give high="
+        high = thinned(low, thin, channels, high_channels).to(like).eval()
+        problem = f"the model cannot be made {thin} times thinner, use high= instead"
     else:
-        advice = "the module given as high= does not take the high image"
-    others = _features(high, images[1], advice)
-    head_both = nn.Linear(features + others, head_low.out_features)
-    found = Wae(split, low, high, head_low, head_both, shapes)
-    return found.to(value).eval()
+        problem = "the module high= does not work on the high image"
+    high_features = _features(high, high_image, problem)
+
+    # 4. Join both branches by head F.
+    head_both = nn.Linear(low_features + high_features, head_low.out_features)
+    joined = Wae(split, low, high, head_low, head_both, (low_channels, high_channels))
+    return joined.to(like).eval()
 
 
 def _without_head(model: nn.Module, x: Tensor) -> tuple[nn.Module, nn.Linear]:
-    """A model without its last layer, in place, and that layer. Raises BadNetwork unless linear."""
-    ran = list[tuple[str, nn.Module, Tensor]]()
+    """Replace the last layer of a model by an identity, in place. Return the model and this layer.
+    Raise BadNetwork if it is not linear.
+    """
+    # Run the model, and find the layer whose output is the model's own.
+    runs = list[tuple[str, nn.Module, Tensor]]()
     handles = []
-    for name, part in model.named_modules():
-        if name and not list(part.children()):
-            handles.append(part.register_forward_hook(_noting(name, ran)))
+    for name, module in model.named_modules():
+        if name and not list(module.children()):
+            handles.append(module.register_forward_hook(_noting(name, runs)))
     try:
         with torch.no_grad():
             logits = model(x)
     finally:
         for handle in handles:
             handle.remove()
-    last = [one for one in ran if isinstance(logits, Tensor) and one[2] is logits]
-    if not last or not isinstance(last[-1][1], nn.Linear) or logits.dim() != 2:
-        raise BadNetwork(
-            "the model does not end in a linear layer of its own; WAE needs its features"
-        )
-    name, head, _ = last[-1]
-    assert isinstance(head, nn.Linear)
-    parent, _, key = name.rpartition(".")
+    head_name = ""
+    head: nn.Module | None = None
+    for name, module, output in runs:
+        if output is logits:
+            head_name = name
+            head = module
+    if not isinstance(head, nn.Linear) or logits.dim() != 2:
+        raise BadNetwork("the model must end in a linear layer, whose features a WAE needs")
+    parent, _, key = head_name.rpartition(".")
     setattr(model.get_submodule(parent), key, nn.Identity())
     return model, head
 
 
-def _noting(name: str, ran: list[tuple[str, nn.Module, Tensor]]) -> Callable[..., None]:
+def _noting(name: str, runs: list[tuple[str, nn.Module, Tensor]]) -> Callable[..., None]:
+    """A forward hook that appends the name, the module and its output to a list."""
+
     def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
-        ran.append((name, module, output))
+        runs.append((name, module, output))
 
     return hook
 
 
-def _features(branch: nn.Module, image: Tensor, advice: str) -> int:
-    """How many features a branch gives for a row. Raises BadNetwork."""
+def _features(branch: nn.Module, image: Tensor, what: str) -> int:
+    """The number of features of a branch for a row. `what` begins the message of BadNetwork."""
     try:
         with torch.no_grad():
-            found = branch(image)
+            features = branch(image)
     except Exception as problem:  # whatever the user's code raises
         why = str(problem).strip().partition("\n")[0]
-        raise BadNetwork(f"{advice} ({why})") from problem
-    if not isinstance(found, Tensor) or found.shape[0] != image.shape[0]:
-        raise BadNetwork(f"{advice}: it must give one tensor of features, [B, ...]")
-    return found[0].numel()
+        raise BadNetwork(f"{what} ({why})") from problem
+    if not isinstance(features, Tensor) or features.shape[0] != image.shape[0]:
+        raise BadNetwork(f"{what}: it must give one tensor of features, [B, ...]")
+    return features[0].numel()
 
 
 def _vgg(thin: int) -> nn.Sequential:
-    """The convolutions of VGG-16, 1 / `thin` as wide: 112 x 112 pixels -> [B, 512 / thin, 4, 4]."""
+    """The convolutions of VGG-16 with widths divided by `thin`: [B, 3, 112, 112] -> [B, 512 / thin,
+    4, 4].
+    """
     layers = list[nn.Module]()
-    before = 3
+    width_in = 3
     for width in PLAN:
         if isinstance(width, str):
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
             continue
-        layers += [nn.Conv2d(before, width // thin, 3, padding=1), nn.ReLU()]
-        before = width // thin
+        layers += [nn.Conv2d(width_in, width // thin, 3, padding=1), nn.ReLU()]
+        width_in = width // thin
     return nn.Sequential(*layers)
 
 
