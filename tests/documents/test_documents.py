@@ -16,6 +16,7 @@ PAGES = {  # and how many blocks they have at least
     "how-to/adapt-the-depth": 6,
     "how-to/answer-in-time": 7,
     "how-to/choose-a-path": 14,
+    "how-to/choose-an-engine": 2,
     "how-to/how-many-rows": 2,
     "how-to/make-parts-cheaper": 10,
     "how-to/my-network-already-has-exits": 8,
