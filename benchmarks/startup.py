@@ -28,7 +28,6 @@ from pathlib import Path
 import torch
 
 import offramp as off
-from offramp.building.factories import make_model
 
 HEAVY = ("torch", "numpy", "scipy", "sympy")
 TIMED = """
@@ -119,7 +118,7 @@ def opened(folder: Path, engine: str, compiled: Path) -> list[tuple[float, float
 
 def print_opened(engines: list[str], repeats: int) -> None:
     """Print what each step takes in a first process, and the medians over later ones."""
-    model = make_model("offramp:resnet56").eval()
+    model = off.make_model("offramp:resnet56").eval()
     network = off.cut(
         model, torch.randn(4, 3, 32, 32), parts=4, exits="linear", spec="offramp:resnet56"
     )
