@@ -6,10 +6,12 @@ import signal
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 
 from offramp.cli.interrupting import WATCHER, insisting
+from typed import contents, offramp
 
 SOON = 30  # seconds: against hanging
 
@@ -122,3 +124,30 @@ def test_in_another_thread_it_does_nothing():
     thread.start()
     thread.join()
     assert handlers == [signal.default_int_handler]
+
+
+LOSING = """
+import signal, time, weakref
+import numpy as np
+
+class Thing:
+    pass
+
+def rows():
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing  # the callback drops the interruption
+    while True:
+        time.sleep(0.01)
+        yield np.zeros((4, 1, 8, 8), np.uint8)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_command_ends_although_the_first_one_was_lost(workdir):
+    Path("losing.py").write_text(LOSING)
+    before = contents(workdir)
+    done = offramp("record", "network", "losing:rows", "-o", "new.npz")
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == "offramp: interrupted; nothing was written"
+    assert contents(workdir) == before
