@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from offramp._support.arguments import (
+    in_order,
     percentage,
     require,
     require_confidence,
     require_count,
     require_flag,
     require_kind,
+    require_path,
 )
 from offramp.errors import InvalidArgument
 
@@ -172,3 +176,22 @@ def test_kinds():
         InvalidArgument, match=r"got the text 'x\.json': load it first, with Fraction\.load"
     ):
         require_kind("the plan", "x.json", Fraction, "from nowhere")
+
+
+def test_names_of_a_set_are_in_one_order():
+    names = ["stem", "a", "layer10", "layer2"]
+    assert in_order(set(names)) == in_order(frozenset(names)) == sorted(names)
+    assert in_order(names) == in_order(tuple(names)) == names
+    assert in_order(dict.fromkeys(names)) == names
+
+
+@pytest.mark.parametrize("value", ["a/b", Path("a") / "b"])
+def test_paths(value):
+    assert require_path("folder", value) == Path("a/b")
+
+
+@pytest.mark.parametrize("value", [None, 3, b"a", "", ["a"], True])
+def test_what_is_no_path(value):
+    says = rf"folder must be a path \(a text or a pathlib.Path\), got {re.escape(repr(value))}"
+    with pytest.raises(InvalidArgument, match=says):
+        require_path("folder", value)

@@ -47,6 +47,23 @@ def test_what_is_damaged_is_as_good_as_nothing(folder, damage):
     assert cache.read("a") == b"again"
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="asks who owns a file")
+def test_what_is_run_is_read_only_where_nobody_else_could_have_written_it(folder, monkeypatch):
+    cache.write("a", b"a program")
+    (file,) = folder.glob("*.bin")
+    assert cache.read("a", private=True) == b"a program"
+    for place, mode in [(file, 0o660), (file, 0o602), (folder, 0o770), (folder, 0o707)]:
+        before = place.stat().st_mode
+        place.chmod(mode)
+        assert cache.read("a", private=True) is None
+        assert cache.read("a") == b"a program"
+        place.chmod(before)
+    assert cache.read("a", private=True) == b"a program"
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert cache.read("a", private=True) is None
+
+
 def test_where_nothing_can_be_written_nothing_is_kept(tmp_path, monkeypatch):
     """A read-only folder is no good test for a superuser; a file in its place is."""
     blocked = tmp_path / "file"

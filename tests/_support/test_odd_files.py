@@ -4,6 +4,7 @@ for.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from pathlib import Path
@@ -22,12 +23,15 @@ from offramp._support.files import (
     to_document,
     write_csv,
     write_json,
+    write_tensors,
 )
+from offramp.building.weights import load_weights
 from offramp.comparing.reading import read_settings
 from offramp.errors import BadData, BadFile, InvalidArgument, OfframpError
 from offramp.fitting.checkpoint import load_checkpoint
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
+from offramp.runtime.answering import answer_rows
 from small import cut_of, ladder_of, rows_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -221,3 +225,45 @@ def test_arrays_that_are_none(tmp_path):
     np.save(tmp_path / "a.npz", np.zeros(3))
     with pytest.raises(BadFile):
         read_arrays(tmp_path / "a.npz")
+
+
+@functools.cache
+def things():
+    """A network, a plan and a trace, with the rows."""
+    x = rows_of(40)
+    net = ladder_of(2)
+    return net, Plan.by_hand({"small": 0.5}), off.record(net, x, timed=False, progress=False), x
+
+
+def answers_saved(path):
+    net, plan, _, x = things()
+    answer_rows(net, plan, x, progress=False).save(path)
+
+
+SAVED = {
+    "save a network": lambda path: off.save(things()[0], path),
+    "save a plan": lambda path: things()[1].save(path),
+    "save a trace": lambda path: things()[2].save(path),
+    "export": lambda path: off.export(*things()[:2], path, example=things()[3][:4]),
+    "report": lambda path: off.report(things()[2], things()[1], path),
+    "save answers": answers_saved,
+    "save a table": lambda path: write_csv(path, ["a"], [[1]], what="table"),
+    "save tensors": lambda path: write_tensors(path, {"a": torch.zeros(1)}),
+}
+LOADED = {
+    "load a network": off.load,
+    "load a plan": Plan.load,
+    "load a trace": Trace.load,
+    "load weights": lambda path: load_weights(torch.nn.Linear(2, 2), path),
+    "load settings": read_settings,
+}
+
+
+@pytest.mark.parametrize("path", [None, 3, b"file", ["file"], ""], ids=repr)
+@pytest.mark.parametrize("what", [*SAVED, *LOADED])
+def test_what_is_no_path(what, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = (SAVED | LOADED)[what]
+    with pytest.raises(InvalidArgument, match=r"must be a path \(a text or a pathlib.Path\), got"):
+        call(path)
+    assert not list(tmp_path.iterdir())

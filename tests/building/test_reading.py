@@ -191,9 +191,17 @@ def test_sequences_without_a_mask():
     [
         ({"chunk": 5}, "got 5 for sequences of length 12"),
         ({"chunk": 12}, "at least two parts"),
-        ({"chunk": 0}, "chunk must divide"),
+        ({"chunk": 0}, "chunk must be a whole number of at least 1, got 0"),
+        ({"chunk": "4"}, "chunk must be a whole number of at least 1, got '4'"),
         ({"mask": None}, "mask must name one of the inputs"),
         ({"mask": "masks"}, "got 'masks'"),
+        ({"mask": 3}, "mask must be the name of an input, got 3"),
+        ({"state": 0}, "state must be a whole number of at least 1, got 0"),
+        ({"state": "x"}, "state must be a whole number of at least 1, got 'x'"),
+        ({"state": 2.5}, "state must be a whole number of at least 1, got 2.5"),
+        ({"state": None}, "state must be a whole number of at least 1, got None"),
+        ({"state": (8, "x")}, "each size in state must be a whole number of at least 1, got 'x'"),
+        ({"state": ()}, "state must be a whole number or a shape, got an empty shape"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, says):
@@ -205,3 +213,62 @@ def test_what_does_not_fit_is_refused(options, says):
         off.along_time(
             Cell().eval(), lambda h: h, x, state=WIDTH, chunk=CHUNK, mask="attention_mask"
         )
+
+
+class Fading(nn.Module):
+    """A reader whose state changes at positions that do not count."""
+
+    def forward(self, state, chunk, mask):
+        return 0.5 * state + (chunk * mask[:, :, None]).sum(1)
+
+
+class Doubled(nn.Module):
+    def forward(self, state, chunk, mask):
+        return torch.cat([state, state], 1)
+
+
+class Tupled(nn.Module):
+    def forward(self, state, chunk, mask):
+        return state, state
+
+
+class Unmasked(nn.Module):
+    def forward(self, state, chunk):
+        return state
+
+
+READERS = {
+    "changes an ended row": (Fading, 3, r"reader must keep the state of a row whose mask is 0"),
+    "a wider state": (
+        Doubled,
+        3,
+        r"reader must give the next state, a tensor \[4, 3\], got \[4, 6\]",
+    ),
+    "a tuple": (Tupled, 3, r"the next state, a tensor \[4, 3\], got a tuple"),
+    "no mask": (Unmasked, 3, r"reader must take state \[4, 3\], chunk .*, got TypeError"),
+    "another width": (
+        Fading,
+        5,
+        r"reader must take state \[4, 5\], chunk \[4, 4, 3\], mask \[4, 4\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READERS)
+def test_a_reader_that_does_not_fit_is_refused(case):
+    kind, state, says = READERS[case]
+    x = {"words": torch.randn(4, 8, 3), "mask": torch.ones(4, 8)}
+    with pytest.raises(BadNetwork, match=says):
+        off.along_time(kind().eval(), nn.Linear(3, 2).eval(), x, state=state, chunk=4, mask="mask")
+
+
+def test_without_a_mask_nothing_ends_and_the_state_may_fade():
+    x = torch.randn(4, 8, 3)
+    net = off.along_time(Fading().eval(), nn.Linear(3, 2).eval(), x, state=3, chunk=4)
+    assert net.topology.exits == ("chunks.0", "backbone")
+
+
+def test_a_head_for_another_state_is_refused():
+    x = torch.randn(4, 8, 3)
+    with pytest.raises(BadNetwork, match=r"head must take state \[4, 3\], got RuntimeError"):
+        off.along_time(Fading().eval(), nn.Linear(5, 2).eval(), x, state=3, chunk=4)

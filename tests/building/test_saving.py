@@ -14,6 +14,7 @@ import offramp as off
 from offramp._support.files import checksum, read_json, write_json
 from offramp.building.cutting import ladder
 from offramp.building.factories import make_gate
+from offramp.contracts import Gate
 from offramp.errors import BadFile, InvalidArgument, NewerSchema, OfframpError
 from offramp.exits.pooled import linear
 from offramp.gates.confidence import margin, max_prob
@@ -360,3 +361,30 @@ def test_pieces_of_the_user_s_model_take_the_model_again(tmp_path):
         assert off.load(tmp_path / "net", given).fingerprint() == net.fingerprint()
     pieces = {member.name: net.model_of(member) for member in net.members}
     assert off.load(tmp_path / "net", pieces).fingerprint() == net.fingerprint()
+
+
+class OwnGate(Gate):
+    """A gate of the user's, which a file may not name."""
+
+    def score(self, seen):
+        return seen.features.sum(1)
+
+    def config(self):
+        return {"name": "my.module:OwnGate"}
+
+
+def test_all_that_must_be_given_again_is_in_one_sentence(tmp_path):
+    x = torch.randn(2, 6)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)).eval()
+    gate = OwnGate()
+    net = off.cut(model, x, skip="1", preprocess=nn.Identity(), gate=gate, spec="my.module:model")
+    off.save(net, tmp_path / "net")
+    says = (
+        r"member 'backbone' is 'my\.module:model', the preprocessing of member 'backbone' is "
+        r".*Identity.*, the gate 'skip-1' is 'my\.module:OwnGate', .*give them again: "
+        r"load\(folder, model=\{'backbone': \(model, preprocess\)\}, gates=\{'skip-1': gate\}\)"
+    )
+    with pytest.raises(InvalidArgument, match=says):
+        off.load(tmp_path / "net")
+    again = off.load(tmp_path / "net", (model, nn.Identity()), gates={"skip-1": gate})
+    assert again.fingerprint() == net.fingerprint()

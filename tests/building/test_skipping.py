@@ -45,6 +45,14 @@ def test_units_that_change_the_shape_stay(net):
     ]
 
 
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_the_units_of_a_set_are_saved_in_order(model, kind):
+    units = ["layer3.2", "layer2.1", "layer1.1", "layer1.2", "layer3.1"]
+    made = off.cut(model, X, skip=kind(units))
+    assert made.whole.units == tuple(sorted(units))
+    assert off.cut(model, X, skip=units).whole.units == tuple(units)
+
+
 def test_nobody_skips_and_it_is_the_model(model, net):
     with torch.no_grad():
         torch.testing.assert_close(off.run(net, off.Plan.by_hand({}), X).logits, model(X))

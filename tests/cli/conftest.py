@@ -19,6 +19,7 @@ from words import library, write_tokenizer
 USERS_OWN = """
 import numpy as np
 import torch
+from offramp.contracts import Recipe
 from offramp.guarantees.risks import Risk, disagreement
 from torch import nn
 
@@ -73,6 +74,30 @@ def odd_digits():
     import offramp
     batch = offramp.rows("digits[800:900]").take(range(100))
     return batch.x, batch.y % 2
+
+def failing(*_, **__):
+    raise ZeroDivisionError("no weights here")
+
+def ending(*_, **__):
+    raise SystemExit(0)
+
+def failing_gate(reads):
+    raise ZeroDivisionError("no weights here")
+
+class Failing(Recipe):
+    def __init__(self):
+        raise ZeroDivisionError("no weights here")
+
+    def phases(self, network):
+        return ()
+
+class Ending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        raise SystemExit(0)
 
 mine = Risk("mine", 0.0, 1.0, False, True, disagreement, values=(0.0, 1.0))
 not_a_risk = 3

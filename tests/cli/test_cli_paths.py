@@ -129,7 +129,7 @@ def test_a_fork_of_the_user_s_own_is_given_again_by_its_factory(rows):
     ("words", "says"),
     [
         (("route", "steps"), "FACTORY must be my.module:factory, got steps"),
-        (("route", "forks_of_mine:broken"), "failed with RuntimeError: out of steps"),
+        (("route", "forks_of_mine:broken"), "got RuntimeError: out of steps"),
         (("route", "forks_of_mine:number"), "must give a list of steps or a network, got a int"),
         (("resolutions", *MODEL, "--sizes", "8,large"), "--sizes must be numbers of pixels"),
         (("cut", *MODEL, "--skip", "layer3.*", "--at", "layer1"), "--at must be left out with"),

@@ -295,3 +295,77 @@ def test_a_bug_keeps_its_traceback(workdir, monkeypatch):
     monkeypatch.setattr(Plan, "load", broken)
     done = offramp("check", "plan.json", "test.npz")
     assert isinstance(done.exception, ZeroDivisionError)
+
+
+# A command whose word in braces is the user's own factory, and what the factory must do.
+FACTORIES = {
+    "a model": ("ladder --model {} --model offramp:digits_large -o own", "make a model"),
+    "preprocessing": (
+        "ladder --model offramp:digits_small --model offramp:digits_large --preprocess {} "
+        "--preprocess auto -o own",
+        "make a torch.nn.Module",
+    ),
+    "an exit": (
+        "cut offramp:digits_large --example digits[0:4] --at 9 --exit {} -o own",
+        "make an Exit",
+    ),
+    "steps": ("route {} --example digits[0:4] -o own", "make a list of steps or a network"),
+    "data": ("record network {} -o n.npz", "a function that returns data"),
+}
+
+
+@pytest.mark.parametrize("case", FACTORIES)
+@pytest.mark.parametrize(
+    ("factory", "got"),
+    [
+        ("users_own:failing", "ZeroDivisionError: no weights here"),
+        ("users_own:ending", "SystemExit: 0"),
+    ],
+)
+def test_a_factory_that_fails_is_one_sentence(workdir, case, factory, got):
+    command, wanted = FACTORIES[case]
+    before = contents(workdir)
+    done = offramp(*command.format(factory).split())
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith("offramp: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert wanted in done.stderr
+    assert got in done.stderr
+    assert factory in done.stderr
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (
+            "ladder --model offramp:digits_small --model offramp:digits_large --gate "
+            "users_own:failing_gate -o own",
+            "'users_own:failing_gate' must make a Gate, got ZeroDivisionError: no weights here",
+        ),
+        (
+            "fit network digits[0:100] --recipe users_own:Failing -o own",
+            "'users_own:Failing' must make a Recipe, got ZeroDivisionError: no weights here",
+        ),
+        (
+            "ladder --model broken_own:model --model offramp:digits_large -o own",
+            "(ZeroDivisionError: division by zero (broken_own.py:1)). Write module:attribute",
+        ),
+        (
+            "ladder --model ended_own:model --model offramp:digits_large -o own",
+            "(SystemExit: 0 (ended_own.py:1)). Write module:attribute as Python would import it",
+        ),
+        (
+            "cut users_own:Ending --example digits[0:4] --preprocess none --at linear -o own",
+            "your own code must not end the program, got SystemExit: 0 (users_own.py:",
+        ),
+    ],
+)
+def test_users_code_that_fails_is_one_sentence(workdir, command, says):
+    Path("broken_own.py").write_text("1 / 0\n")
+    Path("ended_own.py").write_text("raise SystemExit(0)\n")
+    done = offramp(*command.split())
+    assert done.exit_code == 2, done.output
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not Path("own").exists()

@@ -178,7 +178,7 @@ def test_the_page_and_the_table_tell_the_costs(
             "data must be rows with labels, .x, y., for importance='taylor', got None",
         ),
         (
-            (PLAIN, EXITS, PRUNED.replace("[200:260]", "[690:710]")),
+            (PLAIN, EXITS, LOW + 'data = "digits[690:710]"\n'),
             OverlappingRows,
             "calibration",
         ),

@@ -23,7 +23,7 @@ from small import cut_of, images_of, ladder_of, seeded, stages
 RECIPES = sorted(
     file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_")
 )
-SLOW = ("pondered",)
+SLOW = ("d2nn", "gumbel", "pondered", "wae")  # drnet and random_ways train the same forks
 FEW = {
     "boosted": {"epochs": 6, "rate": 0.02},
     "cascaded": {"epochs": 8, "rate": 1e-2},

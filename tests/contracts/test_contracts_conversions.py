@@ -89,8 +89,8 @@ EVERY = [
     *((method, False) for method in SMALL),
     *(pytest.param(method, True, marks=pytest.mark.slow) for method in REAL),
 ]
-# A few go through ONNX at once; all others in the slow suite.
-QUICK = ("skip", "ghost", "pruned")
+# One goes through ONNX at once; all others in the slow suite.
+QUICK = ("ghost",)
 ONNX = [
     *((method, False) for method in QUICK),
     *(pytest.param(one, False, marks=pytest.mark.slow) for one in SMALL if one not in QUICK),

@@ -64,13 +64,20 @@ def test_random_topologies_answer_as_run_does(seed, tmp_path):
     assert len(program.run(x[:0].numpy(), threads=1)["exit"]) == 0
 
 
-def test_rows_that_are_not_finite_take_the_last_way_and_are_flagged(tmp_path):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A network with its plan, the folder of its export, and the program there."""
     net = three()
     plan = Plan.by_hand({"size": (1.0, 0.0), "middle": 1.0})
+    folder = tmp_path_factory.mktemp("exported") / "f"
+    return net, plan, folder, program_of(net, plan, folder, rows_of(60))
+
+
+def test_rows_that_are_not_finite_take_the_last_way_and_are_flagged(exported):
+    net, plan, _, program = exported
     x = rows_of(40)
     x[3] = math.nan
     x[11, 2] = math.inf
-    program = program_of(net, plan, tmp_path / "f", rows_of(4))
     found = program.run(x.numpy(), threads=1)
     wanted = off.open(net, plan)(x)
     for name in ("exit", "why", "flagged"):
@@ -79,14 +86,12 @@ def test_rows_that_are_not_finite_take_the_last_way_and_are_flagged(tmp_path):
     np.testing.assert_array_equal(found["logits"], wanted.logits.numpy())
 
 
-def test_thresholds_are_inputs_of_the_file(tmp_path):
+def test_thresholds_are_inputs_of_the_file(exported):
     import onnxruntime
 
-    net = three()
-    plan = Plan.by_hand({"size": (1.0, 0.0), "middle": 1.0})
+    net, plan, folder, _ = exported
     x = rows_of(60)
-    program_of(net, plan, tmp_path / "f", x)
-    session = onnxruntime.InferenceSession(tmp_path / "f" / "network.onnx")
+    session = onnxruntime.InferenceSession(folder / "network.onnx")
     names = {entry.name for entry in session.get_overridable_initializers()}
     assert names == {"threshold/size", "threshold/middle"}
     # no threshold is given, so those of the plan count; then others

@@ -16,6 +16,7 @@ PAGES = {  # and how many blocks they have at least
     "how-to/adapt-the-depth": 6,
     "how-to/answer-in-time": 7,
     "how-to/choose-a-path": 14,
+    "how-to/choose-an-engine": 2,
     "how-to/how-many-rows": 2,
     "how-to/make-parts-cheaper": 10,
     "how-to/my-network-already-has-exits": 8,
@@ -27,8 +28,14 @@ PAGES = {  # and how many blocks they have at least
 }
 
 
+# Together they take as long as all others.
+LONG = ("how-to/read-no-further", "how-to/search-for-a-cheaper-network")
+
+
 @pytest.mark.filterwarnings("default::offramp._support.notices.Notice")
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page in LONG else page for page in PAGES]
+)
 def test_a_page_runs_and_prints_what_it_says(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

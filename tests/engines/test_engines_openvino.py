@@ -6,13 +6,16 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 
 import offramp as off
 from offramp._support.find import find_file
+from offramp.errors import InvalidArgument, Mismatch
 from offramp.plans.plan import Plan
-from small import ladder_of, rows_of
+from offramp.plans.provenance import ROUNDED
+from small import cut_of, images_of, ladder_of, rows_of
 
 pytest.importorskip("onnxscript")
 if find_spec("openvino") is None:
@@ -77,6 +80,64 @@ def test_it_computes_in_float32_on_the_threads_of_torch_and_pins_none(monkeypatc
         config["NUM_STREAMS"],
         config["ENABLE_CPU_PINNING"],
     ) == (2, 1, False)
+
+
+def has_bf16() -> bool:
+    return "BF16" in find_file("engines", "openvino")._core().get_property(
+        "CPU", "OPTIMIZATION_CAPABILITIES"
+    )
+
+
+def test_bf16_is_near_and_gives_float32_scores_of_full_resolution():
+    if not has_bf16():
+        pytest.skip("needs a processor with bfloat16")
+    images = images_of(12)
+    traces = {}
+    for engine in ("openvino", "openvino:bf16"):
+        traces[engine] = off.record(cut_of(), images, timed=False, progress=False, engine=engine)
+    wide = traces["openvino"].columns
+    narrow = traces["openvino:bf16"].columns
+    for name in wide:
+        assert narrow[name].dtype == wide[name].dtype
+        if name.startswith(("logits/", "score/")):
+            np.testing.assert_allclose(narrow[name], wide[name], atol=0.05)
+    assert np.abs(narrow["logits/stem"] - wide["logits/stem"]).max() > 1e-5
+    # a score in bfloat16 would have eight bits, and thresholds would fall on ties
+    scores = narrow["score/stem"]
+    rounded = torch.from_numpy(scores).bfloat16().float().numpy()
+    assert (scores != rounded).any()
+
+
+def test_a_promise_of_bf16_holds_for_it_alone_and_run_equals_replay():
+    if not has_bf16():
+        pytest.skip("needs a processor with bfloat16")
+    net = cut_of()
+    images = images_of(40)
+    trace = off.record(net, images, timed=False, progress=False, engine="openvino:bf16")
+    origin = trace.header.origin
+    assert origin is not None
+    assert origin.engine.endswith(":bf16")
+    assert origin.band == ROUNDED
+    plan = off.calibrate(trace, budget=0.9)
+    replayed = trace.replay(plan)
+    answers = off.open(net, plan, engine="openvino:bf16")(images)
+    threshold = plan.thresholds["stem"][0]
+    near = np.abs(trace.columns["score/stem"] - threshold) <= origin.band
+    np.testing.assert_array_equal(answers.exit.numpy()[~near], replayed.exit[~near])
+    with pytest.raises(Mismatch, match=":bf16"):
+        off.open(net, plan, engine="openvino")
+
+
+def test_bf16_is_refused_on_a_processor_without_it(monkeypatch):
+    class Older:
+        def get_property(self, device, name):
+            return {"OPTIMIZATION_CAPABILITIES": ["FP32"], "FULL_DEVICE_NAME": "an old chip"}[name]
+
+    monkeypatch.setattr(find_file("engines", "openvino"), "_core", Older)
+    with pytest.raises(
+        InvalidArgument, match="bf16 needs a processor with bfloat16, got an old chip"
+    ):
+        off.open(cut_of(), Plan.by_hand({}), engine="openvino:bf16", example=images_of(2))
 
 
 def test_there_is_one_core_in_a_process():

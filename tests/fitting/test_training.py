@@ -355,6 +355,7 @@ def in_a_fresh_process(code):
     return done.stdout.split("\n")[:-1]
 
 
+@pytest.mark.slow  # the two tests below train in these precisions too
 def test_mixed_precision_trains_float32_weights_and_each_fit_has_its_own():
     code = PRECISIONS + "for asked in ('no', 'bf16', 'no'): print(*kinds_in(asked))"
     assert in_a_fresh_process(code) == ["False float32", "True float32", "False float32"]

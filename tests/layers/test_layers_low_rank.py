@@ -73,6 +73,12 @@ def test_it_keeps_mode_and_type():
             "rank must be a whole number of at least 1",
         ),
         (nn.Linear(4, 4), {"energy": 1.5}, InvalidArgument, "energy must be a share"),
+        (
+            nn.Linear(8, 8),
+            {"rank": 2, "energy": 0.9},
+            InvalidArgument,
+            "energy must be left out beside rank, got energy=0.9 and rank=2",
+        ),
         (nn.Linear(4, 4), {"energy": "all"}, InvalidArgument, "energy must be a share"),
         (nn.Linear(4, 4), {"energy": 1.0}, SavesNothing, "needs rank"),
     ],

@@ -70,8 +70,21 @@ def test_energy_chooses_ranks():
         (nn.Conv2d(4, 4, 3, padding_mode="reflect"), {}, BadNetwork, "pad with zeros"),
         (nn.Conv2d(4, 4, 3), {"rank_in": 5}, InvalidArgument, "rank_in must be at most 4"),
         (nn.Conv2d(4, 4, 1), {"energy": 1.0}, SavesNothing, "has 48 weights"),
+        (
+            nn.Conv2d(4, 4, 3),
+            {"rank_in": 2, "rank_out": 3, "energy": 0.5},
+            InvalidArgument,
+            "energy must be left out beside rank_in and rank_out, got energy=0.5 and rank_in=2, "
+            "rank_out=3",
+        ),
     ],
 )
 def test_what_it_refuses(dense, options, error, says):
     with pytest.raises(error, match=says):
         Tucker.from_layer(dense, **options)
+
+
+def test_an_energy_may_choose_the_other_rank():
+    layer = Tucker.from_layer(nn.Conv2d(8, 8, 3).eval(), rank_in=2, energy=0.5)
+    assert layer.options()["rank_in"] == 2
+    assert layer.options()["rank_out"] < 8

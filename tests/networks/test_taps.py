@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 import torch
 from torch import nn
 
 import offramp as off
 from offramp.errors import BadNetwork
-from offramp.networks.taps import logits_in
+from offramp.networks.taps import listening, logits_in
 
 FLAT = torch.randn(4, 3)
 OTHER = torch.randn(4, 5)
@@ -63,3 +65,17 @@ def test_a_segmentation_model_is_refused_with_its_outputs():
     net = off.ladder({"p": Segmentation().eval(), "q": Segmentation().eval()})
     with pytest.raises(BadNetwork, match=said):
         off.record(net, x, timed=False, progress=False)
+
+
+def test_listening_hears_its_own_thread_alone():
+    model = nn.Linear(4, 3)
+    heard = []
+    with listening({"model": model}, lambda name, output: heard.append((name, output))):
+        mine = model(torch.zeros(1, 4))
+        thread = Thread(target=model, args=(torch.ones(2, 4),))
+        thread.start()
+        thread.join()
+    model(torch.zeros(1, 4))
+    assert len(heard) == 1
+    assert heard[0][0] == "model"
+    assert heard[0][1] is mine

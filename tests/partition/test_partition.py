@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import offramp as off
 from apart import Around, Folded, Pair, Residual, Sum, Twice, model_of, rows
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.models.cifar_resnet import resnet20
@@ -22,6 +23,8 @@ from offramp.partition import (
     staged,
     tapped,
 )
+from serving import Exporting
+from small import dense, rows_of
 
 
 def hooks(model: nn.Module) -> int:
@@ -380,3 +383,19 @@ def test_explicit_stages_pass_the_check() -> None:
         staged([model[0], Sum().eval()], (rows(2, 4),), names=["0"])
     with pytest.raises(BadNetwork, match="training mode"):
         staged([model[0], Sum()], (rows(2, 4),), names=["0"])
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["once", "the same stem twice"])
+def test_a_model_serves_while_it_is_taken_apart(shared):
+    model = Exporting().eval()
+    if shared:
+        model.again = model.stem
+    x = rows_of(6)
+    runner = off.open(off.ladder({"a": model, "b": dense(1)}), off.Plan.by_hand({"a": -1.0}))
+    wanted = runner(x).logits
+    model.service.during_export(lambda: runner(x).logits)
+    agree(model, partition(model, (x,), at=["stem"]), x)
+    results = model.service.all_results()
+    assert results
+    for logits in results:
+        assert torch.equal(logits, wanted)

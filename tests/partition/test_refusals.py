@@ -27,7 +27,11 @@ REFUSED = [
         "body",
         BRANCHES,
     ),
-    (lambda: Around(lambda h, _: h.view(2, -1)), "body", "fixes the batch size"),
+    (
+        lambda: Around(lambda h, _: h.view(2, -1)),
+        "body",
+        r"its code fixes the batch size \(as len\(x\) does; x.shape\[0\] does not\)",
+    ),
     (lambda: nn.Sequential(nn.Identity(), nn.Linear(4, 3)), "0", "gives the input back"),
 ]
 
@@ -40,6 +44,30 @@ def test_refused(make: Any, at: str, why: str, capfd: pytest.CaptureFixture[str]
         partition(model_of(make), (rows(2, 4),), at=[at])
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_hook_that_fixes_the_batch_size_is_named() -> None:
+    sizes = list[Any]()
+
+    def counting(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        sizes.append(len(output))
+
+    model = model_of(lambda: Around(lambda h, _: h))
+    model.body.register_forward_hook(counting)
+    why = r"its code, or a forward hook of 'body', fixes the batch size \(as len\(x\) does"
+    with pytest.raises(BadNetwork, match=why):
+        partition(model, (rows(2, 4),), at=["body"])
+
+
+def test_a_hook_may_read_the_size() -> None:
+    sizes = list[Any]()
+    model = model_of(lambda: Around(lambda h, _: h))
+    model.body.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.shape[0]))
+    x = rows(2, 4)
+    parts = partition(model, (x,), at=["body"])
+    with torch.no_grad():
+        assert torch.equal(parts.run({"x": x})["y"], model(x))
+    assert sizes
 
 
 def test_refused_inputs_and_names() -> None:

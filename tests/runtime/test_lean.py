@@ -18,7 +18,15 @@ from offramp.plans.plan import Plan, choose
 from offramp.plans.replay import WHY
 from offramp.plans.schedule import full_schedule
 from offramp.runtime.engine import kind_of
-from offramp.runtime.lean import LeanChain, OnArrays, Wanted, lean_chain, staying
+from offramp.runtime.lean import (
+    LeanChain,
+    OnArrays,
+    Wanted,
+    lean_chain,
+    leaves,
+    leaving,
+    staying,
+)
 from offramp.runtime.outputs import END, GATE, Unpacked
 from offramp.runtime.programs import read_by
 from offramp.runtime.running import Runner
@@ -82,8 +90,12 @@ def threshold(rng, scores) -> float:
 def test_rows_stay_as_choose_says(limit):
     """Ties, NaN, both infinities and both zeros."""
     scores = np.float32(VALUES)
-    wanted = np.flatnonzero(choose(scores[:, None], np.float32([limit])))
-    assert staying(scores, float(np.float32(limit))).tolist() == wanted.tolist()
+    successors = choose(scores[:, None], np.float32([limit]))
+    threshold = float(np.float32(limit))
+    assert staying(scores, threshold).tolist() == np.flatnonzero(successors).tolist()
+    assert leaving(scores, threshold).tolist() == np.flatnonzero(successors == 0).tolist()
+    for score, successor in zip(scores.tolist(), successors, strict=True):
+        assert leaves(score, threshold) == (successor == 0)
 
 
 @pytest.mark.parametrize("make", [whole_numbers, spoiled])

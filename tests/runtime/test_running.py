@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ from torch import nn
 
 import offramp as off
 from offramp.building.cutting import ladder
-from offramp.errors import InvalidArgument
-from offramp.plans.plan import Plan
+from offramp.errors import InvalidArgument, StaleRunner
+from offramp.networks.network import LOGITS, SCORE
+from offramp.plans.plan import Plan, choose
 from offramp.plans.replay import WHY
 from offramp.runtime import running
 from offramp.runtime import session as opening
+from offramp.runtime.engine import kind_of
+from offramp.runtime.outputs import END, GATE
+from offramp.runtime.running import STAGE_SAMPLES, Runner
 from small import INF_MARK, NAN_MARK, Counting, conv, dense, ladder_of, rows_of, spoiled
 
 
@@ -67,7 +72,10 @@ def counting(members: int = 3):
 
 def test_an_empty_batch_calls_no_segment():
     net, models = counting()
-    runner = off.open(net, Plan.by_hand({"small": 0.4}))
+    trace = off.record(net, rows_of(30).numpy(), timed=False)
+    runner = off.open(net, Plan(thresholds={"small": (0.4,)}, origin=trace.header.origin))
+    for model in models:
+        model.calls.clear()
     y = runner(torch.zeros(0, 4))
     steps = list(runner.anytime(torch.zeros(0, 4)))
     assert [model.calls for model in models] == [[], [], []]
@@ -78,6 +86,26 @@ def test_an_empty_batch_calls_no_segment():
 def test_an_empty_batch_has_as_many_classes_as_the_others(two):
     trace = off.record(two, rows_of(30).numpy(), timed=False)
     runner = off.open(two, Plan(thresholds={"small": (0.5,)}, origin=trace.header.origin))
+    assert runner(torch.zeros(0, 4)).logits.shape == (0, 3)
+
+
+def test_a_plan_by_hand_learns_the_number_of_classes_from_one_row():
+    net, models = counting(2)
+    runner = off.open(net, Plan.by_hand({"small": 0.4}))
+    for _ in range(2):
+        y = runner(torch.zeros(0, 4))
+        assert y.logits.shape == (0, 3)
+        assert len(y.exit) == len(y.why) == len(y.flagged) == 0
+    assert models[0].calls == [1]
+    assert [step.logits.shape for step in runner.anytime(torch.zeros(0, 4))] == [(0, 3)] * 2
+
+
+def test_so_it_does_on_a_compiled_engine():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    runner = off.open(
+        ladder_of(2), Plan.by_hand({"small": 0.4}), engine="onnxruntime", example=rows_of(4)
+    )
     assert runner(torch.zeros(0, 4)).logits.shape == (0, 3)
 
 
@@ -363,3 +391,57 @@ def test_a_deadline_of_nan_is_refused(two):
         InvalidArgument, match="deadline_ms must be a number of milliseconds, got nan"
     ):
         off.open(two, Plan.by_hand({}), timing_rows=rows_of(4))(rows_of(2), deadline_ms=math.nan)
+
+
+SCORES = (-math.inf, -2.0, -0.0, 0.0, 1e-45, 1.0, float(np.float32(0.1)), 3e38, math.inf, math.nan)
+
+
+def with_fixed_scores(scores, limit) -> Runner:
+    """A Runner of two stages whose gate gives these scores [n] for any n rows."""
+    net = ladder_of(2)
+    plan = Plan.by_hand({"small": limit})
+    first, last = kind_of("torch")().open(net, plan.schedule(net.topology), net.device())
+    logits = torch.zeros(len(scores), 3)
+    one = {first.name + LOGITS: logits, first.name + SCORE: torch.from_numpy(scores)}
+    two = {last.name + LOGITS: logits + 1}
+    stages = [
+        replace(first, functions={"segment": lambda state: one}),
+        replace(last, functions={"segment": lambda state: first_rows(two, len(state["x"]))}),
+    ]
+    return Runner(net, plan, stages, stages, None)
+
+
+def first_rows(tensors, count):
+    return {name: value[:count] for name, value in tensors.items()}
+
+
+def test_the_walk_takes_every_score_as_choose_does():
+    """Every score against every threshold, alone and in a batch with all others."""
+    for limit in SCORES[:-2]:
+        batches = [np.float32([score]) for score in SCORES]
+        batches.append(np.float32(SCORES))
+        for scores in batches:
+            answers = with_fixed_scores(scores, limit)(torch.zeros(len(scores), 4))
+            want = choose(scores[:, None], np.float32([limit]))
+            assert answers.exit.tolist() == want.tolist()
+            assert answers.logits[:, 0].tolist() == want.tolist()
+            assert answers.flagged.tolist() == np.isnan(scores).tolist()
+            assert answers.why.tolist() == [GATE if left == 0 else END for left in want]
+
+
+def test_a_write_through_numpy_is_noticed_within_some_batches():
+    """Two tensors of each stage are compared by content after each batch."""
+    net = ladder_of(2)
+    x = rows_of(3)
+    runner = off.open(net, Plan.by_hand({"small": 1e9}))
+    tensors = len(list(net.backbone["middle"].parameters()))
+    runner(x)
+    last = list(net.backbone["middle"].parameters())[-1]
+    last.detach().numpy()[...] = 7
+    refused = 0
+    for _ in range(math.ceil(tensors / STAGE_SAMPLES)):
+        try:
+            runner(x)
+        except StaleRunner:
+            refused += 1
+    assert refused == 1

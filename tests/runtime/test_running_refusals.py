@@ -106,3 +106,22 @@ def test_members_with_different_classes_are_refused():
     net = ladder({"small": dense(0), "large": dense(1, classes=5)})
     with pytest.raises(BadNetwork, match="classes"):
         off.run(net, Plan.by_hand({"small": 0.4}), rows_of(20))
+
+
+GATES = {
+    "a number": (lambda logits: 3, "got an int"),
+    "a flag": (lambda logits: True, "got a bool"),
+    "nothing": (lambda logits: None, "got None"),
+    "a list": (lambda logits: logits.max(1).values.tolist(), "got a list"),
+    "values and places": (lambda logits: logits.max(1), "got a max"),
+    "one for the batch": (lambda logits: logits.max(), r"got a tensor of shape \[\]"),
+    "one for each class": (lambda logits: logits, r"got a tensor of shape \[4, 3\]"),
+}
+
+
+@pytest.mark.parametrize("case", GATES)
+def test_a_gate_must_give_a_score_for_each_row(case):
+    gate, got = GATES[case]
+    net = ladder_of(2, gate=gate)
+    with pytest.raises(BadNetwork, match=rf"a gate must give scores \[4\], one per row, {got}"):
+        off.run(net, Plan.by_hand({"small": 0.5}), rows_of(4))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from offramp.errors import InvalidArgument
@@ -142,6 +144,35 @@ def require_flag(name: str, value: object) -> bool:
     if isinstance(value, bool) or is_numpy_bool:
         return bool(value)
     raise InvalidArgument(f"{name} must be True or False, got {value!r}")
+
+
+def in_order(names: Iterable[Any]) -> list[Any]:
+    """Names in the order in which they were given; those of a set, which has none, sorted.
+
+    Python orders the texts of a set anew in every process.
+    """
+    if isinstance(names, (set, frozenset)):
+        return sorted(names, key=str)
+    return list(names)
+
+
+def require_path(name: str, value: object) -> Path:
+    """The path of a file or folder.
+
+    Args:
+        name: of the argument, for the sentence.
+        value: a text that is not empty, or an object with such a path.
+
+    Raises:
+        InvalidArgument: it is anything else, such as None, a number or bytes.
+    """
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(path, str) and path:
+        return Path(path)
+    shown = repr(value)
+    if len(shown) > LONGEST:
+        shown = f"a {type(value).__name__}"
+    raise InvalidArgument(f"{name} must be a path (a text or a pathlib.Path), got {shown}")
 
 
 def require_kind(name: str, value: object, kind: type, way: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -27,11 +28,19 @@ def folder() -> Path:
     return Path.home() / ".cache" / "offramp"
 
 
-def read(key: str) -> bytes | None:
-    """Read the bytes of a key; None if there are none, or if they are damaged."""
+def read(key: str, *, private: bool = False) -> bytes | None:
+    """Read the bytes of a key; None if there are none, or if they are damaged.
+
+    Args:
+        key: that they were written under.
+        private: None also if another user could have written the file. Use it before you run what
+            the file holds: a digest is no proof against someone who computes it anew.
+    """
     try:
         content = _file(key).read_bytes()
     except OSError:
+        return None
+    if private and not _is_private(_file(key)):
         return None
     head, _, body = content.partition(b"\n")
     if head != _head(key, body):
@@ -73,6 +82,17 @@ def edition() -> str:
 def _file(key: str) -> Path:
     """The file of a key."""
     return folder() / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".bin")
+
+
+def _is_private(path: Path) -> bool:
+    """Whether only this user can write a file, and put another one in its place."""
+    if not hasattr(os, "geteuid"):  # Windows has other means, which we do not read
+        return False
+    for place in (path, path.parent):
+        state = place.stat()
+        if state.st_uid != os.geteuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+    return True
 
 
 def _head(key: str, body: bytes) -> bytes:

@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from offramp._support.arguments import require_path
 from offramp._support.replacement import replacing as replacing
 from offramp._support.replacement import require_writable as require_writable
 from offramp.errors import BadFile, NewerSchema
@@ -171,6 +172,7 @@ def require_regular(path: str | Path, *, most: int | None = None) -> None:
         path: the file.
         most: its largest size in bytes; None for any.
     """
+    path = require_path("path", path)
     try:
         about = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as problem:

@@ -13,15 +13,17 @@ has the name.
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from offramp.errors import InvalidArgument, UnknownName
+from offramp.errors import InvalidArgument, OfframpError, UnknownName
 
 HOUSE = Path(__file__).parents[1]
 SHOWN = 40  # names that a message lists, if none is near
@@ -84,7 +86,7 @@ def imported(dotted: str) -> Any:
     """Import `package.module:attribute`, as the user typed it.
 
     Raises:
-        InvalidArgument: it cannot be imported.
+        InvalidArgument: it cannot be imported, or the user's module itself fails.
     """
     module_name, _, attributes = dotted.partition(":")
     try:
@@ -96,7 +98,40 @@ def imported(dotted: str) -> Any:
             f"cannot import {dotted!r} ({problem}). Write module:attribute as Python would "
             "import it"
         ) from problem
+    except (Exception, SystemExit) as problem:  # the user's module can raise anything
+        raise InvalidArgument(
+            f"cannot import {dotted!r} ({failure(problem)}). Write module:attribute as Python "
+            "would import it"
+        ) from problem
     return value
+
+
+@contextlib.contextmanager
+def users_code(name: str, wanted: str) -> Iterator[None]:
+    """While it is open, an error of the user's own code ends in one sentence.
+
+    Args:
+        name: what the user typed, such as `my.module:factory`.
+        wanted: what the code must do, such as "make a torch.nn.Module".
+
+    Raises:
+        InvalidArgument: the code raises anything but an error of offramp, or ends the program.
+    """
+    try:
+        yield
+    except OfframpError:
+        raise
+    except (Exception, SystemExit) as problem:
+        raise InvalidArgument(f"{name!r} must {wanted}, got {failure(problem)}") from problem
+
+
+def failure(problem: BaseException) -> str:
+    """An error of the user's code in one line, with the place where it was raised."""
+    text = f"{type(problem).__name__}: {' '.join(str(problem).split())}".rstrip(": ")
+    frames = traceback.extract_tb(problem.__traceback__)
+    if not frames or Path(frames[-1].filename).is_relative_to(HOUSE):
+        return text
+    return f"{text} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
 def unknown(name: str, known: Iterable[str], kind: str) -> UnknownName:

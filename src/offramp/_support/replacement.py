@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from offramp._support.arguments import require_path
 from offramp.errors import BadFile, OfframpError
 
 try:
@@ -69,7 +70,7 @@ def replacing(path: str | Path, *, mark: bytes | None = None, what: str = "file"
     Raises:
         BadFile: the file cannot be written, is not a regular file, or is of another kind.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(require_path("path", path)))
     require_own_file(path, mark, what)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def replacing_folder(path: str | Path, require_own: RequireOwn) -> Iterator[Path
     Raises:
         BadFile: the folder cannot be written, or `require_own` refuses the existing one.
     """
-    target = Path(path)
+    target = require_path("folder", path)
     require_own(restored(target, require_own))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,15 @@ from typing import Any
 from torch import nn
 
 from offramp._support.arguments import name_of
-from offramp._support.find import files, find, find_file, imported, shelved, unknown
+from offramp._support.find import (
+    files,
+    find,
+    find_file,
+    imported,
+    shelved,
+    unknown,
+    users_code,
+)
 from offramp.building.converting import BAR, convert, split_spec
 from offramp.building.weights import load_weights
 from offramp.errors import BadFile, InvalidArgument, OfframpError
@@ -68,7 +77,8 @@ def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = Tr
         model = find_file("hubs", hub[0]).build(hub[1], hub[2], fetch and weights is None)
     else:
         factory, arguments = model_factory(spec)
-        model = _called(factory, arguments, f"{spec!r}", "write NAME?argument=value&...")
+        with _checked(spec, "make a model"):
+            model = _called(factory, arguments, f"{spec!r}", "write NAME?argument=value&...")
     if not isinstance(model, nn.Module):
         model = find("members", "wrapped")(model) or model  # such as a scikit-learn estimator
     model = _as_module(spec, model)
@@ -233,7 +243,9 @@ def make_preprocess(spec: str) -> nn.Module | None:
             f"the preprocessing must be none, unit, imagenet, my.module:factory or a model such as "
             f"offramp:resnet20, got {spec!r}"
         )
-    module = _as_module(spec, imported(spec)())
+    factory = imported(spec)
+    with _checked(spec, "make a torch.nn.Module"):
+        module = _as_module(spec, factory())
     # plain data, so that a saved network can name the flag to type again
     setattr(module, MADE_FROM, spec)
     return module
@@ -280,15 +292,19 @@ def make_exit(
     reads = _reads(factory, exit_, earlier)
     if arguments:
         bound = partial(factory, shape, classes, **reads)
-        made = _called(bound, arguments, f"the exit {exit_!r}", "see the arguments that it takes")
+        with _checked(exit_, "make an Exit"):
+            made = _called(
+                bound, arguments, f"the exit {exit_!r}", "see the arguments that it takes"
+            )
     else:
-        try:
-            made = factory(shape, classes, **reads)
-        except TypeError as problem:
-            raise InvalidArgument(
-                f"the exit must be a name, an Exit or a function of (shape, classes), got "
-                f"{exit_!r} ({problem})"
-            ) from problem
+        with _checked(exit_, "make an Exit"):
+            try:
+                made = factory(shape, classes, **reads)
+            except TypeError as problem:
+                raise InvalidArgument(
+                    f"the exit must be a name, an Exit or a function of (shape, classes), got "
+                    f"{exit_!r} ({problem})"
+                ) from problem
     if not isinstance(made, Exit):
         raise InvalidArgument(f"the exit {exit_!r} must make an Exit, got a {type(made).__name__}")
     return made
@@ -342,6 +358,20 @@ def _called(
         raise InvalidArgument(f"{what} cannot be called {how} ({problem}); {remedy}") from problem
 
 
+def _checked(name: object, wanted: str) -> AbstractContextManager[None]:
+    """While it is open, an error of code that the user named ends in one sentence.
+
+    An error of a function that the user passed as an object, or of our own, keeps its traceback.
+
+    Args:
+        name: of a factory, or the factory itself.
+        wanted: what the factory must do.
+    """
+    if isinstance(name, str) and ":" in name and not name.startswith(OURS):
+        return users_code(name, wanted)
+    return nullcontext()
+
+
 def make_gate(
     gate: str | Gate | Callable[..., Any] | Mapping[str, Any],
     earlier: Sequence[str] | None = None,
@@ -379,13 +409,14 @@ def make_gate(
     reads = _reads(factory, gate, earlier)
     is_class = isinstance(factory, type) and issubclass(factory, Gate)
     if reads or is_class:
-        try:
-            factory = factory(**reads)
-        except TypeError as problem:
-            raise InvalidArgument(
-                f"the gate {gate!r} needs arguments ({problem}). Make it yourself and pass the "
-                f"object"
-            ) from problem
+        with _checked(gate, "make a Gate"):
+            try:
+                factory = factory(**reads)
+            except TypeError as problem:
+                raise InvalidArgument(
+                    f"the gate {gate!r} needs arguments ({problem}). Make it yourself and pass the "
+                    f"object"
+                ) from problem
     if isinstance(factory, Gate):
         return factory
     if not callable(factory):
@@ -426,7 +457,8 @@ def _gate_for(gate: Any, shape: tuple[int, ...], choices: int) -> Gate:
             if argument not in known:
                 raise unknown(argument, known, f"argument of the gate {word!r}")
     bound = partial(factory, shape, choices)
-    made = _called(bound, arguments, f"the gate {gate!r}", "see the arguments that it takes")
+    with _checked(gate, "make a Gate"):
+        made = _called(bound, arguments, f"the gate {gate!r}", "see the arguments that it takes")
     if not isinstance(made, Gate):
         raise InvalidArgument(f"the gate {gate!r} must make a Gate, got a {type(made).__name__}")
     return made

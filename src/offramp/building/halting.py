@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from offramp._support.arguments import in_order
 from offramp._support.find import find, unknown
 from offramp.errors import BadNetwork, InvalidArgument
 
@@ -44,7 +45,7 @@ def halting(
         >>> type(adaptive.layer1).__name__
         'AdaptiveDepth'
     """
-    names = [stages] if isinstance(stages, str) else [*(stages or ())]
+    names = [stages] if isinstance(stages, str) else in_order(stages or ())
     if not names or len(set(names)) != len(names):
         raise InvalidArgument(f"stages must be names of stages, each once, got {names}")
     known = dict(model.named_modules())

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp._support.arguments import require_count
 from offramp._support.find import find
 from offramp.building.cutting import ExitLike, GateLike, cut
+from offramp.building.routing import reason_of
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import Network
@@ -151,9 +153,10 @@ def along_time(
         model.
 
     Raises:
-        InvalidArgument: T is not a whole number of chunks, or there are fewer than two; or the mask
-            is not an input.
-        BadNetwork: as in `cut`.
+        InvalidArgument: T is not a whole number of chunks, or there are fewer than two; the mask is
+            not an input; or the state has no such shape.
+        BadNetwork: the reader or the head does not fit the state, the reader changes the state of a
+            row whose mask is 0, or as in `cut`.
 
     Example:
         >>> class Sums(nn.Module):
@@ -167,10 +170,12 @@ def along_time(
     for role, module in (("reader", reader), ("head", head)):
         if not isinstance(module, nn.Module):
             raise BadNetwork(f"the {role} must be a torch.nn.Module, got a {type(module).__name__}")
+    state_shape = _shape_of(state)
     inputs = as_inputs(example)
     sequence, mask_input = _named(inputs, mask)
     length = inputs[sequence].shape[1] if inputs[sequence].dim() > 1 else 0
-    if chunk < 1 or length % chunk or length < 2 * chunk:
+    chunk = require_count("chunk", chunk)
+    if length % chunk or length < 2 * chunk:
         raise InvalidArgument(
             f"chunk must divide the length of the sequences into at least two parts, got {chunk} "
             f"for sequences of length {length}. Pad them to a whole number of chunks"
@@ -178,7 +183,7 @@ def along_time(
     model = ByChunks(
         reader,
         head,
-        state=(state,) if isinstance(state, int) else tuple(state),
+        state=state_shape,
         length=length,
         chunk=chunk,
         sequence=_plain(sequence),
@@ -190,6 +195,8 @@ def along_time(
         if parameter.is_floating_point():
             model.zero = model.zero.to(parameter)
             break
+    if not model.training:  # `cut` refuses a model in training mode
+        _require_states(model, inputs[sequence], chunk, masked=mask_input is not None)
     names = [f"chunks.{number}" for number in range(length // chunk - 1)]
     network = cut(
         model,
@@ -208,9 +215,70 @@ def along_time(
     return network.with_gates(gates)
 
 
+def _shape_of(state: object) -> tuple[int, ...]:
+    """The shape of a row's state. Raises InvalidArgument."""
+    if isinstance(state, (tuple, list)) and state:
+        return tuple(require_count("each size in state", size) for size in state)
+    if isinstance(state, (tuple, list)):
+        raise InvalidArgument("state must be a whole number or a shape, got an empty shape")
+    return (require_count("state", state),)
+
+
+def _require_states(model: ByChunks, sequence: Tensor, chunk: int, *, masked: bool) -> None:
+    """Raise BadNetwork unless the reader gives states, the head takes them, and a row whose mask is
+    0 keeps its state.
+
+    Args:
+        model: in eval mode.
+        sequence: of the example, [B, T, ...].
+        chunk: the length of a chunk.
+        masked: whether sequences can end, so that there are masks with 0.
+    """
+    rows = sequence.to(model.zero.device)
+    first = rows[:, :chunk]  # [B, T, ...] -> [B, c, ...]
+    mask = torch.ones_like(_flat(first))  # [B, c]
+    with torch.no_grad():
+        zeros = model.zero.expand(len(rows), *model.state)  # [] -> [B, ...]
+        state = _called(model.reader, "reader", state=zeros, chunk=first, mask=mask)
+        if not isinstance(state, Tensor) or state.shape != zeros.shape:
+            got = list(state.shape) if isinstance(state, Tensor) else f"a {type(state).__name__}"
+            raise BadNetwork(
+                f"reader must give the next state, a tensor {list(zeros.shape)}, got {got}"
+            )
+        _called(model.head, "head", state=state)
+        if not masked:
+            return
+        # The sequences of every second row have ended.
+        mask[::2] = 0
+        second = rows[:, chunk : 2 * chunk]
+        later = _called(model.reader, "reader", state=state, chunk=second, mask=mask)
+    if not torch.allclose(later[::2], state[::2], rtol=1e-4, atol=1e-5, equal_nan=True):
+        difference = (later[::2] - state[::2]).abs().max().item()
+        raise BadNetwork(
+            f"reader must keep the state of a row whose mask is 0 throughout, got a state that "
+            f"differs by {difference:.2g}. A sequence that has ended must not be read further"
+        )
+
+
+def _called(module: nn.Module, role: str, **tensors: Tensor) -> Any:
+    """What a module gives for some tensors. Raises BadNetwork where it fails."""
+    try:
+        return module(*tensors.values())
+    except Exception as problem:  # the user's code can raise anything
+        shapes = list[str]()
+        for name, tensor in tensors.items():
+            shapes.append(f"{name} {list(tensor.shape)}")
+        raise BadNetwork(
+            f"{role} must take {', '.join(shapes)}, got {type(problem).__name__}: "
+            f"{reason_of(problem)}"
+        ) from problem
+
+
 def _named(inputs: State, mask: str | None) -> tuple[str, str | None]:
     """The names of the sequence and of its mask among the inputs."""
     names = [*map(_plain, inputs)]
+    if mask is not None and not isinstance(mask, str):
+        raise InvalidArgument(f"mask must be the name of an input, got {mask!r}")
     if mask is None:
         if len(inputs) != 1:
             raise InvalidArgument(f"mask must name one of the inputs {names}, got None")

@@ -531,6 +531,11 @@ def _require_working(network: Network, inputs: State) -> None:
                 continue
             # scores are [B] for two arms, [B, K - 1] for K
             scores = network.gate_of(node.name).score(nodes.seen(node, node.gate_reads, state))
+            if not isinstance(scores, Tensor) or scores.dim() not in (1, 2):
+                raise BadNetwork(
+                    f"the gate of {node.name!r} must give scores [B] or [B, K - 1], got "
+                    f"{_short(scores)}"
+                )
             count = 1 if scores.dim() == 1 else int(scores.shape[1])
             if count != arms - 1:
                 raise BadNetwork(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp._support.arguments import require_path
 from offramp._support.files import digest_file, read_json, read_tensors, write_json, write_tensors
 from offramp._support.find import find, shelved
 from offramp._support.ownership import FolderKind
@@ -140,7 +141,9 @@ def load(
         InvalidArgument: The user's own code must be given again.
     """
     return read_whole(
-        Path(folder), lambda path: _load(path, model, gates or {}, exits or {}), FOLDER.require_own
+        require_path("folder", folder),
+        lambda path: _load(path, model, gates or {}, exits or {}),
+        FOLDER.require_own,
     )
 
 
@@ -155,7 +158,7 @@ def example_in(folder: str | Path) -> Any:
                 return rows_like(member.inputs, ROWS)
         return None
 
-    return read_whole(Path(folder), read, FOLDER.require_own)
+    return read_whole(require_path("folder", folder), read, FOLDER.require_own)
 
 
 def _load(
@@ -176,7 +179,8 @@ def _load(
     # Build the network, then give its tensors the types and the values of the file.
     try:
         given = _models_by_name(model, body)
-        if body.get("whole") is not None:
+        _require_given(body, given, gates, exits)
+        if _needs_whole(body, given):
             given = _with_pieces(body, given)
         network = _build(body, given, gates, exits)
         _tie(network, body.get("tied", ()))
@@ -292,13 +296,22 @@ def _require_given(
     exits: Mapping[str, Exit],
 ) -> None:
     """Raise GiveAgain with all parts that only the user can give, in one sentence."""
-    parts: list[tuple[str, str, str | None]] = []  # kind, name, spec
     specs = {member["name"]: member["spec"] for member in body["rungs"]}
+    fronts = body["fronts"]
     typed = body.get("front_specs", {})
+    is_whole = _needs_whole(body, given)
+    if is_whole:
+        # The one model stands for its pieces, and has the preprocessing of the first piece.
+        first = body["rungs"][0]["name"]
+        specs = {BACKBONE: whole_from_json(body["whole"]).spec}
+        fronts = {BACKBONE: fronts[first]} if first in fronts else {}
+        typed = {BACKBONE: typed.get(first)}
+
+    parts: list[tuple[str, str, str | None]] = []  # kind, name, spec
     for name, spec in specs.items():
         if name not in given and not built_from_file(spec):
             parts.append(("model", name, spec))
-        preprocess = body["fronts"].get(name)
+        preprocess = fronts.get(name)
         pair = given.get(name)
         has_preprocess = isinstance(pair, tuple) and pair[1] is not None
         if preprocess is not None and preprocess["name"] != "Front" and not has_preprocess:
@@ -312,8 +325,15 @@ def _require_given(
             if code is not None and name not in given_parts:
                 parts.append((kind, name, code))
     if parts:
-        has_forks = not Topology.from_json(body["chain"]).is_chain
+        has_forks = not is_whole and not Topology.from_json(body["chain"]).is_chain
         raise GiveAgain(parts, specs, has_forks=has_forks)
+
+
+def _needs_whole(body: Mapping[str, Any], given: Mapping[str, Given]) -> bool:
+    """Whether the members are pieces of one model, and the user has not given all of them."""
+    if body.get("whole") is None:
+        return False
+    return not all(member["name"] in given for member in body["rungs"])
 
 
 def _code_in(config: Mapping[str, Any], kind: str) -> str | None:
@@ -344,43 +364,35 @@ def _models_by_name(
     return {name: _as_modules(value) for name, value in models.items()}
 
 
-def _with_pieces(body: Mapping[str, Any], given: dict[str, Given]) -> dict[str, Given]:
+def _with_pieces(body: Mapping[str, Any], given: Mapping[str, Given]) -> dict[str, Given]:
     """The models of a network whose members are pieces of one model, by the names of the members.
 
     Args:
         body: the content of network.json.
-        given: what the user gave: the one model as `backbone`, the pieces, or nothing.
+        given: what the user gave: the one model as `backbone`, some pieces, or nothing. Nothing
+            that only the user can give is missing.
     """
-    names = [member["name"] for member in body["rungs"]]
-    if set(names) <= set(given):
-        return given
     whole = whole_from_json(body["whole"])
-    model = given.pop(BACKBONE, None)
+    models = dict(given)
+    model = models.pop(BACKBONE, None)
     preprocess = None
     if isinstance(model, tuple):
         model, preprocess = model
-    needed: list[tuple[str, str, str | None]] = []  # kind, name, spec
-    if model is None and not built_from_file(whole.spec):
-        needed.append(("model", BACKBONE, whole.spec))
-    has_own_preprocess = preprocess is not None
-    if names[0] in body["fronts"] and not has_own_preprocess:
-        config = body["fronts"][names[0]]
-        if config["name"] == "Front":
-            preprocess = _preprocess(config, names[0])
-        else:
-            typed = body.get("front_specs", {}).get(names[0])
-            needed.append(("preprocess", BACKBONE, typed or config["name"]))
-    if needed:
-        raise GiveAgain(needed, {BACKBONE: whole.spec})
     if model is None:
         model = model_from_file(whole.spec, BACKBONE)
-    example = rows_like(_member(body["rungs"][0]).inputs, ROWS)
+    first_member = body["rungs"][0]
+    first = first_member["name"]
+    has_own_preprocess = preprocess is not None
+    if first in body["fronts"] and not has_own_preprocess:
+        preprocess = _preprocess(body["fronts"][first], first)
+
+    example = rows_like(_member(first_member).inputs, ROWS)
     pieces: dict[str, Given] = {**pieces_of(whole, model, example, preprocess)}
     if has_own_preprocess:
-        first = pieces[names[0]]
-        assert isinstance(first, nn.Module)
-        pieces[names[0]] = (first, preprocess)
-    return {**pieces, **given}
+        piece = pieces[first]
+        assert isinstance(piece, nn.Module)
+        pieces[first] = (piece, preprocess)
+    return {**pieces, **models}
 
 
 def _tied(network: Network) -> list[list[str]]:
@@ -442,7 +454,6 @@ def _build(
     count = len(body["rungs"])
     if count > MOST_MEMBERS:
         raise BadFile(f"the file must name at most {MOST_MEMBERS} models, got {count:,}")
-    _require_given(body, given, gates, exits)
     members = [_member(member) for member in body["rungs"]]
     for member in members:
         # `backbone` is reserved, but a single model that was cut has that name

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp._support.arguments import in_order
 from offramp._support.find import unknown
 from offramp.building.pieces import pieces_after
 from offramp.building.routing import Fork, GateLike, route
@@ -89,7 +90,7 @@ def skippable(
         else:
             steps.append((segment, module))
     network = route(steps, example=example)
-    patterns = [skip] if isinstance(skip, str) else [*skip]
+    patterns = [skip] if isinstance(skip, str) else in_order(skip)
     network.whole = WholeModel(spec, SKIP, tuple(patterns))
     return network
 
@@ -102,7 +103,7 @@ def _matching(model: nn.Module, skip: object) -> list[str]:
     if isinstance(skip, str):
         patterns.append(skip)
     elif isinstance(skip, (list, tuple, set, frozenset)):
-        patterns.extend(skip)
+        patterns.extend(in_order(skip))
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidArgument(
             f"skip must be a name of a module, a pattern such as 'layer3.*', or a list, got "

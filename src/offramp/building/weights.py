@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from offramp._support.arguments import require_path
 from offramp._support.files import read_state_dicts
 from offramp._support.notices import say
 from offramp.errors import BadFile
@@ -74,7 +75,7 @@ def load_weights(model: nn.Module, path: str | Path, *, key: str | None = None) 
         BadFile: the file is missing, damaged or would run code; no weights in it fit (the message
             lists the differences and the keys), or several do.
     """
-    file, wanted = _split_key(path, key)
+    file, wanted = _split_key(require_path("path", path), key)
     state_dicts = read_state_dicts(file)
     candidates = list(_candidates(model, state_dicts))
     kind = type(model).__name__

@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from offramp._support.find import failure
 from offramp.cli.comparing import compare
 from offramp.cli.converting import convert
 from offramp.cli.cuts import adopt, cut, inspect
 from offramp.cli.deploying import export
 from offramp.cli.home import demo, doctor
+from offramp.cli.interrupting import insisting
 from offramp.cli.networks import ladder
 from offramp.cli.pages import report
 from offramp.cli.paths import resolutions, route, unrolled
@@ -49,7 +51,7 @@ class Commands(TyperGroup):
         traceback.
         """
         try:
-            with warnings.catch_warnings():
+            with insisting(), warnings.catch_warnings():
                 warnings.simplefilter("always", OfframpWarning)
                 warnings.showwarning = _shown(warnings.showwarning)
                 return super().invoke(ctx)
@@ -65,6 +67,9 @@ class Commands(TyperGroup):
             raise _ended(f"{message}; see {where} --help", 2) from problem
         except KeyboardInterrupt as problem:
             raise _ended("interrupted; nothing was written", 130) from problem
+        except SystemExit as problem:  # a command ends with typer.Exit, so this is the user's code
+            text = f"your own code must not end the program, got {failure(problem)}"
+            raise _ended(text, 2) from problem
 
 
 app = typer.Typer(

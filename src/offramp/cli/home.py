@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offramp._support.machine import processor
 from offramp.cli.options import AsJson
 from offramp.cli.printing import answer, note, table
 
@@ -167,24 +168,11 @@ def _machine() -> dict[str, object]:
         gpu = torch.cuda.get_device_name()
     return {
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": gpu,
     }
-
-
-def _processor() -> str:
-    """The name of the processor. Only Linux has /proc, and `platform` knows less there."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            text = file.read()
-    except OSError:
-        text = ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    if match:
-        return match[1]
-    return platform.processor() or platform.machine()
 
 
 def _extras() -> dict[str, list[str]]:

@@ -132,7 +132,7 @@ EngineName = Annotated[
         "--engine",
         metavar="ENGINE",
         help="torch, torch:bf16,channels_last, torch:threads=1, torch:compile, torch:cuda_graphs, "
-        "onnxruntime, openvino; a plan keeps to its own.",
+        "onnxruntime, openvino, openvino:bf16; a plan keeps to its own.",
     ),
 ]
 # Rows that must not count, and the form of the output.
@@ -225,20 +225,16 @@ def routed_network(factory: str, example: Any) -> Network:
     Raises:
         InvalidArgument: the factory fails, or gives neither steps nor a network.
     """
-    from offramp._support.find import imported
+    from offramp._support.find import imported, users_code
     from offramp.building.routing import route
     from offramp.networks.network import Network
 
     if ":" not in factory:
         raise InvalidArgument(f"FACTORY must be my.module:factory, got {factory}")
     steps = imported(factory)
-    try:
-        if callable(steps):
+    if callable(steps):
+        with users_code(factory, "make a list of steps or a network"):
             steps = steps()
-    except Exception as problem:  # the user's code can raise anything
-        raise InvalidArgument(
-            f"{factory} failed with {type(problem).__name__}: {problem}"
-        ) from problem
     if isinstance(steps, Network):
         return steps
     if not isinstance(steps, (list, tuple)):

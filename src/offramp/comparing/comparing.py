@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from offramp._support.arguments import require_path
 from offramp._support.files import require_writable
 from offramp.comparing.cells import Cell
 from offramp.comparing.checking import require_apart, require_known, require_lengths, require_models
@@ -190,7 +191,7 @@ def measure(
         OfframpError: whatever `cut`, `fit`, `record` and `bench` raise later.
     """
     settings = read_settings(file)
-    home = Path(folder)
+    home = require_path("folder", folder)
     require_writable(home, folder=True)
     require_known(settings)
     cells = []

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from offramp._support.arguments import words
+from offramp._support.arguments import require_path, words
 from offramp._support.files import read_text
 from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO, exits_at, require_placement_flags
@@ -41,6 +41,7 @@ def read_settings(path: str | Path) -> Settings:
         UnknownName: a key is not a flag. The message has the nearest ones.
         InvalidArgument: a value is wrong.
     """
+    path = require_path("file", path)
     where = str(path)
     body = _toml_of(path)
     tables = body.pop("method", None)

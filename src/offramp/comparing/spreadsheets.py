@@ -37,6 +37,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from offramp._support.arguments import require_path
 from offramp._support.files import write_csv
 from offramp._support.replacement import require_own_file
 from offramp.comparing.clocks import each_exit, in_use
@@ -86,7 +87,7 @@ def write_spreadsheets(comparison: Comparison, folder: str | Path) -> tuple[Path
     Raises:
         BadFile: a file of the same name is not such a table, or cannot be written.
     """
-    home = Path(folder)
+    home = require_path("folder", folder)
     results: list[Row] = []
     curves: list[Row] = []
     for result in comparison.results:

@@ -199,7 +199,7 @@ def _made_by(spec: Spec) -> object:
         return factory()
     except OfframpError:
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise BadData(
             f"{spec.whole}() failed ({brief(problem)}); expected a function that returns data"
         ) from problem

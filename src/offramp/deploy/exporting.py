@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from offramp._support.arguments import require_flag, require_kind
+from offramp._support.arguments import require_flag, require_kind, require_path
 from offramp._support.files import digest_file, write_json
 from offramp._support.ownership import FolderKind
 from offramp._support.replacement import replacing_folder
@@ -117,7 +117,7 @@ def export(
     one_file = require_flag("one_file", one_file)
     require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
     network = as_network(network)
-    FOLDER.require_own(Path(folder))
+    FOLDER.require_own(require_path("folder", folder))
     network.require_eval()
     _, identity = engine_of(ENGINE)
     state = as_inputs(_example(network, plan, example), network.device())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp._support.arguments import require, require_count, require_flag
+from offramp._support.arguments import require, require_count, require_flag, require_path
 from offramp._support.find import find, unknown
 from offramp._support.replacement import require_writable, restored
 from offramp.building.converting import conversions_of, matched, outermost, spec_with, split_spec
@@ -325,7 +325,7 @@ def search(
     _require_budget(budget, limit, unit)
     home: Path | None = None
     if folder is not None:
-        home = Path(folder)
+        home = require_path("folder", folder)
         require_writable(home, folder=True)
         FOLDER.require_own(home)
     if require_flag("resume", resume) and home is None:

@@ -1,5 +1,5 @@
 """Stages compiled ahead of time by torch's Inductor: one program for every batch size, without
-guards.
+guards. A package that was compiled is kept on disk for the next process.
 
 torch.compile checks at every call whether the compiled code still fits, and compiles again if it
 does not, even while serving. The code that AOTInductor makes of an exported program never does
@@ -8,7 +8,7 @@ that.
 
 from __future__ import annotations
 
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,8 @@ from warnings import catch_warnings, simplefilter
 import torch
 from torch import Tensor
 
+from offramp._support import cache as disk
+from offramp._support.machine import processor
 from offramp.errors import BadNetwork, OfframpError
 from offramp.networks.inputs import State
 from offramp.networks.network import EngineStage
@@ -28,12 +30,14 @@ from offramp.runtime.programs import program_of, read_by
 SIZES = (1, 2, 7)  # batch sizes that are compared
 
 
-def ahead(engine_stage: EngineStage, state: State) -> Call:
-    """Compile a stage, and compare the result with the stage itself.
+def ahead(engine_stage: EngineStage, state: State, key: str) -> Call:
+    """Compile a stage, or read what an earlier process compiled, and compare the result with the
+    stage itself.
 
     Args:
         engine_stage: the stage.
         state: named tensors [B, ...] with the shapes to compile for.
+        key: the network, the stage and the engine, for the cache on disk.
 
     Returns:
         The compiled stage as a call on named tensors.
@@ -43,6 +47,36 @@ def ahead(engine_stage: EngineStage, state: State) -> Call:
     """
     reads = read_by(engine_stage, state)
     rows = {name: state[name] for name in reads}
+    # The code is made for this processor and this number of threads.
+    key = f"package {_machine(rows)} {key}"
+    # A package is a program that runs in this process, as Python's own compiled files do. It is
+    # read only where nobody but this user can have written it.
+    package = disk.read(key, private=True)
+    if package is not None:
+        # torch has no common class for what goes wrong with a package
+        with suppress(Exception):
+            call = _call_of(engine_stage, reads, package)
+            _compare(engine_stage, call, rows)
+            return call
+    package = _package(engine_stage, reads, rows)
+    call = _call_of(engine_stage, reads, package)
+    _compare(engine_stage, call, rows)
+    disk.write(key, package)
+    return call
+
+
+def _machine(rows: State) -> str:
+    """What code is compiled for: the processor, the threads, and the devices of the rows."""
+    devices = set[str]()
+    for value in rows.values():
+        if value.device.type == "cuda":
+            devices.add(torch.cuda.get_device_name(value.device))
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{processor()} {capability} {torch.get_num_threads()} threads {sorted(devices)}"
+
+
+def _package(engine_stage: EngineStage, reads: tuple[str, ...], rows: State) -> bytes:
+    """The stage as a package of AOTInductor. Raises BadNetwork."""
     try:
         with (
             TemporaryDirectory() as folder,
@@ -58,7 +92,7 @@ def ahead(engine_stage: EngineStage, state: State) -> Call:
                 path = torch._inductor.aoti_compile_and_package(
                     program, package_path=str(Path(folder) / "part.pt2")
                 )
-                run = torch._inductor.aoti_load_package(path)
+                return Path(path).read_bytes()
     except OfframpError:
         raise
     except Exception as problem:  # the export, Inductor and the compiler of C++ raise anything
@@ -68,11 +102,19 @@ def ahead(engine_stage: EngineStage, state: State) -> Call:
             "compiler? Otherwise leave compile out"
         ) from problem
 
+
+def _call_of(engine_stage: EngineStage, reads: tuple[str, ...], package: bytes) -> Call:
+    """A package, loaded, as a call on named tensors."""
+    with TemporaryDirectory() as folder, catch_warnings():
+        simplefilter("ignore")
+        file = Path(folder) / "part.pt2"
+        file.write_bytes(package)
+        run = torch._inductor.aoti_load_package(str(file))
+
     def call(state: State) -> State:
         tensors = [state[name].contiguous() for name in reads]
         return dict(zip(engine_stage.writes, run(*tensors), strict=True))
 
-    _compare(engine_stage, call, rows)
     return call
 
 

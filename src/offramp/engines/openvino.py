@@ -1,5 +1,8 @@
-"""OpenVINO on the CPU, in float32: each segment with its exit and gate is one graph, on as many
-threads as torch.
+"""OpenVINO on the CPU: each segment with its exit and gate is one graph, on as many threads as
+torch. It computes in float32.
+
+bf16: convolutions and matrix products compute in bfloat16. What comes after the last of them in a
+segment stays in float32, and so do logits, scores and what segments hand on.
 
 Compiled models are kept on disk, in the files of `_support/cache.py` and not in OpenVINO's own
 cache folder, which trusts what it finds. The next process reads them in a quarter of the time.
@@ -21,6 +24,7 @@ import torch
 
 from offramp._support import cache as disk
 from offramp.engines._arrays import Array, Run, as_arrays, on_arrays, package
+from offramp.errors import InvalidArgument
 from offramp.networks.inputs import State
 from offramp.networks.network import EngineStage, Network
 from offramp.plans.schedule import Schedule
@@ -36,27 +40,44 @@ TELEMETRY = "openvino_telemetry"
 class OpenVino(Engine):
     """Graphs in compiled models of OpenVINO, on the CPU."""
 
-    def __init__(self) -> None:
-        """It has no options."""
-        super().__init__()
+    def __init__(self, *, bf16: bool = False) -> None:
+        """Keep the options.
+
+        Args:
+            bf16: compute in bfloat16, on processors that have it.
+        """
+        options = dict[str, bool]()
+        if bf16:
+            options["bf16"] = True
+        super().__init__(**options)
+        self.precision = "bf16" if bf16 else "f32"
 
     def open(
         self, network: Network, schedule: Schedule, device: torch.device
     ) -> tuple[EngineStage, ...]:
         """One stage per node with an open exit, compiled when its first rows arrive.
 
-        Raises MissingExtra, and InvalidArgument for another device. The number of threads is that
-        of torch when a stage is compiled.
+        In bfloat16 it is one stage per node. The number of threads is that of torch when a stage is
+        compiled.
+
+        Raises MissingExtra, and InvalidArgument for another device and for bf16 on a processor
+        without it.
         """
         name = f"{self.version()}, {torch.get_num_threads()} threads"
-        return parts_of(network, schedule, device, name, _compiled)
+        if self.precision == "f32":
+            return parts_of(network, schedule, device, name, _compiled)
+        _require_bf16()
+        # Each node is rounded as it was when it was recorded. In a graph of two nodes, the last
+        # layers of the first one would be rounded too.
+        compiled = partial(_compiled, precision=self.precision)
+        return parts_of(network, schedule, device, f"{name}, bf16", compiled, joined=False)
 
     def bare(
         self, network: Network, schedule: Schedule, state: State
     ) -> Callable[[State], Callable[[], object]]:
         """Only `infer` of a request that shares its inputs, without our search for NaN."""
         (graph,) = graphs_of(network, schedule, dict(state))
-        model = _model(graph)
+        model = _model(graph, self.precision)
         names = tuple(_ports(model.inputs))
 
         def bind(rows: State) -> Callable[[], object]:
@@ -97,8 +118,19 @@ def _package() -> Any:
             sys.modules[TELEMETRY] = telemetry
 
 
-def _compiled(graph: Graph) -> Call:
-    return on_arrays(graph, "OpenVINO", _requests, _explained)
+def _require_bf16() -> None:
+    """Raise InvalidArgument on a processor that would compute in float32 all the same."""
+    core = _core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+        raise InvalidArgument(
+            f"bf16 needs a processor with bfloat16, got {processor}. Use engine='openvino'"
+        )
+
+
+def _compiled(graph: Graph, precision: str = "f32") -> Call:
+    requests = partial(_requests, precision=precision)
+    return on_arrays(graph, "OpenVINO", requests, _explained)
 
 
 @cache
@@ -115,12 +147,12 @@ def _core() -> Any:
     return core
 
 
-def _model(graph: Graph) -> Any:
-    """A graph, compiled now or by an earlier process."""
-    # The default precision is bfloat16 on processors that have it. Pinned threads would share
+def _model(graph: Graph, precision: str = "f32") -> Any:
+    """A graph, compiled now or by an earlier process, in the precision "f32" or "bf16"."""
+    # Without a precision it is bfloat16 on processors that have it. Pinned threads would share
     # their cores with those of torch.
     config = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -149,9 +181,9 @@ def _kind() -> str:
     return f"openvino {_package().__version__} on {processor}"
 
 
-def _requests(graph: Graph) -> Run:
+def _requests(graph: Graph, precision: str) -> Run:
     """A graph, compiled, as a function that any number of threads may call at once."""
-    model = _model(graph)
+    model = _model(graph, precision)
     names = tuple(_ports(model.inputs))  # inputs that the graph does not use are left out
     outputs = _ports(model.outputs)
     ports = [outputs[name] for name in graph.writes]  # faster to look up than names

@@ -269,6 +269,7 @@ def _engine_stage(network: Network, segment: Segment, stage: Stage) -> EngineSta
     functions: dict[str, Function] = {"segment": _explained(segment.call, name)}
     if stage.exit:
         exit_ = network.exit_of(name)
+        hands = isinstance(exit_, Hands)
         needed, seen_by_exit = _looked_at(
             node, node.exit_reads, lambda other: other + _handed(network, other)
         )
@@ -278,7 +279,7 @@ def _engine_stage(network: Network, segment: Segment, stage: Stage) -> EngineSta
         modules += exit_.modules()
 
         def leave(state: State) -> State:
-            logits, for_later_exits = answers(exit_, seen_by_exit(state), name)
+            logits, for_later_exits = answers(exit_, seen_by_exit(state), name, hands=hands)
             return {handed: for_later_exits, name + LOGITS: logits}
 
         functions["exit"] = leave

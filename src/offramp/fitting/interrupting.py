@@ -21,6 +21,9 @@ def interruptible(echo: float = 0.0) -> Iterator[threading.Event]:
 
     Yields:
         The event. It is never set outside the main thread, where Python delivers no signals.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came, and the block ended without looking at the event.
     """
     interrupted = threading.Event()
     echo_end = 0.0
@@ -45,3 +48,6 @@ def interruptible(echo: float = 0.0) -> Iterator[threading.Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
+    # It came after the last look at the event.
+    if interrupted.is_set():
+        raise KeyboardInterrupt

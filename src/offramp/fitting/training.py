@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp._support.arguments import name_of, require_count, require_flag
+from offramp._support.arguments import name_of, require_count, require_flag, require_path
 from offramp._support.files import checksum, require_writable
-from offramp._support.find import find, find_file, imported, unknown
+from offramp._support.find import find, find_file, imported, unknown, users_code
 from offramp._support.processes import Processes, here
 from offramp._support.replacement import restored
 from offramp.data.rows import Rows, proposing, rows_for
@@ -109,8 +109,8 @@ def fit(
     # 1. Check the arguments, before anything is read or changed.
     method = recipe_of(recipe, **arguments)
     network = _network_of(network, method)
-    home = None if folder is None else Path(folder)
-    cache_folder = home if cache is None else Path(cache)
+    home = None if folder is None else require_path("folder", folder)
+    cache_folder = home if cache is None else require_path("cache", cache)
     _require_options(network, batch_size, views, seed, (home, cache_folder))
     batch_size = int(batch_size)  # from NumPy's integers too
     views = int(views)
@@ -289,13 +289,15 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
             if argument not in known:
                 raise unknown(argument, [*known], f"argument of the recipe {recipe!r}")
     _require_kinds(recipe, known, arguments)
-    try:
-        made: Recipe = factory(**arguments)
-    except TypeError as problem:
-        names = ", ".join(known) or "none"
-        raise InvalidArgument(
-            f"the recipe {recipe!r} cannot be made ({problem}). Its arguments are {names}"
-        ) from problem
+    is_typed = isinstance(recipe, str) and ":" in recipe
+    with users_code(str(recipe), "make a Recipe") if is_typed else contextlib.nullcontext():
+        try:
+            made: Recipe = factory(**arguments)
+        except TypeError as problem:
+            names = ", ".join(known) or "none"
+            raise InvalidArgument(
+                f"the recipe {recipe!r} cannot be made ({problem}). Its arguments are {names}"
+            ) from problem
     return made
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from offramp.errors import BadNetwork, InvalidArgument
 
+ENERGY = 0.9  # the share to keep where neither a rank nor a share is given
 Made = TypeVar("Made", bound=nn.Module)
 
 
@@ -88,10 +89,25 @@ def copied(value: Tensor | None) -> nn.Parameter | None:
     return nn.Parameter(value.detach().clone())
 
 
+def require_one_rule(energy: float | None, **ranks: int | None) -> None:
+    """Raise InvalidArgument if all ranks are given and an energy too, which would decide nothing.
+
+    Args:
+        energy: as the user gave it; None if it was left out.
+        ranks: the ranks by the names of their options.
+    """
+    if energy is None or None in ranks.values():
+        return
+    given = ", ".join(f"{name}={rank!r}" for name, rank in ranks.items())
+    raise InvalidArgument(
+        f"energy must be left out beside {' and '.join(ranks)}, got energy={energy!r} and {given}"
+    )
+
+
 def rank_of(
     values: Tensor,
     rank: int | None,
-    energy: float,
+    energy: float | None,
     *,
     largest: int,
     method: str,
@@ -104,7 +120,7 @@ def rank_of(
     Args:
         values: singular values, falling.
         rank: the rank; None lets the energy decide.
-        energy: the share of the squared singular values to keep.
+        energy: the share of the squared singular values to keep; None is 0.9.
         largest: the full rank.
         method: its name, for the message.
         saves: the largest rank with which the substitute is smaller than the dense layer. If the
@@ -122,6 +138,8 @@ def rank_of(
         if whole > largest:
             raise InvalidArgument(f"{name} must be at most {largest} for this layer, got {whole}")
         return whole
+    if energy is None:
+        energy = ENERGY
     if not isinstance(energy, (int, float)) or not 0 < energy <= 1:
         raise InvalidArgument(f"energy must be a share above 0 and at most 1, got {energy!r}")
     # The energy of the first r values, as a share of all. The rank is one more than the number of r

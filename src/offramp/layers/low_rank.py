@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.layers._replacing import copied, geometry, placed_like, rank_of, require_dense
+from offramp.layers._replacing import (
+    copied,
+    geometry,
+    placed_like,
+    rank_of,
+    require_dense,
+    require_one_rule,
+)
 from offramp.networks.layer import Layer, LayerCost, dense_cost
 
 __all__ = ["LowRank"]
@@ -35,20 +42,22 @@ class LowRank(Layer):
 
     @classmethod
     def from_layer(
-        cls, dense: nn.Module, *, rank: int | None = None, energy: float = 0.9
+        cls, dense: nn.Module, *, rank: int | None = None, energy: float | None = None
     ) -> LowRank:
         """Replace a layer by two, the best approximation of its weights of some rank.
 
         Args:
             dense: a Conv2d without groups, or a Linear layer.
             rank: the inner width R; None lets `energy` decide.
-            energy: the share of the sum of squared singular values to keep.
+            energy: the share of the sum of squared singular values to keep, by default 0.9. It
+                must be left out where `rank` is given.
 
         Raises:
             BadNetwork: `dense` is another kind of layer, or a grouped convolution.
             InvalidArgument: the rank or the energy is out of its range.
             SavesNothing: the energy needs a rank that saves nothing.
         """
+        require_one_rule(energy, rank=rank)
         layer = require_dense(dense, "low_rank")
         weight = layer.weight.detach()
         matrix = weight.flatten(1).double()  # [O, C k k]

@@ -63,9 +63,9 @@ def pruned(
         BadNetwork: no layer can lose channels, or the model no longer runs.
     """
     # 1. Check the arguments, and note the model's outputs and its tied weights.
-    tp = _library()
     _require(example, data, ratio, importance)
     require_whole("round_to", round_to, 0)
+    tp = _library()
     modules = dict(model.named_modules())
     targets = {name: modules[name] for name in chosen if type(modules[name]) in KINDS}
     if not targets:

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.layers._replacing import copied, geometry, placed_like, rank_of, require_convolution
+from offramp.layers._replacing import (
+    copied,
+    geometry,
+    placed_like,
+    rank_of,
+    require_convolution,
+    require_one_rule,
+)
 from offramp.networks.layer import Layer, LayerCost, SavesNothing, dense_cost
 
 __all__ = ["Tucker"]
@@ -41,7 +48,7 @@ class Tucker(Layer):
         *,
         rank_in: int | None = None,
         rank_out: int | None = None,
-        energy: float = 0.9,
+        energy: float | None = None,
     ) -> Tucker:
         """Replace a convolution by three with fewer inner channels.
 
@@ -49,7 +56,8 @@ class Tucker(Layer):
             dense: a Conv2d without groups.
             rank_in: channels between the first and the core; None lets `energy` decide.
             rank_out: channels between the core and the last; None lets `energy` decide.
-            energy: the share of the squared singular values of each unfolding to keep.
+            energy: the share of the squared singular values of each unfolding to keep, by default
+                0.9. It must be left out where both ranks are given.
 
         Raises:
             BadNetwork: `dense` is another kind of layer, or a grouped convolution.
@@ -57,6 +65,7 @@ class Tucker(Layer):
             SavesNothing: with the ranks from `energy` the three layers are not smaller than the
                 one.
         """
+        require_one_rule(energy, rank_in=rank_in, rank_out=rank_out)
         layer = require_convolution(dense, "tucker")
         if layer.groups > 1:
             raise BadNetwork(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp._support.arguments import name_of
+from offramp._support.arguments import name_of, require_path
 from offramp.errors import BadFile, BadNetwork, InvalidArgument, MissingExtra
 from offramp.members._member import Array, Member, as_bytes
 
@@ -53,6 +53,7 @@ class OnnxFile(Member):
     ) -> None:
         content = b""
         if path is not None:
+            path = require_path("path", path)
             try:
                 content = Path(path).read_bytes()
             except OSError as problem:

@@ -58,3 +58,18 @@ def only_observes(hook: Any) -> bool:
         hook = hook.func
     module_name = getattr(hook, "__module__", None) or type(hook).__module__
     return bool(module_name.startswith(OBSERVERS))
+
+
+def code_of(modules: Iterable[tuple[str, nn.Module]]) -> str:
+    """In words, the code that runs in a forward pass: that of the model, and of its hooks.
+
+    Args:
+        modules: with their names.
+    """
+    names = list[str]()
+    for name, module in modules:
+        if forward_hooks(module):
+            names.append(repr(name or type(module).__name__))
+    if not names:
+        return "its code"
+    return f"its code, or a forward hook of {', '.join(names)},"

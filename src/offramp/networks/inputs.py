@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp._support.arguments import in_order
 from offramp.errors import BadData, InvalidArgument
 from offramp.plans.signature import INPUT, is_input, is_label
 
@@ -223,7 +224,7 @@ def texts_of(state: State, length: Sequence[str] | str) -> tuple[str, ...]:
         InvalidArgument: one of them is not an input, or has no T.
     """
     texts = list[str]()
-    for name in [length] if isinstance(length, str) else length:
+    for name in [length] if isinstance(length, str) else in_order(length):
         full_name = name if is_input(name) else f"{INPUT}/{name}"
         if full_name not in state or state[full_name].dim() < 2:
             raise InvalidArgument(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -169,15 +169,26 @@ def answer(exit_: Exit, seen: Seen, name: str) -> Tensor:
     return logits
 
 
-def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
+def answers(
+    exit_: Exit, seen: Seen, name: str, *, hands: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """Call an exit as `answer` does, also for the tensor that it hands to later exits.
+
+    Args:
+        exit_: to call.
+        seen: the tensors that it may read.
+        name: of its node, for the message.
+        hands: whether the exit `Hands`; None to find out. That takes ten microseconds, for which
+            every batch would wait.
 
     Returns:
         Logits [B, C], and the handed tensor. They are the same, unless the exit `Hands`.
     """
     handed: Tensor | None = None
-    if isinstance(exit_, Hands):
-        logits, handed = exit_.both(seen)
+    if hands is None:
+        hands = isinstance(exit_, Hands)
+    if hands:
+        logits, handed = cast("Hands", exit_).both(seen)
     else:
         logits = exit_(seen)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
@@ -230,17 +241,29 @@ def grade(gate: Gate, seen: Seen, own: Tensor | None, routes: int = 1) -> Tensor
     Raises:
         BadNetwork: the gate gives another shape.
     """
-    score = gate.score(Seen(seen.features, seen.logits, own, seen.inputs)).float()
+    score = gate.score(Seen(seen.features, seen.logits, own, seen.inputs))
     count = (seen.features if own is None else own).shape[0]
     # [B] for one route, [B, routes] for several.
-    if score.shape != ((count,) if routes == 1 else (count, routes)):
+    shape = (count,) if routes == 1 else (count, routes)
+    if not isinstance(score, Tensor) or score.shape != shape:
         expected = f"[{count}], one per row" if routes == 1 else f"[{count}, {routes}]"
-        raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected {expected}")
+        raise BadNetwork(f"a gate must give scores {expected}, got {_scores_in_words(score)}")
+    score = score.float()
     if own is None or gate.spreads_nan:
         return score
     # 0 where all logits are finite, otherwise NaN. Two operations, to be fast for a batch of one.
     finite = (own * 0).sum(-1).float()
     return score + (finite if routes == 1 else finite[:, None])
+
+
+def _scores_in_words(score: object) -> str:
+    """What a gate gave instead of scores."""
+    if isinstance(score, Tensor):
+        return f"a tensor of shape {list(score.shape)}"
+    if score is None:
+        return "None"
+    article = "an" if type(score).__name__[0] in "aeiou" else "a"
+    return f"{article} {type(score).__name__}"
 
 
 class Chooser(Gate):

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadData, BadNetwork
+
+# Torch says so of code that makes a number of a size which the export keeps free.
+FIXED = "specialized it to be a constant"
+FIXING = "(as len(x) does; x.shape[0] does not)"
 
 
 def tensors_of(value: object, name: str) -> dict[str, Tensor]:
@@ -229,19 +235,23 @@ def plain_attention() -> Iterator[None]:
 def listening(
     modules: Mapping[str, nn.Module], heard: Callable[[str, object], None]
 ) -> Iterator[None]:
-    """While it is open, `heard(name, output)` is called whenever one of the modules has run.
+    """While it is open, `heard(name, output)` is called whenever one of the modules has run in this
+    thread. Another thread may be serving with the same modules.
 
     Args:
         modules: by name.
         heard: the hook; it is removed at the end.
     """
+    here = threading.get_ident()
+
+    def hook(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if threading.get_ident() == here:
+            heard(name, output)
+
     handles = []
     try:
         for name, module in modules.items():
-            # `name=name` binds the name of this module, and not that of the last one.
-            handles.append(
-                module.register_forward_hook(lambda _m, _x, output, name=name: heard(name, output))
-            )
+            handles.append(module.register_forward_hook(partial(hook, name)))
         yield
     finally:
         for handle in handles:

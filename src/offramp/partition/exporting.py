@@ -8,6 +8,7 @@ exactly the value that an eager hook sees.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import logging
@@ -21,8 +22,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.errors import BadData, BadNetwork
+from offramp.networks.hooks import code_of, forward_hooks
 from offramp.networks.inputs import remedy
-from offramp.networks.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
+from offramp.networks.taps import (
+    FIXED,
+    FIXING,
+    inputs_of,
+    listening,
+    plain_attention,
+    swapped,
+    tapped,
+    tensors_of,
+)
 from offramp.partition.graph import ALIAS, WAY_OUT, ExportedGraph, Tap, described
 from offramp.partition.plainer import plainer
 from offramp.partition.regions import inline_regions
@@ -60,7 +71,8 @@ def exported(
         if name not in inputs or inputs[name].dim() < 2:
             raise BadData(f"length must name inputs [B, T, ...] of {list(inputs)}, got {name!r}")
     free = [name in length for name in inputs]
-    marked = _Marked(model, args, kwargs or {}, marks, free)
+    twin, twin_marks = _twin(model, marks)
+    marked = _Marked(twin, args, kwargs or {}, twin_marks, free)
     try:
         with _quiet(), plain_attention(), torch.inference_mode(False):
             example = _two_rows(inputs)
@@ -76,6 +88,38 @@ def exported(
         raise _why_not(model, args, kwargs or {}, problem, text=any(free)) from problem
     assert isinstance(graph, fx.GraphModule)
     return _read(graph, tuple(inputs), marked.notes, free)
+
+
+def _twin(
+    model: nn.Module, marks: Mapping[str, nn.Module]
+) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """A copy of a model with the same parameters and buffers, and the marked modules in it.
+
+    During an export torch puts fake tensors in place of a module's parameters, and calls modules
+    through a tracer. The model itself may be serving in another thread. A model that cannot be
+    copied is returned as it is.
+    """
+    if any(map(_is_bound, model.modules())):
+        return model, dict(marks)
+    copies: dict[int, Any] = {}  # id of an object -> its copy, as `deepcopy` keeps them
+    for tensor in (*model.parameters(), *model.buffers()):
+        copies[id(tensor)] = tensor
+    try:
+        twin = copy.deepcopy(model, copies)
+    except Exception:  # some attributes cannot be copied, such as locks and open files
+        return model, dict(marks)
+    return twin, {name: copies.get(id(module), module) for name, module in marks.items()}
+
+
+def _is_bound(module: nn.Module) -> bool:
+    """Whether a function that was put on a module may lead to the model itself, and not to a copy.
+
+    A copy of a module has the same functions, with the same variables around them.
+    """
+    functions = [vars(module).get("forward")]
+    for _, hook in forward_hooks(module):
+        functions.append(hook)
+    return any(getattr(function, "__closure__", None) for function in functions)
 
 
 def _two_rows(inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -289,12 +333,13 @@ def _why_not(
         return BadData(f"the model fails on the example: {_first_line(eager_problem)}; {way}")
 
     message = str(problem)
-    if "specialized it to be a constant" in message:
+    if FIXED in message:
         if text and ".size()[0]" not in message:
-            fixed = "fixes the length of the text"
+            fixed = "fixes the length of the text (as int(x.shape[1]) does; x.shape[1] does not)"
         else:
-            fixed = "fixes the batch size"
-        return BadNetwork(f"the model cannot be exported: its code {fixed}; remove that, {WAY_OUT}")
+            fixed = f"fixes the batch size {FIXING}"
+        who = code_of(model.named_modules())
+        return BadNetwork(f"the model cannot be exported: {who} {fixed}; remove that, {WAY_OUT}")
     if "data-dependent" in message:
         why = "its code branches on values of the data"
     else:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from offramp._support.arguments import require_path
 from offramp._support.files import replacing
 from offramp.plans.evaluation import better_exit
 from offramp.plans.plan import Plan
@@ -60,6 +61,7 @@ def report(
         MissingExtra: plotly or Pillow is not installed.
         BadFile: The path cannot be written, or holds a file of another kind.
     """
+    path = require_path("path", path)
     library = plotly_library()
     page = _Page(view_of(trace, plan), dict(others or {}), title)
     pictures: Sequence[Html] = []
@@ -68,7 +70,7 @@ def report(
     markup = page.whole(library, pictures)
     with replacing(path, mark=MARK, what="page") as temporary:
         temporary.write_text(markup, encoding="utf-8", errors="replace")
-    return Path(path)
+    return path
 
 
 @dataclass(frozen=True)

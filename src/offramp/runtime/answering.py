@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from offramp._support.arguments import require_path
 from offramp._support.files import document_mark, to_document, write_arrays, write_csv
 from offramp._support.progress import track
 from offramp.data.rows import Rows, proposing, rows_for
@@ -80,7 +81,8 @@ class AnsweredRows:
 
     def save(self, path: str | Path) -> None:
         """Write the columns, except the labels, as .npz or .csv. Raises BadFile."""
-        if Path(path).suffix == ".npz":
+        path = require_path("path", path)
+        if path.suffix == ".npz":
             arrays = {name: self.columns[name] for name in COLUMNS}
             write_arrays(path, to_document("answers", 1, {"plan": str(self.plan)}), arrays)
             return

@@ -21,7 +21,6 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -51,7 +50,7 @@ Key = tuple[object, ...]
 # the tensors that a stage reads: name, type, shape of a row
 Rows = tuple[tuple[str, torch.dtype, tuple[int | None, ...]], ...]
 Made = TypeVar("Made")
-Making = Callable[[EngineStage, State], Call]
+Making = Callable[[EngineStage, State, str], Call]  # the text is a key for the cache on disk
 Pairs = Sequence[tuple[EngineStage, EngineStage]]
 
 
@@ -106,10 +105,7 @@ def parts_of(
 
     def compiled_stage(number: int, engine_stage: EngineStage) -> EngineStage:
         def make(state: State) -> Call:
-            shapes = list[tuple[object, ...]]()
-            for name, dtype, shape in _rows_of(engine_stage, state):
-                shapes.append((name, str(dtype), shape))
-            key = f"part {marks()} {engine_stage.stage.nodes} {engine_stage.writes} {shapes}"
+            key = f"part {_stage_key(marks(), engine_stage, state)}"
 
             def write() -> Graph:
                 _, pairs = stages_in_torch()[number]
@@ -175,12 +171,17 @@ def _stage_from(fields: dict[str, Any]) -> Stage:
     return Stage(edges=tuple(edges), **plain)
 
 
-def network_marks(network: Network) -> Callable[[], str]:
-    """A function that returns the key of this network's graphs on disk.
+def network_marks(
+    network: Network, packages: Sequence[str] = ("torch", "onnx", "onnxscript")
+) -> Callable[[], str]:
+    """A function that returns the key of what is compiled of this network, for the cache on disk.
 
-    The key has the weights, the configuration, the user's code, the versions of the packages that
-    write graphs, and the source files of all classes of modules. The function does not keep the
-    network alive.
+    The key has the weights, the configuration, the user's code, the versions of packages, and the
+    source files of all classes of modules. The function does not keep the network alive.
+
+    Args:
+        network: that is compiled.
+        packages: that compile; by default those that write graphs.
     """
     network_ref = ref(network)
 
@@ -192,12 +193,20 @@ def network_marks(network: Network) -> Callable[[], str]:
         for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
             sources.append(f"{kind.__module__}.{kind.__qualname__} {_source(kind)}")
         versions = [edition()]
-        for package in ("torch", "onnx", "onnxscript"):
+        for package in packages:
             versions.append(f"{package} {version(package)}")
         identity = [living.fingerprint(), living.precision(), code_marks(living)]
         return str([*identity, versions, sources])
 
     return marks
+
+
+def _stage_key(marks: str, engine_stage: EngineStage, state: State) -> str:
+    """What a compiled stage depends on: the network, the stage, and the shapes of its rows."""
+    shapes = list[tuple[object, ...]]()
+    for name, dtype, shape in _rows_of(engine_stage, state):
+        shapes.append((name, str(dtype), shape))
+    return f"{marks} {engine_stage.stage.nodes} {engine_stage.writes} {shapes}"
 
 
 def _source(kind: type) -> str:
@@ -244,18 +253,25 @@ def lazy_parts(
         schedule: what is to run.
         device: of the network.
         engine: the engine's name, with everything that decides what `made` returns.
-        made: compiles a stage for rows of the shapes in a state.
+        made: compiles a stage for rows of the shapes in a state. Its third argument names the
+            engine and everything else that the result depends on.
 
     Raises:
         BadNetwork: a member computes outside of torch.
     """
     _require_torch(network)
     kept = cache_of(network)
-    compiled = list[EngineStage]()
-    for engine_stage in _eager(network, schedule, device):
-        function = _CompiledStage(engine_stage, engine, partial(made, engine_stage), kept)
-        compiled.append(replace(engine_stage, functions={"segment": function}))
-    return tuple(compiled)
+    marks = network_marks(network, ("torch",))
+
+    def compiled_stage(engine_stage: EngineStage) -> EngineStage:
+        def make(state: State) -> Call:
+            key = f"{engine} {_stage_key(marks(), engine_stage, state)}"
+            return made(engine_stage, state, key)
+
+        function = _CompiledStage(engine_stage, engine, make, kept)
+        return replace(engine_stage, functions={"segment": function})
+
+    return tuple(map(compiled_stage, _eager(network, schedule, device)))
 
 
 def graphs_of(network: Network, schedule: Schedule, state: State) -> Iterator[Graph]:

@@ -340,6 +340,16 @@ def staying(scores: Array, threshold: float) -> NDArray[np.int64]:
     return np.flatnonzero(~(scores >= np.float32(threshold)))
 
 
+def leaving(scores: Array, threshold: float) -> NDArray[np.int64]:
+    """The positions of the other rows, those that leave."""
+    return np.flatnonzero(scores >= np.float32(threshold))
+
+
+def leaves(score: float, threshold: float) -> bool:
+    """The same for one row: whether it leaves. A call of NumPy would take much longer."""
+    return score >= threshold
+
+
 def _plain_array(x: Any) -> Array | None:
     """An array, or the memory of a plain tensor on the CPU; None for anything else."""
     if type(x) is np.ndarray:

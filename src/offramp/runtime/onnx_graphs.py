@@ -7,10 +7,12 @@ the graph of the next stage.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ NO_OPERATOR = (
     r"No ONNX function found for <OpOverload\(op='([\w.:]+)'",
     r"No decompositions? registered for (?:the complex-valued )?.*?([\w]+\.[\w.]+)",
 )
+_WRITING = threading.RLock()  # while a graph is written, settings of torch's writer are changed
+_OPERATORS: dict[Any, Any] = {}  # torch's tables of operators, by the arguments that make them
 LOGGERS = (
     "torch.onnx",
     "torch.onnx._internal.exporter._registration",
@@ -147,7 +151,7 @@ def written(engine_stage: EngineStage, reads: tuple[str, ...], state: State) -> 
     """
     name = engine_stage.name
     require_onnx()
-    with _quiet(), torch.inference_mode(False), torch.no_grad():
+    with _WRITING, _quiet(), _operators_once(), torch.inference_mode(False), torch.no_grad():
         try:
             program = program_of(engine_stage, reads, state).run_decompositions(REWRITTEN)
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
@@ -161,6 +165,38 @@ def written(engine_stage: EngineStage, reads: tuple[str, ...], state: State) -> 
             ) from problem
     _rename_all(model.graph, name, reads, engine_stage.writes)
     return Graph(name, reads, engine_stage.writes, model)
+
+
+@contextlib.contextmanager
+def _operators_once() -> Iterator[None]:
+    """While it is open, torch's ONNX writer gets its table of operators from here.
+
+    The writer makes the table anew for every graph. It parses the source of 1,500 functions for
+    that, which is half of the work for a small graph. A version of torch that makes its table
+    otherwise is left alone.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        method = vars(ONNXRegistry)["from_torchlib"]
+    except (ImportError, KeyError):
+        yield
+        return
+
+    def table(*args: Any, **kwargs: Any) -> Any:
+        key = (args, tuple(kwargs.items()))
+        if key not in _OPERATORS:
+            _OPERATORS[key] = method.__get__(None, ONNXRegistry)(*args, **kwargs)
+        # Copied, so that operators which someone adds stay with that one export.
+        copied = copy.copy(_OPERATORS[key])
+        copied.functions = {name: list(metas) for name, metas in copied.functions.items()}
+        return copied
+
+    ONNXRegistry.from_torchlib = staticmethod(table)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = method  # type: ignore[method-assign]
 
 
 def require_onnx() -> None:

@@ -6,7 +6,6 @@ Shapes: B rows in x, n rows at one exit, C classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -205,7 +204,8 @@ class OutputBuffer:
         self.classes = classes
         self.logits: Tensor | None = None
         self.codes = np.zeros((2, count), np.int64)  # exit and why
-        self.flags = np.zeros(count, bool)
+        self.flags = np.zeros(count, bool)  # whether a score was NaN
+        self.ended = list[RowNumbers]()  # rows whose logits no gate has looked at
         self.late: np.ndarray[Any, np.dtype[np.bool_]] | None = None  # [B], where time was short
 
     def put(self, rows: RowNumbers, logits: Tensor, index: int, why: int) -> None:
@@ -221,8 +221,8 @@ class OutputBuffer:
         self.codes[0, where] = index
         self.codes[1, where] = why
         # A row that leaves at a gate had a score, so its logits were finite.
-        if why != GATE and not math.isfinite(_sum(logits)):
-            self.flags[where] |= ~np.isfinite(logits.float().cpu().numpy()).all(-1)
+        if why != GATE:
+            self.ended.append(rows)
         if rows is None:
             self.logits = logits
             return
@@ -259,20 +259,49 @@ class OutputBuffer:
             logits = torch.zeros(0, self.classes, device=self.device)
         else:
             logits = self.logits
-        codes = torch.from_numpy(self.codes)
-        flagged = torch.from_numpy(self.flags)
-        if self.device.type != "cpu":
-            codes = codes.to(self.device)
-            flagged = flagged.to(self.device)
-        return Outputs(logits, codes[0], codes[1], flagged, self.exits)
+        return FromBuffer(logits, self)
 
 
-def _sum(logits: Tensor) -> float:
-    """The sum of all logits [n, C], which is not finite if one of them is not.
+class FromBuffer(Outputs):
+    """The Outputs of a buffer that is full. Everything but the logits is made when somebody asks.
 
-    One number is enough, and faster than a look at each: a batch of one waits for this.
+    Args:
+        logits: [B, C], of all rows.
+        buffer: where nothing is written any more.
     """
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        with np.errstate(all="ignore"):  # NaN and infinities are expected here
-            return float(np.add.reduce(logits.numpy(), axis=None))  # twice as fast as torch
-    return float(logits.sum())
+
+    def __init__(self, logits: Tensor, buffer: OutputBuffer) -> None:
+        self._exits = buffer.exits
+        self._logits = logits
+        self._buffer = buffer
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits [B, C]."""
+        return self._logits
+
+    @cached_property
+    def _tensors(self) -> Tensors:  # type: ignore[override]
+        logits = self._logits
+        buffer = self._buffer
+        flags = buffer.flags.copy()
+        for rows in buffer.ended:
+            if rows is None:
+                some = logits
+            else:
+                some = logits.index_select(0, torch.from_numpy(rows).to(logits.device))
+            flags[_where(rows)] |= _not_finite(some)
+        codes = torch.from_numpy(buffer.codes)
+        flagged = torch.from_numpy(flags)
+        if logits.device.type != "cpu":
+            codes = codes.to(logits.device)
+            flagged = flagged.to(logits.device)
+        return logits, codes[0], codes[1], flagged
+
+
+def _not_finite(logits: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows of logits [n, C] have a value that is not finite in float32: bool [n]."""
+    if logits.device.type == "cpu":
+        # NumPy, because torch would wake its threads.
+        return np.asarray(~np.isfinite(logits.float().numpy()).all(-1))
+    return np.asarray((~logits.float().isfinite().all(-1)).cpu().numpy())

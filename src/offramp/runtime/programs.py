@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from offramp.errors import BadNetwork
 from offramp.networks.inputs import State
 from offramp.networks.network import EngineStage
-from offramp.networks.taps import plain_attention
+from offramp.networks.taps import FIXED, FIXING, plain_attention
 from offramp.plans.signature import INPUT
 
 
@@ -47,8 +48,9 @@ def program_of(engine_stage: EngineStage, reads: Sequence[str], state: State) ->
         state: named tensors [B, ...] with the shapes to export for.
 
     Raises:
-        Exception: whatever the stage raises for rows that do not fit, and whatever torch.export
-            raises for code that cannot be exported.
+        BadNetwork: the stage fixes the batch size.
+        Exception: whatever else the stage raises for rows that do not fit, and whatever
+            torch.export raises for code that cannot be exported.
     """
     with plain_attention():
         rows = tuple(_some(state[name]) for name in reads)
@@ -60,23 +62,35 @@ def program_of(engine_stage: EngineStage, reads: Sequence[str], state: State) ->
         for name in reads:
             dims = (0, *engine_stage.free.get(name, ()))
             dynamic.append(dict.fromkeys(dims, torch.export.Dim.DYNAMIC))
-        return torch.export.export(
-            _StageModule(engine_stage, reads),
-            rows,
-            dynamic_shapes={"tensors": tuple(dynamic)},
-            strict=False,
-        )
+        try:
+            return torch.export.export(
+                _StageModule(engine_stage, reads),
+                rows,
+                dynamic_shapes={"tensors": tuple(dynamic)},
+                strict=False,
+            )
+        except Exception as problem:
+            if FIXED not in str(problem) or engine_stage.free:
+                raise
+            raise BadNetwork(
+                f"segment {engine_stage.name!r} cannot be exported: its code, or a forward hook, "
+                f"fixes the batch size {FIXING}. Remove that, or use engine='torch'"
+            ) from problem
 
 
 class _StageModule(nn.Module):
-    """A stage as a module of positional tensors."""
+    """A stage as a module of positional tensors.
+
+    The modules of the stage are not registered. During an export torch puts fake tensors in place
+    of the parameters of registered modules, and another thread may be serving with these modules.
+    The parameters of other modules become constants of the program.
+    """
 
     def __init__(self, engine_stage: EngineStage, reads: Sequence[str]) -> None:
         super().__init__()
         self.engine_stage = engine_stage
         self.reads = reads
-        self.held = nn.ModuleList(engine_stage.modules)  # so that the export finds their parameters
-        self.training = self.held.training = False
+        self.training = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         # The export must know that all tensors have the same number of rows.

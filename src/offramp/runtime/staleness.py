@@ -65,7 +65,7 @@ class ChangeDetector:
     moving. Two kinds of writes change none of the three: in place through `.data` or `.detach()`
     (`p.data.mul_(2)`), and through NumPy (`p.detach().numpy()[:] = 0`). On a CPU, eight values of
     each tensor are therefore compared as well: `check` compares those of all tensors, `spot_check`
-    those of the next eight tensors. Such a write is noticed late, and a write that leaves the eight
+    those of the next few tensors. Such a write is noticed late, and a write that leaves the eight
     values unchanged is not noticed. On a GPU, neither kind is noticed. `SettingsDetector` looks at
     hooks. The code of methods is not looked at.
 
@@ -76,6 +76,7 @@ class ChangeDetector:
             share. It notices anything that moves, casts or trains all modules; a change of a single
             module is noticed after at most `shares` spot checks.
         each_time: modules that every `spot_check` looks at.
+        samples: how many tensors a `spot_check` compares by content.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class ChangeDetector:
         deep: bool = True,
         shares: int = 1,
         each_time: Iterable[nn.Module] = (),
+        samples: int = TENSORS,
     ) -> None:
         modules = dict.fromkeys(_distinct(roots, deep=deep))
         always = dict.fromkeys(module for module in each_time if module in modules)
@@ -92,7 +94,7 @@ class ChangeDetector:
         self._shares = list[_Share]()
         for number in range(shares):
             # modules number, number + shares, number + 2 * shares, ...
-            self._shares.append(_Share([*always, *rest[number::shares]]))
+            self._shares.append(_Share([*always, *rest[number::shares]], samples))
         self._turn = cycle(self._shares)
 
     def check(self) -> None:
@@ -375,9 +377,13 @@ class _Share:
         sample_groups: yields the samples of the next few tensors, forever.
         settings: of exits, gates and preprocessing: a table, a key in it, and the value.
         marks: versions and addresses of the tensors when this was made.
+
+    Args:
+        modules: to look at.
+        in_group: how many tensors a group of samples has.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], in_group: int = TENSORS) -> None:
         self.states = list[dict[str, Any]]()
         self.tables = list[dict[str, Any]]()
         self.empty = list[dict[str, Any]]()
@@ -406,7 +412,7 @@ class _Share:
             if value.layout == torch.strided:
                 self.addressed.append(value)
                 self.samples += _sampled(value)
-        self.sample_groups: Iterator[Samples] = cycle(_in_groups(self.samples, TENSORS))
+        self.sample_groups: Iterator[Samples] = cycle(_in_groups(self.samples, in_group))
         self.marks = self._marks()
 
     def _marks(self) -> tuple[list[int], list[int]]:
