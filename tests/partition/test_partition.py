@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -385,11 +386,15 @@ def test_explicit_stages_pass_the_check() -> None:
         staged([model[0], Sum()], (rows(2, 4),), names=["0"])
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["once", "the same stem twice"])
-def test_a_model_serves_while_it_is_taken_apart(shared):
+@pytest.mark.parametrize("kind", ["plain", "the same stem twice", "with a lock", "a method of it"])
+def test_a_model_serves_while_it_is_taken_apart(kind):
     model = Exporting().eval()
-    if shared:
+    if kind == "the same stem twice":
         model.again = model.stem
+    elif kind == "with a lock":
+        model.lock = threading.Lock()
+    elif kind == "a method of it":
+        model.forward = model.forward
     x = rows_of(6)
     runner = off.open(off.ladder({"a": model, "b": dense(1)}), off.Plan.by_hand({"a": -1.0}))
     wanted = runner(x).logits

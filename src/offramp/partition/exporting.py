@@ -15,7 +15,9 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -38,6 +40,9 @@ from offramp.partition.graph import ALIAS, WAY_OUT, ExportedGraph, Tap, describe
 from offramp.partition.plainer import plainer
 from offramp.partition.regions import inline_regions
 from offramp.plans.signature import INPUT
+
+# what may hold modules among the attributes of a module
+HOLDERS = (nn.Module, dict, list, tuple, set, MethodType, partial)
 
 
 def exported(
@@ -101,12 +106,17 @@ def _twin(
     """
     if any(map(_is_bound, model.modules())):
         return model, dict(marks)
+    # Everything that holds no modules is shared: tensors, locks, tokenizers, large tables.
     copies: dict[int, Any] = {}  # id of an object -> its copy, as `deepcopy` keeps them
     for tensor in (*model.parameters(), *model.buffers()):
         copies[id(tensor)] = tensor
+    for module in model.modules():
+        for value in vars(module).values():
+            if not isinstance(value, HOLDERS):
+                copies[id(value)] = value
     try:
         twin = copy.deepcopy(model, copies)
-    except Exception:  # some attributes cannot be copied, such as locks and open files
+    except Exception:  # a list of locks or of open files cannot be copied
         return model, dict(marks)
     return twin, {name: copies.get(id(module), module) for name, module in marks.items()}
 
