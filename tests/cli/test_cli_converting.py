@@ -123,6 +123,6 @@ def test_fit_needs_the_original(workdir):
     done = offramp(
         "fit", "cheap", TRAIN, "--recipe", "joint", "--original", "offramp:x", "-o", "new"
     )
-    assert (done.exit_code, "belong to the recipe recover" in done.stderr) == (2, True)
+    assert (done.exit_code, "--recipe must be recover for --original" in done.stderr) == (2, True)
     done = offramp("convert", "network:cheap", *WEIGHTS, "--layer", "0=ternary", "-o", "new")
-    assert (done.exit_code, "has its own weights" in done.stderr) == (2, True)
+    assert (done.exit_code, "which has its own weights" in done.stderr) == (2, True)

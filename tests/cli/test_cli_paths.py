@@ -146,4 +146,4 @@ def test_bad_input_is_one_sentence(rows, words, says):
 def test_inspect_wants_one_model(rows):
     done("route", "forks_of_mine:steps", "--example", FEW, "-o", "net")
     told = refused("inspect", "network:net", "--example", FEW)
-    assert "name the model itself instead of network:net" in told
+    assert "Name the model itself instead of network:net" in told

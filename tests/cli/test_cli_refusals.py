@@ -206,7 +206,7 @@ CASES = {
     ),
     "two aims": lambda: ("calibrate calibration.npz --at-most 0.1 --budget 0.5 -o "
                          "n.json", "exactly one"),
-    "no trace": lambda: ("calibrate --at-most 0.1", "TRACE is missing"),
+    "no trace": lambda: ("calibrate --at-most 0.1", "TRACE must be a file written"),
     "how many, beside a trace": lambda: ("calibrate test.npz --how-many 0.01", "alone"),
     "how many, for no level": lambda: ("calibrate --how-many 2", "below 1"),
     "no threshold for -": lambda: ("check - test.npz", "--threshold"),

@@ -104,11 +104,11 @@ def test_joint_with_checkpoints_and_development_rows(net, as_json):
         "-o",
         "other",
     )
-    assert "elsewhere holds no checkpoint" in offramp("fit", "net", *words).stderr
+    assert "elsewhere has no checkpoint" in offramp("fit", "net", *words).stderr
     part = net / "elsewhere" / ".checkpoint.offramp-abc.part"
     part.mkdir()
     (net / "elsewhere" / "checkpoint").rename(part / "old")  # killed between two renames
-    assert "holds no checkpoint" not in offramp("fit", "net", *words).stderr
+    assert "has no checkpoint" not in offramp("fit", "net", *words).stderr
 
 
 def test_ctrl_c_says_how_to_go_on(net, monkeypatch):

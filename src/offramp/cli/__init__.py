@@ -1,8 +1,8 @@
-"""The command line. Its commands are in `offramp.cli.commands`, which is imported when the first of
-them is called.
+"""The command line. Its commands are in `offramp.cli.commands`, which is imported when the first
+command is called.
 
-Importing them takes a moment, in which Ctrl-C must end in a sentence too: so nothing is imported
-here.
+This import takes a moment, in which Ctrl-C must also end with one sentence. So nothing else is
+imported here.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import os
 import sys
 
-TYPE_CHECKING = False  # that of typing, which takes a moment to import
+TYPE_CHECKING = False  # as in typing, which would take a moment to import
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-INTERRUPTED = 130  # the exit code of what Ctrl-C ended
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
 def main() -> None:
-    """The entry point. The current folder may hold the user's modules; it comes last, so that it
-    shadows nothing.
+    """The entry point. The user's modules may be in the current folder. It is the last entry of
+    the path, so that it shadows nothing.
     """
     try:
         from offramp.cli.commands import app
 
         sys.path.append("")
         app()
-    # before a command has begun; from then on the command answers for itself
+    # Ctrl-C before a command has begun. Later the command handles it.
     except KeyboardInterrupt:
         sys.stderr.write("offramp: interrupted; nothing was written\n")
         _end()
@@ -39,8 +39,8 @@ def main() -> None:
 def _end() -> NoReturn:
     """End the process with the exit code of an interruption.
 
-    Python would end it by the signal where the interruption came within code that was compiled from
-    a text, as dataclasses do while they are imported.
+    Otherwise Python would end it by the signal, if the interruption came in code that is compiled
+    from a text, such as that of dataclasses during an import.
     """
     import contextlib
 

@@ -17,10 +17,10 @@ File = Annotated[
 def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     r"""Train and measure several methods under one protocol.
 
-    FILE holds flags of convert, cut, fit, record and calibrate, shared or in a [method.NAME] each,
-    and seeds, gates and budgets. Every network is made once and kept in the folder: what was
-    stopped goes on there, and a file with one more method costs only that method. index.html,
-    results.csv, curves.csv, clocks.csv and costs.csv tell it all.
+    FILE has the flags of convert, cut, fit, record and calibrate, shared or for one [method.NAME],
+    and seeds, gates and budgets. Every network is made once and kept in the folder. So a stopped
+    comparison goes on there, and one more method in the file costs only that method. The results
+    are in index.html, results.csv, curves.csv, clocks.csv and costs.csv.
 
     Example:
       offramp compare methods.toml -o comparison/       # where methods.toml says:
@@ -41,6 +41,7 @@ def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     except KeyboardInterrupt as problem:
         note(f"offramp: interrupted; the same command goes on from the files in {output}")
         raise typer.Exit(130) from problem
+    # One row for each method and gate, one column for each budget; a dash without a plan.
     heads = ["accuracy within"]
     for budget in comparison.settings.budgets:
         heads.append(percent(budget, 0))

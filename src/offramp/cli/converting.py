@@ -151,19 +151,24 @@ def model_of(
     from offramp.building.factories import make_model, make_preprocess, preprocess_of
     from offramp.building.saving import GiveAgain, load
 
+    # 1. A model by name, or by a factory.
     if not spec.startswith(NETWORK):
         module = make_model(spec, weights)
         if preprocess == "auto":
             return module, preprocess_of(spec), spec
         return module, make_preprocess(preprocess), spec
+    # 2. The only model of a saved network.
     folder = spec.removeprefix(NETWORK)
     if weights is not None:
-        raise InvalidArgument(f"{spec} has its own weights; leave --weights out, or give - for it")
+        raise InvalidArgument(
+            f"--weights must be left out for {spec}, which has its own weights. In a list of "
+            f"weights use -"
+        )
     try:
         network: Network = load(folder)
     except GiveAgain as problem:
         raise InvalidArgument(
-            f"{problem.what}; name the model itself instead of {spec}"
+            f"{problem.what}. Name the model itself instead of {spec}"
         ) from problem
     if len(network.members) > 1:
         raise InvalidArgument(
@@ -232,7 +237,7 @@ def _rows(spec: str, before: nn.Module | None, most: int) -> Any:
     x = example_rows(spec, before, most)
     if not isinstance(x, torch.Tensor):
         if isinstance(x, (dict, tuple, list)):
-            raise InvalidArgument(f"convert takes models of one input, but {spec} has several")
+            raise InvalidArgument(f"rows must have one input for convert, got several in {spec}")
         x = torch.as_tensor(x)
     if before is None:
         return x
@@ -248,5 +253,5 @@ def _labelled(spec: str, before: nn.Module | None) -> tuple[Any, Any]:
     with proposing([before]):
         batch = next(iter(rows(spec).batches(LABELLED)), None)
     if batch is None or batch.y is None:
-        raise InvalidArgument(f"--data {spec} must have rows with labels")
+        raise InvalidArgument(f"--data must have rows with labels, got none in {spec}")
     return _rows(spec, before, LABELLED), torch.as_tensor(batch.y)

@@ -148,6 +148,7 @@ def cut(
     from offramp.building.cutting import cut_and_placement as made
     from offramp.building.saving import FOLDER, save
 
+    # 1. Check the output and the flags, before anything is loaded.
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
@@ -157,6 +158,8 @@ def cut(
         _require_skip_alone(at, parts, labelled, exit_of, length)
     module, before, spec = model_of(model, weights, preprocess)
     batch = example_rows(example, before)
+
+    # 2. With --skip the network has forks and no exits.
     if skip is not None:
         network = skipping(
             module, batch, skip=words(skip) or (), gate=gate, preprocess=before, spec=spec
@@ -166,6 +169,8 @@ def cut(
         if network.topology.has_many_paths:
             note("more than sixteen paths: record it with --settings")
         return
+
+    # 3. Otherwise cut after the named modules, or where `auto` finds that exits pay.
     places: str | Sequence[str] | None = at
     if at != AUTO:
         places = words(at)
@@ -278,7 +283,8 @@ def inspect(
     from offramp.building.inspecting import inspect as inspected
 
     module, before, spec = model_of(model, weights, preprocess)
-    original = None  # before its conversions
+    # The costs of a converted model are compared with those of the model before its conversions.
+    original = None
     if BAR in spec:
         original = make_model(split_spec(spec)[0], fetch=False)
     rows = example_rows(example, before, TIMED_ROWS)

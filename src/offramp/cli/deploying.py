@@ -33,7 +33,7 @@ Example = Annotated[
     typer.Option(
         "--example",
         metavar="DATA",
-        help="Rows to try it on, where neither plan nor cut has seen any.",
+        help="Rows to try it on, if neither plan nor cut has seen any.",
     ),
 ]
 
@@ -52,9 +52,9 @@ def export(
 ) -> None:
     """Write a folder that answers without offramp and torch.
 
-    It holds a graph for each place where the plan asks something, the plan, a manifest and run.py,
-    which needs NumPy and ONNX Runtime. Every graph is compared with the network first. A promise
-    goes along when it was made with --engine onnxruntime.
+    The folder has a graph for each stage of the plan, the plan, a manifest and run.py, which needs
+    NumPy and ONNX Runtime. Every graph is compared with the network first. A promise is exported
+    if it was made with --engine onnxruntime.
 
     Example:
       offramp export network/ plan.json -o folder/
@@ -63,6 +63,7 @@ def export(
     from offramp.deploy.exporting import FOLDER
     from offramp.deploy.exporting import export as exported
 
+    # Check the output first, before anything is loaded.
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [network, plan])

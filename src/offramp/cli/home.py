@@ -43,6 +43,7 @@ def demo(output: Folder = "offramp-demo", as_json: AsJson = False) -> None:
     except KeyboardInterrupt as problem:
         note(f"offramp: interrupted; every file in {output} is complete")
         raise typer.Exit(130) from problem
+    # The verdict is that of `offramp check` on the test rows.
     word, sentence = verdict(story.evaluation.risk, AT_MOST)
     body = {**story.to_json(), "verdict": word}
     answer(body, as_json, "", str(story.plan), _table(story), sentence, "", *_next(story))
@@ -110,12 +111,14 @@ def doctor(as_json: AsJson = False) -> None:
     Example:
       offramp doctor
     """
+    # 1. Collect everything, for --json.
     versions = _versions()
     machine = _machine()
     extras = _extras()
     shelves = _shelves()
     body = {"versions": versions, "machine": machine, "extras": extras, "shelves": shelves}
 
+    # 2. Write a list of lines for each part.
     version_lines = ["versions"]
     for name, version in versions.items():
         version_lines.append(_line(name, version or "missing"))

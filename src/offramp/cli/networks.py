@@ -122,6 +122,7 @@ def _network(
     from offramp.building.cutting import ladder as stacked
     from offramp.data.rows import proposing, rows
 
+    # 1. One value of each option per model, or its default.
     weight_files = _one_each(model, weights, "--weights", "-")
     preprocess_specs = _one_each(model, preprocess, "--preprocess", "auto")
     if name:
@@ -130,6 +131,8 @@ def _network(
         names = _unique_names(model)
     if len(set(names)) < len(names):
         raise InvalidArgument(f"each --name must be given once, got {', '.join(names)}")
+
+    # 2. Build every member with its preprocessing.
     members: dict[str, Any] = {}
     specs: dict[str, str] = {}
     modules = list[Any]()  # the members' preprocessing
@@ -140,6 +143,8 @@ def _network(
         built, before, specs[member] = model_of(model[index], file, preprocess_specs[index])
         members[member] = (built, before)
         modules.append(before)
+
+    # 3. Read the rows to try them on, in a size that all of them take.
     sample = None
     if example is not None:
         with proposing(modules):

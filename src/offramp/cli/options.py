@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from offramp.plans.plan import Plan
     from offramp.plans.trace import Trace
 
+# Files and folders that a command reads.
+
 NetworkFolder = Annotated[
     str, typer.Argument(metavar="NETWORK", help="Folder written by `offramp ladder` or `cut`.")
 ]
@@ -47,6 +49,8 @@ Threshold = Annotated[
         help="Set a threshold by hand (inf closes the exit); drops the promise.",
     ),
 ]
+# Rows and risks.
+
 RowRange = Annotated[
     str | None, typer.Option("--rows", metavar="A:B", help="Only these rows of the trace.")
 ]
@@ -58,6 +62,9 @@ RiskName = Annotated[
         help="disagreement, accuracy_gap, error, or my.module:my_risk (a Risk).",
     ),
 ]
+# Parts of a network that its folder cannot hold, because they are the user's own code. They have
+# to be given again with every command.
+
 Given = Annotated[
     list[str] | None,
     typer.Option(
@@ -81,6 +88,8 @@ GivenGate = Annotated[
         "--gate-of", metavar="NODE=SPEC", help="A gate of your own, given again: my.module:gate."
     ),
 ]
+# How a network is made and run.
+
 Weights = Annotated[
     str | None,
     typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely)."),
@@ -126,18 +135,20 @@ EngineName = Annotated[
         "onnxruntime, openvino, openvino:bf16; a plan keeps to its own.",
     ),
 ]
+# Rows that must not count, and the form of the output.
+
 Repeats = Annotated[
     str | None,
     typer.Option(
         "--repeats",
         metavar="independent|once",
-        help="Of rows with equal content count all (each was drawn on its own), or one of each; "
-        "else they are refused.",
+        help="Rows with equal content: count all (each was drawn on its own), or one of each; "
+        "by default they are refused.",
     ),
 ]
 DropSeen = Annotated[
     bool,
-    typer.Option("--drop-seen", help="Leave out rows that had a part in the network or the plan."),
+    typer.Option("--drop-seen", help="Leave out rows that the network or the plan was made from."),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")
@@ -170,7 +181,9 @@ def network_of(
         members[member] = make_model(spec, fetch=False)
     for member, spec in pairs(fronts, "--preprocess-of").items():
         if member not in members:
-            raise InvalidArgument(f"--preprocess-of {member} needs --model {member}=SPEC as well")
+            raise InvalidArgument(
+                f"--preprocess-of {member} must come with --model {member}=SPEC, got it alone"
+            )
         members[member] = (members[member], make_preprocess(spec))
     own_gates = {}
     for node, spec in pairs(gates, "--gate-of").items():
@@ -279,7 +292,7 @@ def plan_of(path: str, thresholds: list[str] | None) -> Plan:
     # A plan of thresholds alone, or the plan of a file with some of them changed.
     if path == "-":
         if not by_hand:
-            raise InvalidArgument("PLAN - needs at least one --threshold GATE=VALUE")
+            raise InvalidArgument("PLAN - must come with --threshold GATE=VALUE, got none")
         return Plan.by_hand(by_hand)
     plan = Plan.load(path)
     if not by_hand:
@@ -298,6 +311,7 @@ def trace_of(path: str, rows: str | None) -> Trace:
     trace = Trace.load(path)
     if rows is None:
         return trace
+    # `a:b` means the same as in a data spec, so it is read as one
     chosen = specs.selection(specs.Spec(path, "", "", None, "", rows), len(trace))
     indices = specs.chosen(range(len(trace)), chosen, rows, path, len(trace))
     return trace[slice(indices.start, indices.stop, indices.step)]
@@ -351,16 +365,20 @@ def writable(
 
 
 def require_apart(
-    output: str, inputs: Sequence[str | None], *, way_out: str = "name another output"
+    output: str, inputs: Sequence[str | None], *, way_out: str = "Name another output"
 ) -> None:
-    """Raise InvalidArgument where the output would replace a file or a folder that the command
-    reads.
+    """Raise InvalidArgument if the output would replace a file or a folder that the command reads.
+
+    Args:
+        output: the file or folder that will be written.
+        inputs: those that are read; None for an option that was not given.
+        way_out: what to do, for the message.
     """
-    # Links are followed, and an input inside of an output folder would be lost too.
+    # Links are followed. An input inside of an output folder would be lost too.
     folder = Path(os.path.realpath(output))
     for name in inputs:
         if name is None or not os.path.exists(name):
             continue
         path = Path(os.path.realpath(name))
         if folder in (path, *path.parents):
-            raise InvalidArgument(f"the output {output} would replace the input {name}; {way_out}")
+            raise InvalidArgument(f"the output {output} would replace the input {name}. {way_out}")

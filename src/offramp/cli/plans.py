@@ -107,7 +107,9 @@ MaxExit = Annotated[
 HowMany = Annotated[
     float | None,
     typer.Option(
-        "--how-many", metavar="LEVEL", help="Tell how many rows such a promise takes; no TRACE."
+        "--how-many",
+        metavar="LEVEL",
+        help="Print how many rows a promise at this level needs; no TRACE.",
     ),
 ]
 Level = Annotated[
@@ -158,19 +160,21 @@ def calibrate(
       offramp calibrate trace.npz --risk accuracy_gap --at-most 0.005 -o plan.json
       offramp calibrate --how-many 0.01
     """
-    # A question about rows that do not exist yet, so it takes no trace.
+    # 1. --how-many is about rows that do not exist yet, so it takes no trace.
     if how_many is not None:
         _how_many(how_many, confidence, trace, at_most, budget, as_json)
         return
     if trace is None:
         raise InvalidArgument(
-            "TRACE is missing. Name a file written by offramp record, or give --how-many LEVEL"
+            "TRACE must be a file written by offramp record, got none. Without one use --how-many "
+            "LEVEL"
         )
     if (at_most is None) == (budget is None):
         raise InvalidArgument("exactly one of --at-most LEVEL and --budget SHARE must be given")
     from offramp._support.files import document_mark
     from offramp.calibration.calibrating import calibrate as calibrated
 
+    # 2. Read the trace, and calibrate on it.
     writable(output, kinds={".json": (document_mark("plan"), "plan")})
     recorded = trace_of(trace, rows)
     search_trace = None
@@ -193,6 +197,8 @@ def calibrate(
             repeats=repeats,
             drop_seen=drop_seen,
         )
+
+    # 3. Note the rows that did not count, and write the plan.
     if drop_seen:
         count = 0
         training_rows = recorded.columns.get("learned")
@@ -238,6 +244,7 @@ def check(
             drop_seen=drop_seen,
             same_rows=same_rows,
         )
+    # Rows that were left out, or that are no independent draws, weaken the result.
     if drop_seen or result.dropped:
         note(f"{result.dropped:,} rows that had a part in the network or the plan were left out")
     if result.repeated:

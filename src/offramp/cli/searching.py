@@ -1,4 +1,4 @@
-"""`offramp search`: many networks that share weights, and the best of them within a budget."""
+"""`offramp search`: find the best network within a budget among many that share weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Choices = Annotated[
     typer.Option(
         "--choice",
         metavar="PATTERN=A,B",
-        help="What could stand at some modules: dense, skip, narrow?by=2, or a method of convert, "
+        help="The options at some modules: dense, skip, narrow?by=2, or a method of convert, "
         "such as 'layer*.*=dense,ghost?ratio=2,skip'; repeat it. The first one is the reference.",
     ),
 ]
@@ -75,10 +75,10 @@ Unit = Annotated[
 ]
 At = Annotated[
     str | None,
-    typer.Option("--at", metavar="A,B", help="Modules after which an exit may stand."),
+    typer.Option("--at", metavar="A,B", help="Modules that an exit may follow."),
 ]
 Exit = Annotated[
-    str, typer.Option("--exit", metavar="EXIT", help="What stands there, as in `offramp cut`.")
+    str, typer.Option("--exit", metavar="EXIT", help="The kind of the exits, as in `offramp cut`.")
 ]
 Steps = Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of training.")]
 Paths = Annotated[
@@ -141,9 +141,9 @@ def search(
 ) -> None:
     r"""Find the best network within a budget among many that share weights (one-shot search).
 
-    The networks differ in what stands at the places of --choice and in where exits stand. All are
-    trained at once on DATA, and an evolution finds the most accurate one on --development. What is
-    written is that network: train it on with `offramp fit`. Ctrl-C leaves everything in --folder,
+    The networks differ in their layers at the places of --choice and in their exits. All are
+    trained at once on DATA, and an evolution finds the most accurate one on --development. This
+    network is written: train it further with `offramp fit`. Ctrl-C leaves everything in --folder,
     from which --resume goes on. See docs/how-to/search-for-a-cheaper-network.md.
 
     Example:
@@ -157,19 +157,24 @@ def search(
     from offramp.designing.searching import TASK
     from offramp.designing.searching import search as found_by
 
+    # 1. Check everything that will be written, before anything is read or trained.
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [weights, folder])
     if folder is not None:
-        require_apart(folder, [output], way_out="name another folder")
+        require_apart(folder, [output], way_out="Name another folder")
+
+    # 2. Read the options.
     choices = {key: words(text) or [] for key, text in pairs(choice, "--choice").items()}
     module, before, spec = model_of(model, weights, preprocess)
     others = pairs(other_task, "--other-task")
     if TASK in others:
         raise InvalidArgument(f"--other-task must have another name than {TASK!r}, that of DATA")
     by_task: Mapping[str, object] = {TASK: data, **others}
+
+    # 3. Train and search. After Ctrl-C both can go on from the folder.
     try:
-        found = found_by(
+        result = found_by(
             module,
             choices,
             by_task,
@@ -201,20 +206,22 @@ def search(
             where = "nothing was written; with --folder it goes on"
         note(f"offramp: interrupted; {where}")
         raise typer.Exit(130) from problem
-    network = found.network(gate=gate)
+
+    # 4. Write the best network, and print the Pareto front.
+    network = result.network(gate=gate)
     save(network, output)
     body: dict[str, Any] = {
         "output": output,
         "spec": network.members[0].spec,
         "fingerprint": network.fingerprint(),
-        **found.to_json(),
+        **result.to_json(),
     }
     heads = (f"{unit} a row", "of dense", "accuracy", "network")
     answer(
         body,
         as_json,
-        str(found),
+        str(result),
         "The Pareto front of the judged networks, on the development rows:",
-        table(*heads, rows=found.rows()),
-        f"Network, to be trained on with `offramp fit`: {output}",
+        table(*heads, rows=result.rows()),
+        f"Network, to be trained further with `offramp fit`: {output}",
     )

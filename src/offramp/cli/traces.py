@@ -74,10 +74,10 @@ def record(
 ) -> None:
     """Run every exit on every row and write down the results.
 
-    A trace holds scores, answers and costs: what `calibrate` works on. Milliseconds are measured on
-    the way, so let nothing else run. Take rows that trained none of the models.
-    Of a network with forks every path is recorded, at most sixteen. One with more is recorded at
-    settings of one threshold, and a plan is then one of the settings.
+    A trace has the scores, answers and costs that `calibrate` needs. Milliseconds are measured
+    during the run, so let nothing else run. Use rows that trained none of the models.
+    In a network with forks every path is recorded, if there are at most sixteen. Otherwise it is
+    recorded at settings of one threshold, and a plan is one of these settings.
 
     Example:
       offramp record network/ 'cifar10:data[1000:5000]' -o trace.npz

@@ -180,19 +180,24 @@ def fit(
     from offramp.fitting.training import fit as fitted
     from offramp.fitting.training import recipe_of
 
+    # 1. Check everything that will be written, before anything is read or trained.
     _require_places(network, output, folder, cache, overwrite=overwrite)
+
+    # 2. Load the network and the recipe.
     values = arguments_of(arguments)
-    # recover learns from another model, which only the command line can name.
+    # The recipe recover learns from another model, which only the command line can name.
     if recipe.partition("?")[0] == "recover":
         net = network_of(network, model, preprocess_of, gate_of)
         method = recipe_of(recipe, **values, original=_original(net, original, original_weights))
     else:
         if original is not None or original_weights is not None:
             raise InvalidArgument(
-                f"--original and --original-weights belong to the recipe recover, got {recipe}"
+                f"--recipe must be recover for --original and --original-weights, got {recipe}"
             )
         method = recipe_of(recipe, **values)
         net = network_of(network, model, preprocess_of, gate_of)
+
+    # 3. Train. After Ctrl-C the training can go on from its checkpoint.
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": seed,
@@ -221,7 +226,8 @@ def fit(
             where = "nothing was written; with --folder it goes on"
         note(f"offramp: interrupted; {where}")
         raise typer.Exit(130) from problem
-    # Of several processes only one writes.
+
+    # 4. Write the network and print the result. Of several processes only one writes.
     if main_process():
         save(net, output)
     body = {
@@ -253,21 +259,21 @@ def _original(network: Network, spec: str | None, weights: str | None) -> Any:
         spec = split_spec(own)[0]
     if spec.startswith(OURS) and weights is None:
         raise InvalidArgument(
-            f"{spec} has no weights of its own. Give those before it was converted: "
-            "--original-weights FILE"
+            f"--original-weights FILE must be given, because {spec} has no weights of its own. "
+            "They are those before the conversion"
         )
     return model_of(spec, weights, "none")[0]
 
 
 def _tell_where_it_begins(folder: str | None) -> None:
-    """Note that there is no checkpoint to go on from. Raises InvalidArgument without a folder."""
+    """Note if there is no checkpoint to go on from. Raises InvalidArgument without a folder."""
     if not folder:
-        raise InvalidArgument("--resume needs the folder of the run, --folder")
+        raise InvalidArgument("--folder must be the folder of the run for --resume, got none")
     from offramp._support.replacement import restored
     from offramp.fitting.checkpoint import FOLDER
 
     if not restored(Path(folder) / "checkpoint", FOLDER.require_own).is_dir():
-        note(f"{folder} holds no checkpoint: training begins at the start")
+        note(f"{folder} has no checkpoint, so the training begins at the start")
 
 
 def _require_places(network: str, output: str, *beside: str | None, overwrite: bool) -> None:
@@ -283,7 +289,7 @@ def _require_places(network: str, output: str, *beside: str | None, overwrite: b
     FOLDER.require_own(Path(output))
     if not overwrite:
         require_apart(
-            output, [network], way_out="name another folder, or allow it with --overwrite"
+            output, [network], way_out="Name another folder, or allow it with --overwrite"
         )
     # A saved network is replaced as a whole, with everything in its folder.
     for path in filter(None, beside):
@@ -292,6 +298,6 @@ def _require_places(network: str, output: str, *beside: str | None, overwrite: b
             outer = Path(folder).absolute()
             if outer == place or outer in place.parents:
                 raise InvalidArgument(
-                    f"got {path} inside the {word} {folder}, which holds only a network. Name "
-                    "another folder"
+                    f"{path} must not be inside the {word} {folder}, which can hold only a "
+                    f"network. Name another folder"
                 )

@@ -1,4 +1,4 @@
-"""The figures of a network with forks: one recorded on every path, or at settings of one dial.
+"""The figures of a network with forks, recorded on every path or at several settings of one dial.
 
 Thresholds come from calibration rows, everything else from test rows, as in figures.py.
 """
@@ -32,52 +32,62 @@ from offramp.plans.trace import Trace
 def figures_of_forks(
     calibration: Trace, test: Trace, settings: Settings, unit: float, *, splits: int = 0
 ) -> Figures:
-    """All figures of a network with forks.
+    """Compute all figures of a network with forks.
 
-    In the place of exits stand the paths, or the settings of a dial, from the cheapest on. Plans by
-    the rule of MSDNet and shares that leave at the first exit belong to chains, and are left out.
+    The exits of the figures are the paths, or the settings of a dial, from the cheapest to the most
+    expensive. Plans by MSDNet's rule, and shares that leave at the first exit, exist only for
+    chains and are left out.
 
     Args:
-        calibration: outputs on the rows from which thresholds come.
+        calibration: outputs on the rows that set the thresholds.
         test: outputs of the same network on test rows.
         settings: of the comparison.
         unit: MACs per row; the budgets are shares of it.
         splits: number of random splits of all rows; 0 for none.
     """
-    labels_of(test)  # without labels a comparison is refused before it is computed
+    labels_of(test)  # raises for rows without labels, before anything is computed
     budgets = budgets_of(calibration, test, settings, unit, splits, _best_of_each)
     certified, words = certified_on(calibration, settings)
-    alone = exits_alone(test)
+    certified_point: Point | None = None
+    if certified is not None:
+        certified_point = point_of(test, certified)
+    # every path or setting as if all rows took it
+    paths = exits_alone(test)
     if test.header.settings:
-        alone = alone[::-1]  # a dial begins with all gates closed, which costs most
+        paths = paths[::-1]  # a dial begins with all gates closed, which is the most expensive
+    names = [path.exit for path in paths]
+    accuracies = [path.accuracy or 0.0 for path in paths]
     return Figures(
-        exits=tuple(one.exit for one in alone),
+        exits=tuple(names),
         rows=len(test),
         plain=plain_of(test),
-        alone=tuple(one.accuracy or 0.0 for one in alone),
+        alone=tuple(accuracies),
         anytime=_alone_points(test),
         powers=(),
         frontier=_frontier(calibration, test),
         budgets=tuple(budgets),
         leaving=(),
-        certified=None if certified is None else point_of(test, certified),
+        certified=certified_point,
         certified_said=words,
     )
 
 
 def _alone_points(test: Trace) -> tuple[Point, ...]:
-    """Every path, or every setting, as a network that answers all rows that way."""
+    """The point of every path, or of every setting, if all rows took it."""
     points = []
     exits = len(test.topology.exits)
-    for one in exits_alone(test):
-        assert one.macs is not None
-        assert one.accuracy is not None
-        points.append(Point(one.macs, one.macs, one.accuracy, (1 / exits,) * exits))
+    equal_shares = (1 / exits,) * exits
+    for path in exits_alone(test):
+        assert path.macs is not None
+        assert path.accuracy is not None
+        points.append(Point(path.macs, path.macs, path.accuracy, equal_shares))
     return tuple(sorted(points, key=lambda point: point.cost))
 
 
 def _plans(calibration: Trace) -> list[Plan]:
-    """The plans worth trying, as the calibration rows have them."""
+    """The plans to try, from the calibration rows: one per setting of a dial, otherwise those that
+    trade accuracy for cost.
+    """
     topology = calibration.topology
     if calibration.header.settings:
         return [plan_at(topology, value) for value in calibration.header.settings]
@@ -88,10 +98,12 @@ def _plans(calibration: Trace) -> list[Plan]:
 
 
 def _frontier(calibration: Trace, test: Trace) -> tuple[Point, ...]:
-    """The plans that no other one beats on the calibration rows, measured on test rows."""
+    """The Pareto front of plans on the calibration rows, measured on test rows."""
     front = []
     highest = -np.inf
-    for plan in sorted(_plans(calibration), key=lambda plan: calibration.price(plan).mean):
+    by_cost = sorted(_plans(calibration), key=lambda plan: calibration.price(plan).mean)
+    for plan in by_cost:
+        # all plans so far are cheaper, so this one has to be more accurate
         accuracy = point_of(calibration, plan).accuracy
         if accuracy > highest:
             highest = accuracy
@@ -100,9 +112,12 @@ def _frontier(calibration: Trace, test: Trace) -> tuple[Point, ...]:
 
 
 def _best_of_each(rows: Trace, test: Trace, shares: Sequence[float]) -> list[float]:
-    """Accuracy on `test` of the best plan within each budget; NaN where none fits."""
+    """The accuracy on test rows of the best plan within each budget; NaN without such a plan."""
     accuracies = []
     for share in shares:
+        accuracy = np.nan
         plan = best_within(rows, share)
-        accuracies.append(np.nan if plan is None else point_of(test, plan).accuracy)
+        if plan is not None:
+            accuracy = point_of(test, plan).accuracy
+        accuracies.append(accuracy)
     return accuracies

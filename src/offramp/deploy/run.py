@@ -208,7 +208,7 @@ def contents() -> tuple[Any, Any, dict[str, bytes]]:
         except Refused:
             if plain_file("manifest.json") == manifest:
                 raise
-    raise Refused("the folder was replaced five times while it was read; start again")
+    raise Refused("the folder was replaced five times while it was read. Start again")
 
 
 def checked(text: bytes) -> tuple[Any, Any, dict[str, bytes]]:
@@ -221,7 +221,7 @@ def checked(text: bytes) -> tuple[Any, Any, dict[str, bytes]]:
     for name, digest in manifest["files"].items():
         files[name] = plain_file(name)
         if hashlib.sha256(files[name]).hexdigest() != digest:
-            raise Refused(f"{name} was changed after the export; export again")
+            raise Refused(f"{name} was changed after the export. Export again")
     needed = {"run.py", "plan.json"}
     if manifest["one_file"] is None:
         for stage in manifest["stages"]:
@@ -246,7 +246,7 @@ def document(text: bytes, name: str) -> Any:
     except (ValueError, TypeError, KeyError, RecursionError):
         unchanged = False
     if not unchanged:
-        raise Refused(f"{name} was changed after the export; export again")
+        raise Refused(f"{name} was changed after the export. Export again")
     return content
 
 
@@ -256,7 +256,7 @@ def plain_file(name: str) -> bytes:
         raise Refused(f"a file name must not contain a path, got {name!r}")
     path = FOLDER / name
     if path.is_symlink() or not path.is_file():
-        raise Refused(f"{name} is missing or not a regular file; export again")
+        raise Refused(f"{name} is missing or not a regular file. Export again")
     return path.read_bytes()
 
 
@@ -294,10 +294,10 @@ def require_output(output: Path, row_files: list[str]) -> None:
         return
     for path in row_files:
         if Path(path).exists() and output.samefile(path):
-            raise Refused(f"{output} holds the rows; name another output")
+            raise Refused(f"the output must not be the file of the rows, got {output}")
     with np.load(output, allow_pickle=False) as earlier:
         if sorted(earlier.files) != sorted(OUTPUTS):
-            raise Refused(f"{output} exists and does not hold answers; name another output")
+            raise Refused(f"the output must be a new file or earlier answers, got {output}")
 
 
 def print_answers(outputs: dict[str, Any], exits: list[str]) -> None:

@@ -1,11 +1,11 @@
-"""Graphs in eight bits: weights, and activations on scales that some rows fix beforehand.
+"""Graphs in eight bits: weights, and activations with scales that are fixed beforehand.
 
 If the scales followed each batch (ONNX Runtime's dynamic quantisation), the score of a row would
-depend on the other rows, which no gate allows. So the scales are fixed, and rows are needed to set
-them. With a plan, the scales of a segment follow only those rows that reach it under this plan, as
-computed in float32: easy rows, which leave before, need not fit into them. Exits and gates stay in
-float32. Weights have a scale per channel and seven bits, because
-processors without eight-bit dot products add up in sixteen bits and would overflow.
+depend on the other rows, which no gate allows. So the scales are fixed, and some rows set them.
+With a plan, only the rows that reach a segment under this plan, computed in float32, set its
+scales. Easy rows, which leave before it, need not fit into them. Exits and gates stay in float32.
+Weights have a scale per channel and seven bits, because processors without eight-bit dot products
+add in sixteen bits and would overflow.
 """
 
 from __future__ import annotations
@@ -43,24 +43,25 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @cache
 def scaling_rows(text: str) -> Rows:
-    """The rows of a spec such as digits[0:200]. Raises BadData, BadFile."""
+    """Read the rows of a spec such as digits[0:200]. Raises BadData or BadFile."""
     source = rows(text)
     if source.length is None or len(source) > MOST:
+        count = source.length or "an unknown number of"
         raise BadData(
-            f"int8 must have 1 to {MOST} rows that set scales, got {source.name} with "
-            f"{source.length or 'an unknown number of'} rows. Use some of them, as in digits[0:500]"
+            f"int8 must have 1 to {MOST} rows that set scales, got {source.name} with {count} "
+            f"rows. Use some of them, as in digits[0:500]"
         )
     return source
 
 
 @cache
 def reaching_plan(file: str) -> Plan:
-    """The plan in a file of `Plan.save`. Raises BadFile."""
+    """Load the plan in a file of `Plan.save`. Raises BadFile."""
     return Plan.load(file)
 
 
 def plan_mark(plan: Plan) -> str:
-    """A digest of what decides which rows reach a segment: thresholds and the latest exit."""
+    """A digest of thresholds and latest exit, which decide which rows reach a segment."""
     thresholds = dict[str, tuple[str, ...]]()
     for gate in sorted(plan.thresholds):
         thresholds[gate] = tuple(value.hex() for value in plan.thresholds[gate])
@@ -74,9 +75,9 @@ class Quantizer:
     It does not keep the network alive, because the network keeps its graphs.
 
     Args:
-        network: whose graphs they are.
+        network: the network of the graphs.
         source: rows that set the scales.
-        plan: a segment's scales follow only rows that reach it under this plan; None for all rows.
+        plan: only rows that reach a segment under this plan set its scales; None for all rows.
     """
 
     def __init__(self, network: Network, source: Rows, plan: Plan | None = None) -> None:
@@ -88,8 +89,8 @@ class Quantizer:
     def reached(self, node: str) -> Array | None:
         """Which of the rows [N] set the scales of a node; None for all of them.
 
-        Where fewer than LEAST rows arrive, all rows set the scales: this holds also for segments
-        that the plan never runs, as they run for `anytime`.
+        If fewer than LEAST rows reach the node, all rows set its scales. This includes segments
+        that the plan never runs, because `anytime` runs them.
         """
         if self.plan is None:
             return None
@@ -97,8 +98,10 @@ class Quantizer:
             network = self.network()
             assert network is not None, "its stages outlive the network"
             self._reached = _reached(network, self.source, self.plan)
-        rows = self._reached[node]
-        return rows if rows.sum() >= LEAST else None
+        arrived = self._reached[node]
+        if arrived.sum() < LEAST:
+            return None
+        return arrived
 
     def __call__(self, graph: Graph) -> Graph:
         """The graph with the operations of its segment in eight bits. Raises BadNetwork."""
@@ -142,8 +145,8 @@ def _reached(network: Network, source: Rows, plan: Plan) -> dict[str, Array]:
     torch_engine = kind_of("torch")()
     device = network.device()
     engine_stages = torch_engine.open(network, plan.schedule(network.topology), device)
-    every = torch_engine.open(network, full_schedule(network.topology), device)
-    runner = Runner(network, plan, engine_stages, every, None)
+    all_stages = torch_engine.open(network, full_schedule(network.topology), device)
+    runner = Runner(network, plan, engine_stages, all_stages, None)
     by_node: dict[str, list[Array]] = {name: [] for name in network.topology.names}
     for batch in source.batches(BATCH):
         _, observed = runner.observed(batch.x, 0.0)
@@ -158,10 +161,10 @@ class _Reader:
     torch computes them in float32. onnxruntime calls `get_next`.
 
     Args:
-        network: whose graph it is.
+        network: the network of the graph.
         source: the rows.
-        reads: what the graph reads.
-        chosen: which of the rows [N] count; None for all of them.
+        reads: names of the tensors that the graph reads.
+        chosen: which of the rows [N] set the scales; None for all of them.
     """
 
     def __init__(
@@ -183,7 +186,10 @@ class _Reader:
         for batch in source.batches(BATCH):
             state: State = as_inputs(batch.x)
             count = count_of(state)
-            here = np.ones(count, bool) if chosen is None else chosen[start : start + count]
+            # which rows of this batch set the scales, [B]
+            here = np.ones(count, bool)
+            if chosen is not None:
+                here = chosen[start : start + count]
             start += count
             if not here.any():
                 continue

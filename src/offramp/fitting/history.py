@@ -34,8 +34,10 @@ class Epoch:
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Epoch:
-        """The epoch written by `dataclasses.asdict`."""
-        rate = None if body["rate"] is None else float(body["rate"])
+        """Read an epoch that `dataclasses.asdict` wrote."""
+        rate: float | None = None  # a solver has none
+        if body["rate"] is not None:
+            rate = float(body["rate"])
         figures = dict[str, float]()
         for name, value in body["figures"].items():
             figures[str(name)] = float(value)
@@ -49,7 +51,7 @@ class Epoch:
         )
 
     def flat(self) -> dict[str, Any]:
-        """The epoch as one row of a table: its figures become columns of their own.
+        """Flatten the epoch into one row of a table. Each figure becomes a column.
 
         Returns:
             Values by column.
@@ -88,7 +90,9 @@ class History:
             last_epochs[epoch.phase] = epoch  # a later epoch of the same phase replaces this one
         lines = list[str]()
         for phase, epoch in last_epochs.items():
-            figures = [f"{name} {value:.4g}" for name, value in epoch.figures.items()]
+            figures = list[str]()
+            for name, value in epoch.figures.items():
+                figures.append(f"{name} {value:.4g}")
             lines.append(f"{phase}, epoch {epoch.epoch + 1}: {', '.join(figures)}")
         return "\n".join([*lines, *self.notes])
 
@@ -99,10 +103,13 @@ class History:
             path: the file. An earlier history there is replaced.
         """
         rows = [epoch.flat() for epoch in self.epochs]
-        # Phases differ in their figures. A column appears where its name came first.
+        # Phases differ in their figures. The columns are in the order in which names first appear.
         columns = list[str]()
         for row in rows:
-            columns += [name for name in row if name not in columns]
+            for name in row:
+                if name not in columns:
+                    columns.append(name)
+        # A phase without a figure has an empty cell.
         cells = list[list[Any]]()
         for row in rows:
             cells.append([row.get(name) for name in columns])
