@@ -9,13 +9,25 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import offramp as off
 from offramp._support.find import find_file
 from offramp.errors import InvalidArgument, Mismatch
 from offramp.plans.plan import Plan
-from offramp.plans.provenance import ROUNDED
-from small import cut_of, images_of, ladder_of, rows_of
+from offramp.plans.provenance import BAND, ROUNDED
+from offramp.runtime.one_graph import Coded
+from small import (
+    INF_MARK,
+    NAN_MARK,
+    cut_of,
+    images_of,
+    ladder_of,
+    rows_of,
+    seeded,
+    spoiled,
+    whole_numbers,
+)
 
 pytest.importorskip("onnxscript")
 if find_spec("openvino") is None:
@@ -143,3 +155,98 @@ def test_bf16_is_refused_on_a_processor_without_it(monkeypatch):
 def test_there_is_one_core_in_a_process():
     shelved = find_file("engines", "openvino")
     assert shelved._core() is shelved._core()
+
+
+class Roots(nn.Module):
+    """Features that are NaN for rows of negative numbers, and logits that hide it behind a ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Identity(), Root())
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(3, 3))
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Root(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return (x * self.one).sqrt()
+
+
+class Loud(off.Exit):
+    """Logits that overflow for features of 4 and more; features of NaN count as 0."""
+
+    def forward(self, seen):
+        return seen.features.nan_to_num(0, 0, 0) * torch.tensor([1e38, 0.5e38, 0.0])
+
+    def config(self):
+        return {"name": "tests:Loud"}
+
+
+def test_one_graph_flags_what_the_stages_flag():
+    """A score of NaN is marked in the graph; NaN between two stages is left to the stages."""
+    x = torch.tensor([[1.0, 1, 1], [4, 1, 1], [25, 1, 1], [36, 4, 4], [-1, 1, 1]])
+    net = off.cut(seeded(Roots, 0).eval(), x[:4], at=["body"], exits=lambda *_: Loud())
+    plan = Plan.by_hand({"body": 1e38})
+    runner = off.open(net, plan, engine="openvino", example=x[:4])
+    assert "in one graph on openvino" in repr(runner)
+    eager = off.open(net, plan)
+    kinds = list[bool]()
+    for rows in ([0], [1], [2], [0, 1, 2, 3], [3, 0], [4], [4, 0, 2]):
+        got = runner(x[rows])
+        want = eager(x[rows])
+        kinds.append(isinstance(got, Coded))
+        assert got.exit.tolist() == want.exit.tolist()
+        assert got.why.tolist() == want.why.tolist()
+        flagged = [bool(row in (2, 3, 4)) for row in rows]
+        assert got.flagged.tolist() == flagged
+        finite = ~got.flagged
+        torch.testing.assert_close(got.logits[finite], want.logits[finite], atol=BAND, rtol=1e-5)
+    assert kinds == [True] * 5 + [False] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [whole_numbers, spoiled])
+def test_one_graph_equals_the_replay(make):
+    net = ladder_of(3, make=make, seed=3)
+    x = rows_of(96, whole=True, seed=7)
+    x[5], x[17, 0], x[30, 0], x[31, 0] = x[6], NAN_MARK, INF_MARK, NAN_MARK
+    trace = off.record(net, x.numpy(), timed=False, batch_size=96, engine="openvino")
+    rng = np.random.default_rng(1)
+    graphs = 0
+    for _ in range(8):
+        chosen = dict[str, float]()
+        for gate in trace.topology.gates:
+            scores = trace.columns[f"score/{gate}"]
+            chosen[gate] = float(rng.choice(scores[np.isfinite(scores)]))
+        plan = Plan.by_hand(chosen)
+        runner = off.open(net, plan, engine="openvino", example=x)
+        replay = trace.replay(plan)
+        for size in (1, 2, 64):
+            rows = rng.permutation(96)[:size]
+            answers = runner(x[rows])
+            stages = runner._lean(x[rows])
+            graphs += isinstance(answers, Coded)
+            assert answers.exit.tolist() == replay.exit[rows].tolist()
+            assert answers.why.tolist() == replay.why[rows].tolist()
+            assert answers.flagged.tolist() == stages.flagged.tolist()
+            torch.testing.assert_close(
+                answers.logits, stages.logits, atol=BAND, rtol=0, equal_nan=True
+            )
+    assert graphs == 24
+
+
+def test_arrays_that_cannot_be_shared_are_copied():
+    """Read-only arrays, arrays with gaps, and both through one graph and through stages."""
+    net = cut_of()
+    x = images_of(6).numpy()
+    runner = off.open(net, Plan.by_hand({"stem": 1e9}), engine="openvino", example=x)
+    want = runner(x)
+    for rows in (x[::2], np.asfortranarray(x)[::2], np.array(x[::2])):
+        rows.flags.writeable = False
+        torch.testing.assert_close(runner(rows).logits, want.logits[::2], atol=BAND, rtol=1e-5)

@@ -1,5 +1,5 @@
-"""OpenVINO on the CPU: each segment with its exit and gate is one graph, on as many threads as
-torch. It computes in float32.
+"""OpenVINO on the CPU: each segment with its exit and gate is one graph, and so is a whole plan
+with an open gate, on as many threads as torch. It computes in float32.
 
 bf16: convolutions and matrix products compute in bfloat16. What comes after the last of them in a
 segment stays in float32, and so do logits, scores and what segments hand on.
@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -23,13 +24,14 @@ import numpy as np
 import torch
 
 from offramp._support import cache as disk
-from offramp.engines._arrays import Array, Run, as_arrays, on_arrays, package
-from offramp.errors import InvalidArgument
+from offramp.engines._arrays import Array, Run, as_arrays, on_arrays, package, reason_of
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import State
 from offramp.networks.network import EngineStage, Network
 from offramp.plans.schedule import Schedule
 from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import Call, graphs_of, parts_of
+from offramp.runtime.one_graph import OneCall, lowered
 from offramp.runtime.onnx_graphs import Graph
 
 __all__ = ["OpenVino"]
@@ -71,6 +73,27 @@ class OpenVino(Engine):
         # layers of the first one would be rounded too.
         compiled = partial(_compiled, precision=self.precision)
         return parts_of(network, schedule, device, f"{name}, bf16", compiled, joined=False)
+
+    def in_one(
+        self,
+        network: Network,
+        schedule: Schedule,
+        engine_stages: Sequence[EngineStage],
+        rows: State,
+    ) -> OneCall:
+        """A compiled model of the whole schedule. There is none in bfloat16, because a stage must
+        round as it did when it was recorded.
+
+        Rows with NaN or infinities, in an input or in what stages hand on, are left to the stages,
+        which mark rows of NaN. In one graph they would be lost: see `_rows_with_nan`.
+        """
+        if self.precision != "f32":
+            raise BadNetwork("stages in bfloat16 are rounded one by one")
+        graph = lowered(network, schedule, engine_stages, rows, guarded=True)
+        try:
+            return _finite_alone(_requests(graph, self.precision))
+        except Exception as problem:  # errors of runtimes share no class but Exception
+            raise BadNetwork(f"one graph cannot run: {reason_of(problem, _explained)}") from problem
 
     def bare(
         self, network: Network, schedule: Schedule, state: State
@@ -129,8 +152,10 @@ def _require_bf16() -> None:
 
 
 def _compiled(graph: Graph, precision: str = "f32") -> Call:
-    requests = partial(_requests, precision=precision)
-    return on_arrays(graph, "OpenVINO", requests, _explained)
+    def compiled(written: Graph) -> Run:
+        return _with_nan_kept(_requests(written, precision))
+
+    return on_arrays(graph, "OpenVINO", compiled, _explained)
 
 
 @cache
@@ -183,10 +208,15 @@ def _kind() -> str:
 
 def _requests(graph: Graph, precision: str) -> Run:
     """A graph, compiled, as a function that any number of threads may call at once."""
+    tensor_of = _package().Tensor
     model = _model(graph, precision)
-    names = tuple(_ports(model.inputs))  # inputs that the graph does not use are left out
-    outputs = _ports(model.outputs)
-    ports = [outputs[name] for name in graph.writes]  # faster to look up than names
+    # Inputs that the graph does not use are left out. Names and ports take long to look up, so
+    # tensors are set and taken by their positions.
+    inputs = [_name_among(graph.reads, port) for port in model.inputs]
+    positions = dict[str, int]()
+    for number, port in enumerate(model.outputs):
+        positions.update(dict.fromkeys(port.get_names(), number))
+    outputs = [positions[name] for name in graph.writes]
     free: list[Any] = []  # requests; each has the tensors of one call
 
     def run(given: Mapping[str, Array]) -> list[Array]:
@@ -196,10 +226,34 @@ def _requests(graph: Graph, precision: str) -> Run:
             request = model.create_infer_request()
         # The request reads our arrays in place. Its results are copied, because the next call
         # overwrites them.
-        inputs = {name: given[name] for name in names}
-        results = request.infer(inputs, share_inputs=True, share_outputs=True)
-        arrays = [results[port].copy() for port in ports]
+        arrays_in = [_shareable(given[name]) for name in inputs]  # alive until the end
+        for number, array in enumerate(arrays_in):
+            request.set_input_tensor(number, tensor_of(array, shared_memory=True))
+        results = request.infer(share_outputs=True).to_tuple()
+        arrays = [results[number].copy() for number in outputs]
         free.append(request)
+        return arrays
+
+    return run
+
+
+def _name_among(names: Sequence[str], port: Any) -> str:
+    """The name of a port that is one of these. A port may have several."""
+    (name,) = port.get_names().intersection(names)
+    return str(name)
+
+
+def _shareable(array: Array) -> Array:
+    """An array whose memory OpenVINO may read in place, or a copy of it."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.writeable else array.copy()
+
+
+def _with_nan_kept(run: Run) -> Run:
+    """A graph whose results are NaN for rows of NaN."""
+
+    def call(given: Mapping[str, Array]) -> Sequence[Array]:
+        arrays = run(given)
         with_nan = _rows_with_nan(given)
         if with_nan is not None:
             for array in arrays:
@@ -207,7 +261,19 @@ def _requests(graph: Graph, precision: str) -> Run:
                     array[with_nan] = np.nan
         return arrays
 
-    return run
+    return call
+
+
+def _finite_alone(run: Run) -> OneCall:
+    """One graph with a guard, as a call that returns None for values that are not finite."""
+
+    def call(given: Mapping[str, Array]) -> Sequence[Array] | None:
+        if not all(map(_is_finite, given.values())):
+            return None
+        logits, codes, guard = run(given)
+        return (logits, codes) if math.isfinite(guard) else None
+
+    return call
 
 
 def _ports(ports: Any) -> dict[str, Any]:
@@ -232,6 +298,14 @@ def _rows_with_nan(given: Mapping[str, Array]) -> Array | None:
             rows = np.asarray(np.isnan(value).reshape(len(value), -1).any(1))  # [B, ...] -> [B]
             with_nan = rows if with_nan is None else with_nan | rows
     return with_nan
+
+
+def _is_finite(value: Array) -> bool:
+    """Whether all values of an array are finite; integers are."""
+    if not _is_float(value) or not value.size:
+        return True
+    # Both are NaN if any value is. torch would wake its threads for this.
+    return math.isfinite(value.min()) and math.isfinite(value.max())
 
 
 def _is_float(value: Array) -> bool:

@@ -91,7 +91,7 @@ class Engine(abc.ABC):
         schedule: Schedule,
         engine_stages: Sequence[EngineStage],
         rows: State,
-    ) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    ) -> Callable[[Mapping[str, Any]], Sequence[Any] | None]:
         """A whole schedule as one call on arrays, gates and compaction included.
 
         By default an engine has no such call, and stages run one after the other.
@@ -104,6 +104,7 @@ class Engine(abc.ABC):
 
         Returns:
             A function of named arrays that returns logits [B, C] and codes [B]: see `one_graph`.
+            For rows that only the stages answer right it may return None.
 
         Raises:
             BadNetwork: the engine has no such call for this schedule; the message has the reason.

@@ -7,7 +7,8 @@
 The rest of the network has the same form, so each gate is an `If` inside the one before it. The
 graph returns `logits` [B, C] and `code` [B]. A code counts the gates that the row has passed, plus
 `NAN_CODE` for each gate whose score was NaN. The exit that answered, and the reason, follow from
-this number. At batch 1 every node of a graph takes about a microsecond. A row that leaves at the
+this number. With a guard, a third output is not finite if a tensor that a stage reads is not. At
+batch 1 every node of a graph takes about a microsecond. A row that leaves at the
 first gate passes six nodes that are not in the network.
 
 Shapes: B rows in x, n rows at a stage, m rows that go on from there, C classes.
@@ -15,7 +16,7 @@ Shapes: B rows in x, n rows at a stage, m rows that go on from there, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,13 +32,17 @@ from offramp.plans.replay import WHY
 from offramp.plans.schedule import Schedule
 from offramp.plans.signature import INPUT
 from offramp.runtime.graphs import graphs_of, kept_graph, network_marks
-from offramp.runtime.lean import Array, LeanChain, Run, expected
+from offramp.runtime.lean import Array, LeanChain, expected
 from offramp.runtime.onnx_graphs import Graph
 from offramp.runtime.outputs import GATE, FromArrays, Outputs, Tensors
 
 MOST_BYTES = 2**31 - 1  # of one protobuf message
-NAN_CODE = 2**32
+NAN_CODE = 2**16  # OpenVINO computes integers in 32 bits
 OUTPUTS = ("logits", "code")
+GUARD = "guard"
+
+# named arrays -> logits and codes; None for rows that only the stages answer right
+OneCall = Callable[[Mapping[str, Array]], Sequence[Array] | None]
 
 
 @dataclass
@@ -98,6 +103,7 @@ class _Written:
         graph: its segment, exit and gate.
         threshold: of its gate; None without one.
         carries: names of the tensors that later stages read.
+        floats: those of them that are floats, but for the inputs, each with its type.
         last: whether all rows end here.
     """
 
@@ -105,11 +111,17 @@ class _Written:
     graph: Graph
     threshold: float | None
     carries: tuple[str, ...]
+    floats: tuple[tuple[str, torch.dtype], ...]
     last: bool
 
 
 def lowered(
-    network: Network, schedule: Schedule, engine_stages: Sequence[EngineStage], rows: State
+    network: Network,
+    schedule: Schedule,
+    engine_stages: Sequence[EngineStage],
+    rows: State,
+    *,
+    guarded: bool = False,
 ) -> Graph:
     """Write a schedule as one graph.
 
@@ -118,6 +130,10 @@ def lowered(
         schedule: with an open gate.
         engine_stages: its stages, opened on the engine and compiled.
         rows: named inputs [B, ...] like those that will be served.
+        guarded: for a runtime that loses NaN in activations and comparisons. The graph then has a
+            third output, `guard`: a number that is not finite if some stage reads a tensor of an
+            earlier one that has a NaN or an infinity. It may also be so without one, where a sum of
+            large numbers overflows.
 
     Raises:
         BadNetwork: the schedule cannot be one graph; the message has the reason.
@@ -128,12 +144,16 @@ def lowered(
     for engine_stage in engine_stages:
         stage = engine_stage.stage
         stages.append((stage.nodes, stage.thresholds, engine_stage.writes))
-    key = f"one graph {network_marks(network)()} {stages} {shapes}"
-    return kept_graph(key, lambda: _lowered(network, schedule, engine_stages, rows))
+    key = f"one graph {network_marks(network)()} {stages} {shapes} {guarded}"
+    return kept_graph(key, lambda: _lowered(network, schedule, engine_stages, rows, guarded))
 
 
 def _lowered(
-    network: Network, schedule: Schedule, engine_stages: Sequence[EngineStage], rows: State
+    network: Network,
+    schedule: Schedule,
+    engine_stages: Sequence[EngineStage],
+    rows: State,
+    guarded: bool,
 ) -> Graph:
     # A few rows run along, because each graph is written for tensors like those that it reads.
     state = {name: value[:4].clone() for name, value in rows.items()}
@@ -145,21 +165,26 @@ def _lowered(
             engine_stage.call(state)
             stage = engine_stage.stage
             carries = list[str]()
+            floats = list[tuple[str, torch.dtype]]()
             for name in stage.edges[-1].carries:
                 if name == INPUT:  # stands for all inputs
                     carries += rows
-                else:
-                    carries.append(name)
+                    continue
+                carries.append(name)
+                if guarded and name not in rows and state[name].is_floating_point():
+                    floats.append((name, state[name].dtype))
             threshold = float(np.float32(stage.thresholds[0])) if stage.gate else None
             written.append(
-                _Written(engine_stage.name, graph, threshold, tuple(carries), stage.last)
+                _Written(
+                    engine_stage.name, graph, threshold, tuple(carries), tuple(floats), stage.last
+                )
             )
             if stage.exit and (stage.gate or stage.last):
                 answers.append(state[engine_stage.name + LOGITS])
     kinds = {(logits.dtype, logits.shape[1:]) for logits in answers}
     if len(kinds) != 1:
         raise BadNetwork("its exits answer in different types or numbers of classes")
-    return _joined(written, answers[0])
+    return _joined(written, answers[0], guarded)
 
 
 def require_lowerable(network: Network, engine_stages: Sequence[EngineStage]) -> None:
@@ -176,7 +201,7 @@ def require_lowerable(network: Network, engine_stages: Sequence[EngineStage]) ->
             )
 
 
-def _joined(stages: Sequence[_Written], logits: Tensor) -> Graph:
+def _joined(stages: Sequence[_Written], logits: Tensor, guarded: bool) -> Graph:
     """One graph of all stages, whose answers are like `logits` [n, C]."""
     from onnx import TensorProto, helper
 
@@ -189,13 +214,17 @@ def _joined(stages: Sequence[_Written], logits: Tensor) -> Graph:
     }
     if logits.dtype not in type_numbers:
         raise BadNetwork(f"its answers are {str(logits.dtype).removeprefix('torch.')}")
-    kinds = (type_numbers[logits.dtype], TensorProto.INT64)
+    kinds = [type_numbers[logits.dtype], TensorProto.INT64]
+    outputs = [*OUTPUTS]
+    if guarded:
+        kinds.append(TensorProto.FLOAT)
+        outputs.append(GUARD)
 
     body = Body()
     ends = _rest(body, stages, {}, kinds)
-    for end, output in zip(ends, OUTPUTS, strict=True):
+    for end, output in zip(ends, outputs, strict=True):
         body.add("Identity", [end], output)
-    graph = body.graph("offramp", OUTPUTS, kinds)
+    graph = body.graph("offramp", outputs, kinds)
 
     # The inputs are the tensors that some stage reads and no stage writes.
     written = set[str]()
@@ -210,7 +239,7 @@ def _joined(stages: Sequence[_Written], logits: Tensor) -> Graph:
     joined = helper.make_model(
         graph, opset_imports=models[0].opset_import, ir_version=models[0].ir_version
     )
-    return Graph(stages[-1].name, tuple(inputs), OUTPUTS, joined)
+    return Graph(stages[-1].name, tuple(inputs), tuple(outputs), joined)
 
 
 def _require_joinable(models: Sequence[Any]) -> None:
@@ -227,7 +256,7 @@ def _require_joinable(models: Sequence[Any]) -> None:
 
 def _rest(
     body: Body, stages: Sequence[_Written], scope: Mapping[str, str], kinds: Sequence[int]
-) -> tuple[str, str]:
+) -> tuple[str, ...]:
     """Write the rest of a chain of stages.
 
     A gate becomes an `If` with two branches. In the first, some rows go on: their tensors are
@@ -238,10 +267,10 @@ def _rest(
         body: takes the nodes and weights.
         stages: the stages from here on.
         scope: the names that tensors have in this branch; gathered tensors have new names.
-        kinds: the types of logits and codes.
+        kinds: the types of logits and codes, and of the guard if the graph has one.
 
     Returns:
-        The names of the logits [n, C] and codes [n] of the rows here.
+        The names of the logits [n, C] and codes [n] of the rows here, and of the guard [].
     """
     from onnx import TensorProto, helper
 
@@ -251,16 +280,25 @@ def _rest(
     graph = stage.graph.renamed(scope).graph
     body.nodes += graph.node
     body.weights += graph.initializer
+    guarded = len(kinds) > len(OUTPUTS)
     if stage.last:
-        return name + LOGITS, _zeros(body, name)
+        if not guarded:
+            return name + LOGITS, _zeros(body, name)
+        return name + LOGITS, _zeros(body, name), _nothing(body, name)
     if stage.threshold is None:
-        return _rest(body, later, scope, kinds)
+        ends_here = _rest(body, later, scope, kinds)
+        if not guarded:
+            return ends_here
+        return *ends_here[:2], _guard(body, stage, scope, ends_here[2])
 
     # Does any row stay? The largest code is 1 if so, and 0 if all rows leave.
     limit = body.constant(f"{name}::threshold", np.float32(stage.threshold))
     # [n] bool; false for NaN
     reached = body.add("GreaterOrEqual", [name + SCORE, limit], f"{name}::reached")
     stay = body.add("Not", [reached], f"{name}::stay")  # [n] bool
+    if guarded:  # such a runtime may take NaN for a large number
+        no_number = body.add("IsNaN", [name + SCORE], f"{name}::no number")
+        stay = body.add("Or", [stay, no_number], f"{name}::stay or no number")
     code = body.add("Cast", [stay], f"{name}::code", to=TensorProto.INT64)  # [n]: 0 leaves, 1 stays
     most = body.add("ReduceMax", [code], f"{name}::most", keepdims=0)
     some = body.add("Cast", [most], f"{name}::some", to=TensorProto.BOOL)
@@ -273,7 +311,7 @@ def _rest(
     inner = dict(scope)
     for key in stage.carries:
         inner[key] = goes.add("Gather", [scope.get(key, key), index], f"{name}::{key}", axis=0)
-    logits, codes = _rest(goes, later, inner, kinds)  # [m, C], [m]
+    logits, codes, *guards = _rest(goes, later, inner, kinds)  # [m, C], [m], and perhaps []
     # A row that goes on has passed one gate more, and is marked if its score was NaN.
     bad = goes.add("IsNaN", [name + SCORE], f"{name}::bad")
     one = goes.constant(f"{name}::1", np.int64(1))
@@ -286,20 +324,48 @@ def _rest(
     places = goes.add("Unsqueeze", [index, last], f"{name}::places")  # [m, 1]
     both_logits = goes.add("ScatterND", [name + LOGITS, places, logits], f"{name}::both logits")
     both_codes = goes.add("ScatterND", [code, places, codes], f"{name}::both codes")
-    some_stay = goes.graph(f"{name} goes on", [both_logits, both_codes], kinds)
+    results = [both_logits, both_codes]
+    for guard in guards:
+        results.append(_guard(goes, stage, inner, guard))
+    some_stay = goes.graph(f"{name} goes on", results, kinds)
 
     # Second branch: all rows leave here. An `If` may not return outer values, hence the copies.
     ends = Body()
     all_logits = ends.add("Identity", [name + LOGITS], f"{name}::all logits")
     all_codes = ends.add("Identity", [code], f"{name}::all codes")
-    all_leave = ends.graph(f"{name} ends", [all_logits, all_codes], kinds)
+    results = [all_logits, all_codes]
+    if guarded:
+        results.append(_nothing(ends, name))
+    all_leave = ends.graph(f"{name} ends", results, kinds)
 
-    outputs = (f"{name}::logits", f"{name}::passed")
+    outputs = (f"{name}::logits", f"{name}::passed", f"{name}::guarded")[: len(kinds)]
     node = helper.make_node(
         "If", [some], [*outputs], name=f"{name}::if", then_branch=some_stay, else_branch=all_leave
     )
     body.nodes.append(node)
     return outputs
+
+
+def _guard(body: Body, stage: _Written, scope: Mapping[str, str], guard: str) -> str:
+    """The guard of the stages after this one, plus the sums of the tensors that go on from here.
+
+    A NaN or an infinity in one of them makes it NaN or infinite.
+    """
+    from onnx import TensorProto
+
+    for number, (key, dtype) in enumerate(stage.floats):
+        # [n, ...] -> []
+        total = body.add("ReduceSum", [scope.get(key, key)], f"{stage.name}::{key} sum", keepdims=0)
+        if dtype != torch.float32:
+            total = body.add("Cast", [total], f"{total} in float32", to=TensorProto.FLOAT)
+        guard = body.add("Add", [guard, total], f"{stage.name}::guard {number}")
+    return guard
+
+
+def _nothing(body: Body, name: str) -> str:
+    """A guard of 0. An `If` may not return a weight, hence the copy."""
+    zero = body.constant(f"{name}::no guard", np.float32(0))
+    return body.add("Identity", [zero], f"{name}::guard")
 
 
 def _zeros(body: Body, name: str) -> str:
@@ -319,12 +385,13 @@ class OneGraph:
     loop of the Runner.
 
     Args:
-        run: returns logits and codes for inputs by name.
+        run: returns logits and codes for inputs by name; None for rows that only the stages answer
+            right.
         lean: the same schedule as a loop over its stages.
         engine_stages: of the schedule.
     """
 
-    def __init__(self, run: Run, lean: LeanChain, engine_stages: Sequence[EngineStage]) -> None:
+    def __init__(self, run: OneCall, lean: LeanChain, engine_stages: Sequence[EngineStage]) -> None:
         self._run = run
         self._lean = lean
         # By the number of gates passed: which exit answers there, and why.
@@ -346,7 +413,10 @@ class OneGraph:
         count = len(next(iter(state.values())))
         if not count:
             return None
-        logits, codes = self._run(state)
+        answers = self._run(state)
+        if answers is None:
+            return self._lean(x)
+        logits, codes = answers
         return Coded(logits, codes, self._exit_indices, self._why, self._lean.exits)
 
 
