@@ -64,7 +64,7 @@ def test_no_method_is_forgotten():
     assert set(methods()) - plain == {name.partition("-")[0] for name in LAYERS}
 
 
-# An exported folder of "pad" runs below; contracts/test_contracts_conversions.py has "ghost".
+# contracts/test_contracts_conversions.py exports a folder with "ghost".
 FAST = [("torch", method) for method in LAYERS] + [("onnxruntime", "packed")]
 SLOW = [("onnxruntime", method) for method in LAYERS if ("onnxruntime", method) not in FAST]
 
@@ -95,9 +95,8 @@ def test_it_is_trained(method):
     assert any(key.startswith("stage.") and "norm" not in key for key in changed)
 
 
-@pytest.mark.parametrize(
-    "method", ["pad", *(pytest.param(one, marks=pytest.mark.slow) for one in ("tucker", "packed"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["pad", "tucker", "packed"])
 def test_an_exported_folder_runs_without_us(method, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
