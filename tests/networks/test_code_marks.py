@@ -551,6 +551,47 @@ def test_a_module_behind_a_function_is_refused():
         off.record(net, torch.randn(30, 4), timed=False, progress=False)
 
 
+class Makes(dict):
+    """A table of classes that gives a new object each time, as transformers has for activations."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key)()
+
+
+ACTIVATIONS = Makes(relu=nn.ReLU, prelu=nn.PReLU)
+
+
+def test_a_table_that_makes_modules_holds_none():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.act = ACTIVATIONS["prelu"]
+            self.last = nn.Linear(4, 3)
+            self.name = "relu"
+
+        def forward(self, x):
+            return self.last(ACTIVATIONS[self.name](self.act(self.first(x))))
+
+    off.cut(Model().eval(), torch.randn(4, 4), at=["first"])
+
+
+SQUASH = nn.Sequential(nn.ReLU(), nn.Tanh())
+
+
+def test_a_module_without_weights_may_be_global():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last(SQUASH(self.first(x)))
+
+    off.cut(Model().eval(), torch.randn(4, 4), at=["first"])
+
+
 def test_registered_modules_may_be_read_from_anywhere():
     class Model(nn.Module):
         def __init__(self):

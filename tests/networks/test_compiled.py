@@ -134,7 +134,8 @@ def test_a_part_is_compiled_once_for_each_shape_over_all_openings():
     net = ladder_of(2)
     shapes = []
 
-    def make(engine_stage, state):
+    def make(engine_stage, state, key):
+        assert "counted" in key
         shapes.append(tuple(state["x"].shape[1:]))
         return lambda given: dict.fromkeys(engine_stage.writes, given["x"])
 

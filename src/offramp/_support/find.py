@@ -131,6 +131,8 @@ def failure(problem: BaseException) -> str:
     frames = traceback.extract_tb(problem.__traceback__)
     if not frames or Path(frames[-1].filename).is_relative_to(HOUSE):
         return text
+    if frames[-1].filename.startswith("<frozen"):  # Python's import; the text has the place
+        return text
     return f"{text} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import itertools
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -120,6 +121,8 @@ def refuse_hidden(network: Network) -> None:
             if id(thing) in known:
                 continue
             if isinstance(thing, nn.Module):
+                if not _has_state(thing):  # such as a global nn.ReLU()
+                    continue
                 kind = "module"
                 way = "an attribute of a torch.nn.Module, nn.ModuleList or nn.ModuleDict"
             else:
@@ -130,6 +133,11 @@ def refuse_hidden(network: Network) -> None:
                 "list, dict, closure, global or object, so its weights cannot be saved or moved, "
                 f"and its training rows are unknown. Make it {way}."
             )
+
+
+def _has_state(module: nn.Module) -> bool:
+    """Whether a module has weights or buffers, which would have to be saved and moved."""
+    return any(True for _ in itertools.chain(module.parameters(), module.buffers()))
 
 
 def code_marks(network: Network) -> tuple[tuple[str, str], ...]:
@@ -420,8 +428,11 @@ class _Walk:
             self.reads.containers.append((thing, thing.copy()))
         texts = list[str]()
         if isinstance(thing, (dict, MappingProxyType)):
-            for key in list(thing)[:LONGEST]:
-                texts.append(f"{self.text_of(key)}: {self.text_of(thing[key])}")
+            # A subclass may make a new object each time that it is asked, as the table of
+            # activations in transformers does: what counts is what it holds.
+            pairs = dict.items(thing) if isinstance(thing, dict) else thing.items()
+            for key, value in list(pairs)[:LONGEST]:
+                texts.append(f"{self.text_of(key)}: {self.text_of(value)}")
             return f"dict({', '.join(texts)})"
         if isinstance(thing, (set, frozenset)):
             for item in thing:
