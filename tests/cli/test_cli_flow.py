@@ -87,6 +87,9 @@ def test_plans_by_hand(workdir, as_json):
     changed = as_json("check", "plan.json", "test.npz", "--threshold", "digits_small=-1")
     assert changed["shares"] == [1.0, 0.0]
     assert (changed["verdict"], changed["level"]) == ("no promise", None)
+    # without its promise the plan may run on another engine
+    elsewhere = ("--threshold", "digits_small=-1", "--engine", "torch:channels_last")
+    assert as_json("run", "network", "plan.json", TEST, *elsewhere)["shares"]["digits_small"] == 1.0
     level = ("--risk", "disagreement", "--at-most", 0.01)
     broken = as_json("check", "-", "test.npz", "--threshold", "digits_small=-1", *level, code=1)
     assert broken["verdict"] == "broken"
