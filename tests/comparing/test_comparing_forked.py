@@ -13,6 +13,7 @@ from forked import CLASSES, WIDTH, Columns, WholeNumbers, three
 from made_up import comparison, file_of, method_of, settings_of
 from offramp.calibration.calibrating import calibrate
 from offramp.comparing.comparing import Result, measure
+from offramp.comparing.costing import size_of
 from offramp.comparing.curves import with_first_exit
 from offramp.comparing.figures import plain_of
 from offramp.comparing.forked import figures_of_forks
@@ -40,6 +41,28 @@ def dialled() -> off.Network:
         arms = {f"none{number}": [], f"unit{number}": WholeNumbers(WIDTH, number + 1).eval()}
         steps.append(off.Fork(f"skip{number}", arms, Columns(number)))
     return off.route([*steps, ("head", Answer(9).eval())], example=torch.zeros(2, WIDTH))
+
+
+def test_the_size_of_a_network_with_forks_is_that_of_all_its_parts():
+    """Shared weights count once, and the gate counts."""
+    torch.manual_seed(0)
+    example = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    model = off.make_model("offramp:resnet20")
+    gate = "predictor?width=4&side=8&stride=1"
+    preprocess = off.make_preprocess("offramp:resnet20")
+    net = off.resolutions(model, example, [16, 32], gate=gate, preprocess=preprocess)
+    cost = size_of(net, example)
+    own = sum(value.numel() for value in model.parameters())
+    norms = sum(value.numel() for name, value in model.named_parameters() if "bn" in name)
+    (chooser,) = net.gates.values()
+    rating = sum(value.numel() for value in chooser.parameters())
+    shared = own - norms  # the batch norms of each size are its own
+    assert shared + rating < cost.parameters <= own + 2 * norms + rating
+    assert 4 * cost.parameters <= cost.stored_bytes < 8 * cost.parameters
+    trace = off.record(net, (example, torch.zeros(4).long()), timed=False, progress=False)
+    dearest = trace.prices.along(["r32"], unit="macs", batch=1)
+    assert 0.5 * dearest < cost.macs <= dearest
+    assert cost.bit_operations == 1024 * cost.macs
 
 
 def test_paths_are_figures_and_plans_are_measured_on_test_rows():

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from offramp.building.costing import cost_of
-from offramp.networks.inputs import as_inputs, given
+from offramp.networks.inputs import as_inputs, count_of, given
 from offramp.networks.layer import stored_bytes
 from offramp.networks.network import Network
 from offramp.runtime.benching import plain_call
 from offramp.runtime.engine import engine_of
-from offramp.runtime.measuring import Ratio, interleaved, ratio
+from offramp.runtime.measuring import Ratio, interleaved, macs, ratio
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,9 @@ class ModelCost:
     """What a model costs for one row, and its size.
 
     Args:
-        parameters: of the network, with its exits.
-        stored_bytes: of the network in a file, with its exits. Packed layers count as packed.
+        parameters: of the network, with its exits and gates.
+        stored_bytes: of the network in a file, with its exits and gates. Packed layers count as
+            packed.
         macs: of the model without exits.
         bit_operations: multiply-adds times the bits of a weight and of an activation, also of the
             model without exits.
@@ -72,22 +73,48 @@ class ModelCost:
 
 
 def size_of(network: Network, x: Any) -> ModelCost:
-    """Count what a network of one model costs.
+    """Count what a network costs.
 
     Args:
-        network: in eval mode.
+        network: in eval mode, of one model or with forks.
         x: some rows.
+
+    Returns:
+        The size of the whole network. The operations are those of its model; with forks they are
+        those of the dearest path, in the bits of its weights.
     """
+    if len(network.members) > 1:
+        return _size_of_forks(network, x)
     member = network.members[0]
     model = network.model_of(member)
     preprocess = network.preprocess_of(member)
     rows = given(as_inputs(x))
     cost = cost_of(model, rows if preprocess is None else preprocess(rows))
-    exits = sum(value.numel() for value in network.exits.parameters())
-    stored = stored_bytes(network.exits)
-    return ModelCost(
-        cost.parameters + exits, cost.stored_bytes + stored, cost.macs, cost.bit_operations
-    )
+    parameters = cost.parameters
+    stored = cost.stored_bytes
+    for added in (network.exits, network.gates):
+        parameters += sum(value.numel() for value in added.parameters())
+        stored += stored_bytes(added)
+    return ModelCost(parameters, stored, cost.macs, cost.bit_operations)
+
+
+def _size_of_forks(network: Network, x: Any) -> ModelCost:
+    """The cost of a network with forks, whose arms may share weights."""
+    parameters = 0
+    bits = 32
+    for value in network.parameters():  # shared ones once
+        parameters += value.numel()
+        bits = 8 * value.element_size()
+    stored = 0
+    counted = set[int]()
+    for value in network.state_dict(keep_vars=True).values():
+        if id(value) not in counted:
+            counted.add(id(value))
+            stored += value.numel() * value.element_size()
+    rows = as_inputs(x)
+    # On several rows, for models that need them; the count is of all of them.
+    total = macs(plain_call(network, rows, engine_of("torch")[0])) / count_of(rows)
+    return ModelCost(parameters, stored, total, total * bits * bits)
 
 
 def times_of(
