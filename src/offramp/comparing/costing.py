@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from offramp.building.costing import cost_of
 from offramp.networks.inputs import as_inputs, count_of, given
@@ -101,10 +102,10 @@ def size_of(network: Network, x: Any) -> ModelCost:
 def _size_of_forks(network: Network, x: Any) -> ModelCost:
     """The cost of a network with forks, whose arms may share weights."""
     parameters = 0
-    bits = 32
     for value in network.parameters():  # shared ones once
         parameters += value.numel()
-        bits = 8 * value.element_size()
+    weight = next(network.parameters(), torch.empty(0))  # networks without weights count as float32
+    bits = 8 * weight.element_size()
     stored = 0
     counted = set[int]()
     for value in network.state_dict(keep_vars=True).values():

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from offramp.networks.inputs import State
 from offramp.runtime.onnx_graphs import Graph
 
 Array = NDArray[Any]
+Made = TypeVar("Made")
 # the arrays that a graph reads, by name -> the arrays that it writes, in order
 Run = Callable[[Mapping[str, Array]], Sequence[Array]]
 
@@ -91,6 +92,25 @@ def on_arrays(
             f"segment {graph.node!r} cannot run on {runtime}: {reason}. Use engine='torch'"
         ) from problem
     return ArrayCall(graph, run, runtime, explain)
+
+
+def in_one_call(
+    graph: Graph, compiled: Callable[[Graph], Made], explain: Callable[[str], str]
+) -> Made:
+    """Compile the graph of a whole plan.
+
+    Args:
+        graph: the graph.
+        compiled: compiles the graph.
+        explain: turns an error text of the runtime, on one line, into one sentence.
+
+    Raises:
+        BadNetwork: the runtime cannot run the graph. Stages run instead.
+    """
+    try:
+        return compiled(graph)
+    except Exception as problem:  # errors of runtimes share no class but Exception
+        raise BadNetwork(f"one graph cannot run: {reason_of(problem, explain)}") from problem
 
 
 def bound(run: Run, reads: Sequence[str]) -> Callable[[State], Callable[[], object]]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offramp.engines._arrays import Run, bound, on_arrays, package, reason_of
+from offramp.engines._arrays import Run, bound, in_one_call, on_arrays, package
 from offramp.engines._quantizing import Quantizer, plan_mark, reaching_plan, scaling_rows
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import State
@@ -94,10 +94,7 @@ class OnnxRuntime(Engine):
         if self.int8 is not None:
             raise BadNetwork("stages in eight bits are rounded one by one")
         graph = lowered(network, schedule, engine_stages, rows)
-        try:
-            return _session(graph)
-        except Exception as problem:  # errors of runtimes share no class but Exception
-            raise BadNetwork(f"one graph cannot run: {reason_of(problem, _explained)}") from problem
+        return in_one_call(graph, _session, _explained)
 
     def bare(
         self, network: Network, schedule: Schedule, state: State

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from offramp._support import cache as disk
-from offramp.engines._arrays import Array, Run, as_arrays, on_arrays, package, reason_of
+from offramp.engines._arrays import Array, Run, as_arrays, in_one_call, on_arrays, package
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import State
 from offramp.networks.network import EngineStage, Network
@@ -90,10 +90,8 @@ class OpenVino(Engine):
         if self.precision != "f32":
             raise BadNetwork("stages in bfloat16 are rounded one by one")
         graph = lowered(network, schedule, engine_stages, rows, guarded=True)
-        try:
-            return _finite_alone(_requests(graph, self.precision))
-        except Exception as problem:  # errors of runtimes share no class but Exception
-            raise BadNetwork(f"one graph cannot run: {reason_of(problem, _explained)}") from problem
+        requests = partial(_requests, precision=self.precision)
+        return _finite_alone(in_one_call(graph, requests, _explained))
 
     def bare(
         self, network: Network, schedule: Schedule, state: State

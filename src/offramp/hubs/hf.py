@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -27,6 +27,26 @@ __all__ = ["build", "preprocess"]
 KINDS: Kinds = {"pretrained": yes_no, "num_classes": number, "revision": str}
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 CODE = "Code that comes with a model is not run. Build the model yourself, with my.module:factory"
+
+
+class _Source(NamedTuple):
+    """Where a model comes from.
+
+    Args:
+        name: a folder, or OWNER/NAME of the hub.
+        spec: the same as a name of offramp, for messages.
+        transformers: the package.
+        values: the options, read.
+        location: arguments of transformers that say where its files are.
+        config: of the model.
+    """
+
+    name: str
+    spec: str
+    transformers: Any
+    values: dict[str, Any]
+    location: dict[str, Any]
+    config: Any
 
 
 def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
@@ -48,30 +68,29 @@ def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
             cannot be loaded.
         MissingExtra: transformers is not installed.
     """
-    name = _expanded(name)
-    spec = f"hf:{name}"
-    transformers = library("transformers", spec)
-    values = read(options, KINDS, "hf")
-    location = _location(name, values)
-    config = _config(transformers, spec, location, values)
-    auto_class = _auto_class(transformers, config, spec)
-    if not fetch or not values.get("pretrained", True):
-        return built(spec, lambda: auto_class.from_config(config, trust_remote_code=False))
+    source = _source(name, options)
+    auto_class = _auto_class(source.transformers, source.config, source.spec)
+    if not fetch or not source.values.get("pretrained", True):
+        return built(
+            source.spec, lambda: auto_class.from_config(source.config, trust_remote_code=False)
+        )
     arguments = {
-        "config": config,
+        "config": source.config,
         "use_safetensors": True,
-        "ignore_mismatched_sizes": "num_classes" in values,
+        "ignore_mismatched_sizes": "num_classes" in source.values,
     }
 
     def load() -> Any:
-        return auto_class.from_pretrained(name, **location, **arguments, output_loading_info=True)
+        return auto_class.from_pretrained(
+            source.name, **source.location, **arguments, output_loading_info=True
+        )
 
-    model, info = _fetched(spec, "weights", load)
+    model, info = _fetched(source.spec, "weights", load)
     missing = info["missing_keys"]
-    if missing and "num_classes" not in values:
+    if missing and "num_classes" not in source.values:
         raise InvalidArgument(
-            f"{spec!r} must be a model that was trained to classify, but it has no weights for "
-            f"{len(missing)} tensors (such as {min(missing)})"
+            f"{source.spec!r} must be a model that was trained to classify, but it has no weights "
+            f"for {len(missing)} tensors (such as {min(missing)})"
         )
     classifier: nn.Module = model
     return classifier
@@ -87,19 +106,14 @@ def preprocess(name: str, options: Mapping[str, str]) -> Preprocess | None:
     Raises:
         BadFile: the file does not have the known fields.
     """
-    name = _expanded(name)
-    spec = f"hf:{name}"
-    transformers = library("transformers", spec)
-    values = read(options, KINDS, "hf")
-    location = _location(name, values)
-    config = _config(transformers, spec, location, values)
-    if not _mapped(transformers, "IMAGE", config):
+    source = _source(name, options)
+    if not _mapped(source.transformers, "IMAGE", source.config):
         return None
-    cached_file = transformers.utils.cached_file
+    cached_file = source.transformers.utils.cached_file
     file = _fetched(
-        spec,
+        source.spec,
         "preprocessor_config.json",
-        lambda: cached_file(name, "preprocessor_config.json", **location),
+        lambda: cached_file(source.name, "preprocessor_config.json", **source.location),
     )
     try:
         return _preprocess(json.loads(Path(file).read_text(encoding="utf-8")))
@@ -108,6 +122,17 @@ def preprocess(name: str, options: Mapping[str, str]) -> Preprocess | None:
             f"{file} must have a size, a mean and a deviation in known fields, got {problem!r}. "
             f"Use --preprocess my.module:preprocess"
         ) from problem
+
+
+def _source(name: str, options: Mapping[str, str]) -> _Source:
+    """Read the options and the configuration of a model. Errors as for `build`."""
+    name = _expanded(name)
+    spec = f"hf:{name}"
+    transformers = library("transformers", spec)
+    values = read(options, KINDS, "hf")
+    location = _location(name, values)
+    config = _config(transformers, spec, location, values)
+    return _Source(name, spec, transformers, values, location, config)
 
 
 def _preprocess(fields: Mapping[str, Any]) -> Preprocess:
