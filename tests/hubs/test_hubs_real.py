@@ -140,7 +140,7 @@ def test_hf_of_texts(folders, tmp_path):
     assert preprocess_of(spec) is None
     net = off.cut(model, rows, at=["bert.encoder.layer.0"], exits="linear_masked", spec=spec)
     off.save(net, tmp_path / "net")
-    with pytest.raises(InvalidArgument, match="Give it again"):
+    with pytest.raises(InvalidArgument, match="give it again"):
         off.load(tmp_path / "net")
     again = off.load(tmp_path / "net", make_model(spec, fetch=False))
     with torch.no_grad():
