@@ -1,24 +1,33 @@
-"""WAE on CIFAR-10 from the public ResNet-56, beside its controls and plain down-sampling; shapes of
-ImageNet timed.
+"""WAE on two real tasks, beside its controls and plain down-sampling; shapes of ImageNet timed.
 
-    python benchmarks/wae.py train --data DIR [--cache out] [--only wae] [--seed 0]
-        [--epochs 1 2 1] [--rate 0.02] [--joint-rate 0.02] [--rows N]
-    python benchmarks/wae.py show --data DIR [--cache out] [--seed 0] [--json FILE]
+    python benchmarks/wae.py train --data DIR [--case vgg64] [--cache out] [--only wae] [--seed 0]
+        [--epochs 1 2 1] [--rate 0.02] [--joint-rate 0.02] [--soft 0] [--rows N]
+    python benchmarks/wae.py show --data DIR [--case vgg64] [--cache out] [--seed 0] [--json FILE]
     python benchmarks/wae.py times [--shapes VGG-16 ...] [--batch 1 16] [--repeats 7] [--json FILE]
 
-DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). `train` trains each variant on the 50,000
-training rows, from the same weights and for the same epochs: E1 of the auto-encoder, E2 of the
-classifier, E3 of both. A rate of 0.05 undoes what the public weights know. It stops after Ctrl-C
-and goes on when it is called again. `show` records the test rows: 1,000-4,999 calibrate,
-5,000-9,999 give the figures, which no choice here has seen.
+There are two cases:
+
+    resnet56  CIFAR-10 and the public ResNet-56. DIR holds cifar10/ and weights/ (see
+              benchmarks/fetch.py). Of the test rows, 1,000-4,999 calibrate and 5,000-9,999 give
+              the figures, which no choice here has seen.
+    vgg64     Imagenette at 64 pixels, and a VGG-16 of a quarter of the widths with batch norms,
+              that `train` trains first, with `--plain-epochs`. DIR holds imagenette/ with train/
+              and val/: git clone https://github.com/thunderInfy/imagenette DIR/imagenette. The
+              validation rows are shuffled once; 1,800 calibrate, the other 2,125 give the figures.
+
+`train` trains each variant on the same rows, from the same weights and for the same epochs: E1 of
+the auto-encoder, E2 of the classifier, E3 of both. A rate of 0.05 undoes what the public weights
+know. With `--soft`, a share of the loss comes from the plain model's logits. It stops after Ctrl-C
+and goes on when it is called again.
 `times` takes VGG-16 and ResNet-50 at 224 pixels with random weights, beside the ratios of the paper
 (VGG-16 3.13 on a CPU, ResNet-50 1.88), a VGG of 64 pixels and ResNet-56.
 
+    plain          the model itself; of `vgg64` only
     wae            encoder, thin copy, heads A and F
     wavelet        the same with the fixed 9/7 transform (the paper's Wavelet + CNN)
     decomposition  the same without reconstruction and energy (the paper's Decomposition + CNN)
-    down           ResNet-56 on the mean over 2x2 pixels
-    down18         ResNet-56 on 18x18 pixels, about the cost of wae
+    down           the plain model on the mean over 2x2 pixels
+    down18, down36 the plain model on so many pixels of a side, at about the cost of wae
 """
 
 from __future__ import annotations
@@ -27,6 +36,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,25 +51,25 @@ from torch.nn.functional import cross_entropy
 import offramp as off
 from offramp.contracts import Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.models.resnet50 import resnet50
-from offramp.models.wae import Wae, wae_resnet50, wae_vgg16
+from offramp.models.wae import PLAN, Wae, wae_resnet50, wae_vgg16
 
 # Internal: a network of one node, for models that have no exits.
 from offramp.networks.members import BACKBONE, ModelSpec
 
 # Internal: the plain network itself.
 from offramp.networks.network import plain_network
+
+# Internal: distillation, as in the recipe `wae`.
+from offramp.recipes._together import soft_cross_entropy, teacher_network
 from offramp.recipes.wae import WaveletLike
 
 # Internal: times taken in turn, as in our own figures, and multiply-adds.
 from offramp.runtime.measuring import interleaved, macs, ratio
 
 SPEC = "offramp:resnet56"
-VARIANTS = ("wae", "down", "down18", "wavelet", "decomposition")
+VARIANTS = ("plain", "wae", "down", "down18", "down36", "wavelet", "decomposition")
 SHAPES = ("VGG-16", "ResNet-50", "VGG, 64 pixels", "ResNet-56")
-CALIBRATION, FIGURES = (
-    slice(0, 4000),
-    slice(4000, 9000),
-)  # of the rows that are recorded, which begin at 1,000
+TEMPERATURE = 4.0
 PAPER = {"VGG-16": 3.13, "ResNet-50": 1.88}  # speed-ups on a CPU
 
 
@@ -99,19 +109,42 @@ class HeadA(nn.Module):
 
 class Plain(Recipe):
     """A model's last answer by cross-entropy, in the two stages of `wae` that train the
-    classifier.
+    classifier, and as there with a share from another model's logits.
     """
 
-    def __init__(self, classes: int, joint: int, rate: float, joint_rate: float) -> None:
+    def __init__(
+        self,
+        classes: int,
+        joint: int,
+        rate: float,
+        joint_rate: float,
+        original: nn.Module | None,
+        soft: float,
+    ) -> None:
         self.classes = classes
         self.joint = joint
         self.rate = rate
         self.joint_rate = joint_rate
+        self.original = original
+        self.soft = soft
+
+    def config(self) -> dict[str, Any]:
+        """The numbers; the original's weights are in the checkpoint."""
+        values = super().config()
+        values["original"] = self.original is not None
+        return values
+
+    def prepare(self, network: off.Network) -> None:
+        """A copy of the original, which is the teacher."""
+        network.auxiliary = {}
+        if self.original is not None:
+            network.auxiliary["original"] = teacher_network(self.original, network)
 
     def phases(self, network: off.Network) -> list[Phase]:
         """SGD at both rates of `wae`, with its schedule."""
         like = WaveletLike()
         parameters = tuple(network.backbone.parameters())
+        teacher = None if self.original is None else "original"
         found = []
         for name, epochs, rate in (
             ("classes", self.classes, self.rate),
@@ -119,12 +152,17 @@ class Plain(Recipe):
         ):
             sgd = partial(torch.optim.SGD, lr=rate, momentum=0.9, weight_decay=like.decay)
             if epochs:
-                found.append(Phase(name, parameters, epochs, sgd, falling))
+                found.append(Phase(name, parameters, epochs, sgd, falling, teacher=teacher))
         return found
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Tensor:
-        """Cross-entropy of the last exit."""
-        return cross_entropy(outputs.logits[outputs.network.topology.exits[-1]], batch.labels())
+        """Cross-entropy of the last exit with the labels, and with the original's outputs."""
+        logits = outputs.logits[outputs.network.topology.exits[-1]]
+        hard = cross_entropy(logits, batch.labels())
+        if outputs.teacher is None:
+            return hard
+        soft = TEMPERATURE**2 * soft_cross_entropy(logits, outputs.teacher, TEMPERATURE)
+        return (1 - self.soft) * hard + self.soft * soft
 
 
 def falling(optimizer: torch.optim.Optimizer, steps: int) -> Any:
@@ -133,26 +171,130 @@ def falling(optimizer: torch.optim.Optimizer, steps: int) -> Any:
     return torch.optim.lr_scheduler.MultiStepLR(optimizer, marks)
 
 
+@dataclass(frozen=True)
+class Case:
+    """A task, and a plain model of it.
+
+    Attributes:
+        side: of the images, in pixels.
+        preprocess: of the images, as the name of a model that has the same.
+        variants: what is trained, in this order.
+        training: the rows that train.
+        testing: the rows that calibrate, then those that give the figures.
+        calibrating: how many of them calibrate.
+        model: the plain model with its weights.
+    """
+
+    side: int
+    preprocess: str
+    variants: tuple[str, ...]
+    training: Callable[[argparse.Namespace], off.Rows]
+    testing: Callable[[argparse.Namespace], off.Rows]
+    calibrating: int
+    model: Callable[[argparse.Namespace], nn.Module]
+
+
+def resnet56(args: argparse.Namespace) -> nn.Module:
+    """ResNet-56 with the public weights."""
+    return off.make_model(SPEC, args.data / "weights" / "cifar10_resnet56.safetensors")
+
+
+def vgg64(args: argparse.Namespace) -> nn.Module:
+    """The VGG of the cache, as it was trained."""
+    done = place_of("plain", args) / "done.pt"
+    if not done.exists():
+        raise SystemExit("the plain model must be trained first: train --case vgg64 --only plain")
+    net, _ = variant("plain", args)
+    net.load_state_dict(torch.load(done, weights_only=True))
+    return net.backbone
+
+
+def vgg_narrow() -> nn.Sequential:
+    """VGG-16 of a quarter of the widths, with batch norms and one linear layer, for ten classes:
+    [B, 3, 64, 64] -> [B, 10].
+    """
+    layers = list[nn.Module]()
+    width_in = 3
+    for width in PLAN:
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            continue
+        convolution = nn.Conv2d(width_in, width // 4, 3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(width // 4), nn.ReLU()]
+        width_in = width // 4
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width_in, 10)]
+    return nn.Sequential(*layers).eval()
+
+
+def cifar_training(args: argparse.Namespace) -> off.Rows:
+    """The training rows of CIFAR-10."""
+    return off.rows(f"cifar10/train:{args.data / 'cifar10'}")
+
+
+def cifar_testing(args: argparse.Namespace) -> off.Rows:
+    """Its test rows but for the first thousand, on which the rates were chosen."""
+    return off.rows(f"cifar10:{args.data / 'cifar10'}[1000:10000]")
+
+
+def photos(split: str, args: argparse.Namespace) -> off.Rows:
+    """Images of Imagenette at 64 pixels in a fixed random order, decoded once."""
+    file = args.cache / f"imagenette64-{split}.npz"
+    if not file.exists():
+        args.cache.mkdir(parents=True, exist_ok=True)
+        found = off.rows(f"imagefolder:{args.data / 'imagenette' / split}?resize=64&crop=64")
+        rows = found.take(np.random.default_rng(0).permutation(len(found)))
+        np.savez(file, x=np.asarray(rows.x), y=np.asarray(rows.y))
+    return off.rows(f"npz:{file}")
+
+
+CASES = {
+    "resnet56": Case(
+        32,
+        SPEC,
+        ("wae", "down", "down18", "wavelet", "decomposition"),
+        cifar_training,
+        cifar_testing,
+        4000,
+        resnet56,
+    ),
+    "vgg64": Case(
+        64,
+        "offramp:wae_vgg16",
+        ("plain", "wae", "down", "down36", "wavelet", "decomposition"),
+        partial(photos, "train"),
+        partial(photos, "val"),
+        1800,
+        vgg64,
+    ),
+}
+
+
 def variant(name: str, args: argparse.Namespace) -> tuple[off.Network, Recipe]:
     """The network of one variant, not yet trained, and its recipe."""
+    case = CASES[args.case]
     images, classes, joint = args.epochs
-    model = off.make_model(SPEC, args.data / "weights" / "cifar10_resnet56.safetensors")
-    preprocess = off.make_preprocess(SPEC)
-    example = np.zeros((4, 3, 32, 32), np.uint8)
+    preprocess = off.make_preprocess(case.preprocess)
+    if name == "plain":
+        recipe = Plain(args.plain_epochs, 0, args.plain_rate, 0.0, None, 0.0)
+        return plain_network(vgg_narrow(), ModelSpec(BACKBONE), preprocess), recipe
+    model = case.model(args)
+    original = model if args.soft else None
+    example = np.zeros((4, 3, case.side, case.side), np.uint8)
     if name.startswith("down"):
-        side = 18 if name == "down18" else 16
+        side = int(name.removeprefix("down") or case.side // 2)
         small = Resized(model, side).eval()
-        recipe = Plain(classes, joint, args.rate, args.joint_rate)
-        return plain_network(small, ModelSpec(BACKBONE), preprocess), recipe
+        plain = Plain(classes, joint, args.rate, args.joint_rate, original, args.soft)
+        return plain_network(small, ModelSpec(BACKBONE), preprocess), plain
     transform = "wavelet" if name == "wavelet" else "encoder"
-    half = off.wae(model, torch.zeros(2, 3, 32, 32), transform=transform)
+    half = off.wae(model, size=case.side, transform=transform)
     net = off.cut(half, example, at=half.cuts, exits="own", preprocess=preprocess)
+    taught = partial(WaveletLike, original=original, soft=args.soft, temperature=TEMPERATURE)
     if name == "decomposition":
-        together = WaveletLike(
+        together = taught(
             images=0, classes=0, joint=classes + joint, gamma=0.0, joint_rate=args.rate
         )
         return net, together
-    recipe = WaveletLike(
+    staged = taught(
         images=images,
         classes=classes,
         joint=joint,
@@ -160,20 +302,25 @@ def variant(name: str, args: argparse.Namespace) -> tuple[off.Network, Recipe]:
         joint_rate=args.joint_rate,
         anchor=1.0,
     )
-    return net, recipe
+    return net, staged
 
 
 def place_of(name: str, args: argparse.Namespace) -> Path:
     """Where a trained variant is kept."""
+    cache: Path = args.cache
+    of = "" if args.case == "resnet56" else f"{args.case}-"
+    if name == "plain":
+        return cache / f"wae-{of}plain-{args.rows}-{args.plain_epochs}-seed{args.seed}"
     epochs = "-".join(map(str, args.epochs))
     rates = f"{args.rate:g}-{args.joint_rate:g}"
-    cache: Path = args.cache
-    return cache / f"wae-{name}-{args.rows}-{epochs}-{rates}-seed{args.seed}"
+    soft = f"-soft{args.soft:g}" if args.soft else ""
+    return cache / f"wae-{of}{name}-{args.rows}-{epochs}-{rates}{soft}-seed{args.seed}"
 
 
 def train(args: argparse.Namespace) -> None:
     """Train the variants that are not there yet, and go on with one that was stopped."""
-    for name in args.only or VARIANTS:
+    case = CASES[args.case]
+    for name in args.only or case.variants:
         path = place_of(name, args)
         done = path / "done.pt"
         if done.exists():
@@ -183,7 +330,9 @@ def train(args: argparse.Namespace) -> None:
         for value in net.parameters():
             if value.dim() == 4:  # a fifth faster on a CPU
                 value.data = value.data.to(memory_format=torch.channels_last)
-        rows = off.rows(f"cifar10/train:{args.data / 'cifar10'}").select(slice(0, args.rows))
+        rows = case.training(args)
+        if args.rows < len(rows):
+            rows = rows.select(slice(0, args.rows))
         history = off.fit(
             net,
             rows,
@@ -200,9 +349,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def trace_of(name: str, args: argparse.Namespace) -> tuple[off.Network, off.Trace] | None:
-    """A trained variant and its trace on test rows 1,000-9,999; None for one that is not
-    trained.
-    """
+    """A trained variant and its trace on the test rows; None for one that is not trained."""
     path = place_of(name, args)
     if not (path / "done.pt").exists():
         return None
@@ -210,7 +357,7 @@ def trace_of(name: str, args: argparse.Namespace) -> tuple[off.Network, off.Trac
     net.load_state_dict(torch.load(path / "done.pt", weights_only=True))
     file = path / "trace.npz"
     if not file.exists():
-        rows = f"cifar10:{args.data / 'cifar10'}[1000:10000]"
+        rows = CASES[args.case].testing(args)
         off.record(net.eval(), rows, timed=False).save(file)
     return net, off.Trace.load(file)
 
@@ -218,37 +365,39 @@ def trace_of(name: str, args: argparse.Namespace) -> tuple[off.Network, off.Trac
 def show(args: argparse.Namespace) -> None:
     """Accuracies, costs and times of what has been trained, and the lazy high branch."""
     torch.set_num_threads(1)
-    preprocess = off.make_preprocess(SPEC)
+    case = CASES[args.case]
+    preprocess = off.make_preprocess(case.preprocess)
     assert preprocess is not None
-    rows = off.rows(f"cifar10:{args.data / 'cifar10'}").take(np.arange(5000, 5064)).x
+    testing = case.testing(args)
+    rows = testing.take(np.arange(case.calibrating, case.calibrating + 64)).x
     raw = torch.as_tensor(np.asarray(rows))
     x = preprocess(raw)
-    plain = off.make_model(SPEC, args.data / "weights" / "cifar10_resnet56.safetensors")
-    whole = plain_network(plain, ModelSpec(BACKBONE), preprocess)
-    file = args.cache / "wae-resnet56.npz"
+    plain = case.model(args)
+    file = args.cache / f"wae-{args.case}.npz"
     if not file.exists():
         args.cache.mkdir(parents=True, exist_ok=True)
-        off.record(whole, f"cifar10:{args.data / 'cifar10'}[1000:10000]", timed=False).save(file)
-    results: dict[str, Any] = {"resnet56": accuracies(off.Trace.load(file))}
-    calls: dict[str, Callable[[], object]] = {"resnet56": lambda: plain(x)}
-    results["resnet56"]["macs"] = macs(lambda: plain(x)) / len(x)
-    for name in VARIANTS:
-        known = trace_of(name, args)
+        whole = plain_network(plain, ModelSpec(BACKBONE), preprocess)
+        off.record(whole, testing, timed=False).save(file)
+    results: dict[str, Any] = {args.case: accuracies(off.Trace.load(file), case)}
+    calls: dict[str, Callable[[], object]] = {args.case: lambda: plain(x)}
+    results[args.case]["macs"] = macs(lambda: plain(x)) / len(x)
+    for name in case.variants:
+        known = trace_of(name, args) if name != "plain" else None
         if known is None:
             continue
         net, trace = known
         model = net.backbone
         calls[name] = partial(model, x)
-        results[name] = accuracies(trace) | {"macs": macs(partial(model, x)) / len(x)}
+        results[name] = accuracies(trace, case) | {"macs": macs(partial(model, x)) / len(x)}
         if not name.startswith("down"):
-            results[name]["lazy"] = lazy(net, trace, raw, args.repeats)
+            results[name]["lazy"] = lazy(net, trace, raw, case, args.repeats)
     with torch.inference_mode():
         taken = interleaved(calls, repeats=args.repeats, warmup=2, clock=time.process_time)
-    table = Table("variant", "M MACs", "accuracy, sum", "head A", "times faster than resnet56")
+    table = Table("variant", "M MACs", "accuracy, sum", "head A", f"times faster than {args.case}")
     for name, row in results.items():
-        row["speed_up"] = vars(ratio(taken["resnet56"], taken[name]))
+        row["speed_up"] = vars(ratio(taken[args.case], taken[name]))
         low = f"{row['head_low']:.2%}" if "head_low" in row else ""
-        speed = str(ratio(taken["resnet56"], taken[name]))
+        speed = str(ratio(taken[args.case], taken[name]))
         table.add_row(name, f"{row['macs'] / 1e6:.1f}", f"{row['backbone']:.2%}", low, speed)
     console = Console()
     console.print(table)
@@ -259,29 +408,33 @@ def show(args: argparse.Namespace) -> None:
         args.json.write_text(json.dumps(results, indent=1))
 
 
-def accuracies(trace: off.Trace) -> dict[str, Any]:
-    """Of every exit on test rows 5,000-9,999."""
-    label = trace.columns["label"][FIGURES]
+def accuracies(trace: off.Trace, case: Case) -> dict[str, Any]:
+    """Of every exit on the rows that give the figures."""
+    figures = trace[case.calibrating :]
+    label = figures.columns["label"]
     found: dict[str, Any] = {}
     for name in trace.topology.exits:
-        answer = trace.columns[f"answer/{name}"][FIGURES]
+        answer = figures.columns[f"answer/{name}"]
         found[name] = float((answer == label).mean())
     return found
 
 
-def lazy(net: off.Network, trace: off.Trace, raw: Tensor, repeats: int) -> dict[str, Any]:
+def lazy(
+    net: off.Network, trace: off.Trace, raw: Tensor, case: Case, repeats: int
+) -> dict[str, Any]:
     """A certified plan with the high branch where head A is not sure, and what it saves."""
-    plan = off.calibrate(trace[CALIBRATION], risk="accuracy_gap", at_most=0.005)
-    figures = trace[FIGURES].evaluate(plan)
+    figures = trace[case.calibrating :]
+    plan = off.calibrate(trace[: case.calibrating], risk="accuracy_gap", at_most=0.005)
+    found = figures.evaluate(plan)
     whole = off.Plan.never_leave(net.topology)
     engine = off.open(net, plan)
     always = off.open(net, whole)
     calls = {"lazy": partial(engine, raw), "always": partial(always, raw)}
     taken = interleaved(calls, repeats=repeats, warmup=2, clock=time.process_time)
-    left = trace[FIGURES].replay(plan).exit == 0
+    left = figures.replay(plan).exit == 0
     faster = ratio(taken["always"], taken["lazy"])
     return {
-        "accuracy": figures.accuracy,
+        "accuracy": found.accuracy,
         "left_at_head_a": float(left.mean()),
         "left_in_timed_batch": int((engine(raw).exit == 0).sum()),
         "faster_than_always": str(faster),
@@ -359,11 +512,15 @@ def main() -> None:
     parser.add_argument("what", choices=("train", "show", "times"))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--cache", type=Path, default=Path("out"))
+    parser.add_argument("--case", choices=CASES, default="resnet56")
     parser.add_argument("--only", nargs="+", choices=VARIANTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, nargs=3, default=[1, 2, 1])
     parser.add_argument("--rate", type=float, default=0.02, help="of SGD, stage 2")
     parser.add_argument("--joint-rate", type=float, default=0.02, help="of SGD, stage 3")
+    parser.add_argument("--plain-epochs", type=int, default=20, help="of the plain vgg64")
+    parser.add_argument("--plain-rate", type=float, default=0.05, help="of SGD, plain vgg64")
+    parser.add_argument("--soft", type=float, default=0.0, help="share of the plain model's logits")
     parser.add_argument(
         "--rows", type=int, default=50_000, help="training rows; fewer is a rougher, faster look"
     )

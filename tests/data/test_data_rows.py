@@ -16,7 +16,7 @@ from torch.utils.data import (
 )
 
 from offramp.data.rows import digests_of, fingerprint_of, rows
-from offramp.errors import BadData
+from offramp.errors import BadData, InvalidArgument
 
 N = 23
 X = np.random.default_rng(0).integers(0, 256, (N, 3, 4, 4), dtype=np.uint8)
@@ -127,6 +127,12 @@ def test_a_generator_gives_one_pass():
     assert data.fingerprint == rows(X).fingerprint
     with pytest.raises(BadData, match="walked already"):
         data.batches(4)
+
+
+@pytest.mark.parametrize("selection", [np.array([3, 1]), [0, 1], 5, "0:5", None])
+def test_rows_are_selected_by_a_slice(selection):
+    with pytest.raises(InvalidArgument, match=r"selection must be a slice.*take\(positions\)"):
+        rows(X, Y).select(selection)
 
 
 def test_what_is_known_without_a_pass():

@@ -42,7 +42,7 @@ from offramp.data._sources import (
     require_batches,
     same_labels,
 )
-from offramp.errors import BadData
+from offramp.errors import BadData, InvalidArgument
 from offramp.plans.digests import digests_of, fingerprint_of, rounded_digests_of
 
 __all__ = [
@@ -181,8 +181,14 @@ class Rows:
             selection: `slice(a, b, step)`, with 0 <= a < b.
 
         Raises:
-            BadData: the selection is empty, or goes beyond the last row.
+            InvalidArgument: the selection is not a slice.
+            BadData: it is empty, or goes beyond the last row.
         """
+        if not isinstance(selection, slice):
+            raise InvalidArgument(
+                f"selection must be a slice, such as slice(0, 1000), got a "
+                f"{type(selection).__name__}; take(positions) reads rows by number"
+            )
         text = specs.tell(selection)
         keep = specs.chosen(self.keep, selection, text, self.name, self.length)
         return Rows(
