@@ -7,6 +7,7 @@ import torch
 
 from offramp.models.ghostnet import ghostnet
 from offramp.networks.layer import dense_cost
+from packages import real
 
 
 def test_the_sizes_of_the_paper():
@@ -20,7 +21,7 @@ def test_the_sizes_of_the_paper():
     ("width", "name"), [(1.0, "ghostnet_100"), (0.5, "ghostnet_050"), (1.3, "ghostnet_130")]
 )
 def test_it_is_timms(width, name):
-    timm = pytest.importorskip("timm")
+    timm = real("timm")
     theirs = timm.create_model(name, pretrained=False, num_classes=7).eval()
     ours = ghostnet(7, width).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
