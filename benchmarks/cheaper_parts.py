@@ -6,6 +6,8 @@ in a ladder.
     python benchmarks/cheaper_parts.py --data DIR --cache out --timed [--json FILE]
     python benchmarks/cheaper_parts.py --data DIR --cache out --ladder [--json FILE]
     python benchmarks/cheaper_parts.py --data DIR --cache out --kernel
+    python benchmarks/cheaper_parts.py --data DIR --cache out --seeds out-1 out-2
+    python benchmarks/cheaper_parts.py --data DIR --cache out --depth 56 --page FILE.toml
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). The first form converts and recovers what
 the cache lacks, one method after the other, each with the same rows and epochs: rows 0 to `rows` of
@@ -14,7 +16,10 @@ go on. Accuracy is that on test rows 5,000-9,999. The second form times all that
 ONNX Runtime and on torch, interleaved with the original; the third makes ladders with each (or
 those of --only; NAME-int8 is one in eight bits) as the first member of two, certifies a gap to
 ResNet-56, and prices them by the members' own times on ONNX Runtime at batch 64. Timings are CPU
-time of one thread. `pruned` needs `pip install 'offramp[prune]'`.
+time of one thread. `--seeds` prints the accuracies of this cache beside those of others, which
+other seeds (`--seed`) have filled. `--page` writes a file for `offramp compare`: every model of
+that depth in the cache, alone and with exits after the first two stages. `pruned` needs
+`pip install 'offramp[prune]'`.
 """
 
 from __future__ import annotations
@@ -439,6 +444,70 @@ def show(found: dict[str, dict[str, Any]]) -> None:
     Console(width=140).print(table)
 
 
+def seeds(caches: list[Path], depth: int) -> list[dict[str, Any]]:
+    """The accuracies of each method over the seeds of several caches, their mean and deviation."""
+    lines = []
+    table = Table("model", "seeds", "accuracy %, each", "mean", "deviation")
+    all_found = [known(cache) for cache in caches]
+    for name, first in all_found[0].items():
+        if first["depth"] != depth or first["method"] == "-":
+            continue
+        each = [100 * found[name]["accuracy"] for found in all_found if name in found]
+        mean = float(np.mean(each))
+        deviation = float(np.std(each, ddof=1)) if len(each) > 1 else 0.0
+        lines.append({"model": name, "each": each, "mean": mean, "deviation": deviation})
+        listed = ", ".join([f"{value:.2f}" for value in each])
+        table.add_row(name, str(len(each)), listed, f"{mean:.2f}", f"{deviation:.2f}")
+    Console(width=140).print(table)
+    return lines
+
+
+PAGE = """\
+# ResNet-{depth} on CIFAR-10: every cheaper form of it at its cost, alone and with exits on top.
+# Written by benchmarks/cheaper_parts.py --page from the models in {cache}.
+title = "ResNet-{depth} on CIFAR-10, cheaper and with exits"
+train = "cifar10/train:{data}/cifar10[0:5000]"
+calibration = "cifar10:{data}/cifar10[1000:3000]"
+test = "cifar10:{data}/cifar10[5000:7000]"
+augment = "crop_flip"
+batch-size = 64
+seeds = [0]
+budgets = [0.3, 0.5, 0.75, 1.0]
+risk = "accuracy_gap"
+at-most = 0.01
+engine = "onnxruntime"
+wall-clock = true
+wall-clock-budget = 0.75
+repeats = 9
+"""
+METHOD = """
+[method.{name}]
+model = "{spec}"
+weights = "{weights}"
+static = true
+
+[method.{name}-exits]
+start = "{name}"
+at = "layer1,layer2"
+recipe = "hinge"
+"""
+
+
+def page(args: argparse.Namespace, found: dict[str, dict[str, Any]], file: Path) -> None:
+    """Write a file for `offramp compare` with every model of one depth in the cache."""
+    text = PAGE.format(depth=args.depth, data=args.data, cache=args.cache)
+    for name, one in found.items():
+        if one["depth"] != args.depth:
+            continue
+        weights = args.data / "weights" / f"cifar10_{name}.safetensors"
+        if one["method"] != "-":
+            weights = args.cache / f"{name}.safetensors"
+        short = name if one["method"] == "-" else one["method"]
+        text += METHOD.format(name=short, spec=one["spec"], weights=weights)
+    file.write_text(text)
+    print(f"written: {file}")
+
+
 def main() -> None:
     """Convert and recover, or time, or make ladders."""
     parser = argparse.ArgumentParser(
@@ -461,6 +530,8 @@ def main() -> None:
     parser.add_argument("--timed", action="store_true")
     parser.add_argument("--ladder", action="store_true")
     parser.add_argument("--kernel", action="store_true", help="time a convolution over packed bits")
+    parser.add_argument("--seeds", type=Path, nargs="+", help="caches of other seeds")
+    parser.add_argument("--page", type=Path, help="a file for offramp compare to write")
     parser.add_argument(
         "--minutes", type=float, default=9.0, help="stop before a method once so long has passed"
     )
@@ -473,6 +544,10 @@ def main() -> None:
     result: Any = found
     if args.kernel:
         result = kernel(max(15, args.repeats))
+    elif args.seeds:
+        result = seeds([args.cache, *args.seeds], args.depth)
+    elif args.page:
+        page(args, found, args.page)
     elif args.timed:
         timed(args, found)
     elif args.ladder:

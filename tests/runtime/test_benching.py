@@ -98,3 +98,19 @@ def test_bench_takes_a_clock():
     (line,) = found.lines
     assert (line.run_ms, line.plain_ms, line.parts_ms) == (1000.0, 1000.0, 1000.0)
     assert line.over_plain.value == line.same.value == 1.0
+
+
+def test_the_plain_network_is_compiled_once_for_all_sizes(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    net, _ = network()
+    bound = []
+
+    def noting(plain, rows, engine):
+        bound.append(plain)
+        return plain_of(plain, rows, engine)
+
+    monkeypatch.setattr("offramp.runtime.benching.plain_of", noting)
+    plan = off.Plan.never_leave(net.topology)
+    report = bench(net, plan, X, batches=(1, 2, 6), repeats=1, engine="onnxruntime")
+    assert [line.batch for line in report.lines] == [1, 2, 6]
+    assert len(bound) == 1

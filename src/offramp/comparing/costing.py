@@ -15,7 +15,7 @@ from offramp.building.costing import cost_of
 from offramp.networks.inputs import as_inputs, count_of, given
 from offramp.networks.layer import stored_bytes
 from offramp.networks.network import Network
-from offramp.runtime.benching import plain_call
+from offramp.runtime.benching import plain_call, plain_of
 from offramp.runtime.engine import engine_of
 from offramp.runtime.measuring import Ratio, interleaved, macs, ratio
 
@@ -143,15 +143,19 @@ def times_of(
         One entry per batch.
     """
     shelved, _ = engine_of(engine)
+    inputs = as_inputs(x)
+    # An engine that compiles does so here, once for all sizes.
+    bind_unit = plain_of(unit, inputs, shelved)
+    bind_model = plain_of(network, inputs, shelved)
     times = []
     for batch in batches:
-        rows = {name: value[:batch] for name, value in as_inputs(x).items()}
-        reference = plain_call(unit, rows, shelved)
+        rows = {name: value[:batch] for name, value in inputs.items()}
+        reference = bind_unit(rows)
         # The unit is first and last: rounds go forwards and backwards, so that both have the same
         # neighbours.
         calls = {
             "unit": reference,
-            "model": plain_call(network, rows, shelved),
+            "model": bind_model(rows),
             "same": reference,
         }
         taken = interleaved(calls, repeats=repeats, warmup=2, clock=clock)

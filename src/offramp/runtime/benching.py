@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from offramp.plans.schedule import alone, full_schedule
 from offramp.runtime.engine import Engine, engine_of
 from offramp.runtime.measuring import Ratio, interleaved, ratio
 from offramp.runtime.merging import picked
+from offramp.runtime.outputs import Outputs
 from offramp.runtime.running import Runner
 from offramp.runtime.session import open
 
@@ -149,6 +150,8 @@ def _benched(
     engine_stages: Sequence[EngineStage] = shelved.open(
         network, plan.schedule(network.topology), network.device()
     )
+    # An engine that compiles does so here, once for all sizes.
+    bind_plain = plain_of(network, picked(rows, slice(max(batches))), shelved)
     lines = list[Line]()
     for batch in batches:
         if batch > 1:
@@ -156,7 +159,9 @@ def _benched(
         else:
             examples = _one_per_exit(runner, rows)
         for example in examples:
-            lines.append(_line(network, runner, engine_stages, example, repeats, shelved, clock))
+            calls = _calls(network, runner, engine_stages, example, bind_plain, shelved)
+            answers = runner(given(example))
+            lines.append(_line(calls, answers, len(network.topology.exits), repeats, clock))
     return Bench(network.topology.exits, torch.get_num_threads(), tuple(lines))
 
 
@@ -170,25 +175,36 @@ def _one_per_exit(runner: Runner, rows: State) -> list[State]:
     return batches
 
 
-def _line(
+def _calls(
     network: Network,
     runner: Runner,
     engine_stages: Sequence[EngineStage],
     rows: State,
-    repeats: int,
+    bind_plain: Callable[[State], Callable[[], object]],
     engine: Engine,
-    clock: Callable[[], float],
-) -> Line:
+) -> dict[str, Callable[[], object]]:
+    """What is timed on these rows, by name."""
     x = given(rows)
-    answers = runner(x)
-    plain = plain_call(network, rows, engine)
+    plain = bind_plain(rows)
     parts = bare(network, runner.plan, engine_stages, rows, engine)
     # The plain network is first and last: rounds go forwards and backwards, so that both have the
     # same neighbours.
-    calls = {"plain": plain, "run": lambda: runner(x), "parts": parts, "same": plain}
+    return {"plain": plain, "run": lambda: runner(x), "parts": parts, "same": plain}
+
+
+def _line(
+    calls: Mapping[str, Callable[[], object]],
+    answers: Outputs,
+    exits: int,
+    repeats: int,
+    clock: Callable[[], float],
+) -> Line:
+    """Time the calls in turn. The answers are those of these rows, from a network with so many
+    exits.
+    """
     times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
     ms = {name: float(np.median(values)) for name, values in times.items()}
-    left = torch.bincount(answers.exit, minlength=len(network.topology.exits))
+    left = torch.bincount(answers.exit, minlength=exits)
     return Line(
         batch=len(answers.exit),
         left=tuple(left.tolist()),
