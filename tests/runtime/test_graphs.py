@@ -15,8 +15,10 @@ from torch import Tensor
 import offramp as off
 from compiled import carrying, middling
 from offramp.errors import MissingExtra
+from offramp.networks.inputs import as_inputs
 from offramp.plans.plan import BAND
 from offramp.runtime import graphs
+from offramp.runtime.benching import plain_of
 from offramp.runtime.engine import engine_of
 from serving import Exporting
 from small import dense, rows_of, seeded
@@ -98,6 +100,23 @@ def test_the_next_process_writes_nothing(first, counted):
     later = [one.logits for one in after.anytime(x)]
     assert len(later) == len(first.anytime)
     assert all(map(torch.equal, later, first.anytime))
+
+
+def test_other_graphs_of_a_network_find_its_nodes(first, counted, tmp_path):
+    """The baseline of `bench`, other plans and exports need no export of their own."""
+    x = rows_of(20)
+    net = seeded(carrying, 0)
+    never = off.Plan.never_leave(net.topology)
+    answers = off.open(net, never, engine="onnxruntime", example=x)(x)
+    torch.testing.assert_close(answers.logits, off.open(net, never)(x).logits, atol=BAND, rtol=0)
+    off.export(net, first.plan, tmp_path / "exported", example=x)
+    assert set(counted) == {"apart"}
+    counted.clear()
+    for written in (["backbone"], []):  # the plain model is a network of its own
+        bind = plain_of(seeded(carrying, 0), as_inputs(x), engine_of("onnxruntime")[0])
+        assert [name for name in counted if name != "apart"] == written
+        assert len(bind(as_inputs(x))()) == 1
+        counted.clear()
 
 
 def test_other_weights_are_another_network(first, counted):

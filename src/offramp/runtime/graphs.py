@@ -11,7 +11,9 @@ before. How a stage is compiled once per shape:
 3. A new shape may have been compiled for another Runner of the same network: `_once` looks in
    `compiled_of(network)`, and compiles otherwise. What it keeps is valid while the modules of the
    stage are unchanged.
-4. The graph to compile comes from the cache on disk, or from `_through`, which writes the stage.
+4. The graph to compile comes from the cache on disk, or from `_through`, which joins the graphs of
+   the stage's nodes. These come from the cache on disk too, or are written now. So whatever else
+   is made of a network, such as one graph of the plan, finds its nodes.
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ def parts_of(
 
             def write() -> Graph:
                 _, pairs = stages_in_torch()[number]
-                return _through(pairs, engine_stage.writes, state, kept)
+                return _through(pairs, engine_stage.writes, state, kept, marks)
 
             return compiled(kept_graph(key, write))
 
@@ -289,8 +291,9 @@ def graphs_of(network: Network, schedule: Schedule, state: State) -> Iterator[Gr
     """
     _require_torch(network)
     kept = cache_of(network)
+    marks = network_marks(network)
     for engine_stage, pairs in _passing(network, schedule, network.device(), joined=True):
-        yield _through(pairs, engine_stage.writes, state, kept)
+        yield _through(pairs, engine_stage.writes, state, kept, marks)
 
 
 def linked(schedule: Schedule, engine_stages: Sequence[EngineStage]) -> tuple[EngineStage, ...]:
@@ -552,7 +555,9 @@ def _once(kept: Compiled, key: Key, engine_stage: EngineStage, make: Callable[[]
     return kept.once(key, make_cached, fits).made
 
 
-def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Compiled) -> Graph:
+def _through(
+    pairs: Pairs, writes: Sequence[str], state: State, kept: Compiled, marks: Callable[[], str]
+) -> Graph:
     """One graph of several nodes that follow each other; it gives `writes`.
 
     Each node's graph needs example tensors of what it reads. Those between two nodes are computed
@@ -560,16 +565,22 @@ def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Compiled) 
     """
     rows = {name: value[:4].clone() for name, value in state.items()}
     (node, full), *others = pairs  # the first pair, and those that follow
-    graph = _graph(node, full, rows, kept)
+    graph = _graph(node, full, rows, kept, marks)
     for following, full in others:
         with torch.no_grad():
             node.call(rows)
-        graph = graph.then(_graph(following, full, rows, kept))
+        graph = graph.then(_graph(following, full, rows, kept, marks))
         node = following
     return graph.only(writes) if others else graph
 
 
-def _graph(engine_stage: EngineStage, full: EngineStage, state: State, kept: Compiled) -> Graph:
+def _graph(
+    engine_stage: EngineStage,
+    full: EngineStage,
+    state: State,
+    kept: Compiled,
+    marks: Callable[[], str],
+) -> Graph:
     """The graph of one node: that of the full node, cut down to what the plan needs."""
     for name in full.reads:
         if name != INPUT and name not in state:
@@ -578,7 +589,13 @@ def _graph(engine_stage: EngineStage, full: EngineStage, state: State, kept: Com
             break
     reads = read_by(full, state)
     key = ("graph", engine_stage.name, *full.writes, *_rows_of(full, state))
-    graph: Graph = _once(kept, key, full, lambda: written(full, reads, state))
+
+    def from_disk() -> Graph:
+        require_onnx()
+        key_on_disk = f"node {_stage_key(marks(), full, state)}"
+        return kept_graph(key_on_disk, lambda: written(full, reads, state))
+
+    graph: Graph = _once(kept, key, full, from_disk)
     if full.writes == engine_stage.writes:
         return graph
     return graph.only(engine_stage.writes)
