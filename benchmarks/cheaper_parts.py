@@ -469,7 +469,6 @@ title = "ResNet-{depth} on CIFAR-10, cheaper and with exits"
 train = "cifar10/train:{data}/cifar10[0:5000]"
 calibration = "cifar10:{data}/cifar10[1000:3000]"
 test = "cifar10:{data}/cifar10[5000:7000]"
-augment = "crop_flip"
 batch-size = 64
 seeds = [0]
 budgets = [0.3, 0.5, 0.75, 1.0]

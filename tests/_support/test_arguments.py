@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from offramp._support.arguments import (
+    arguments_of,
     in_order,
+    name_of,
     percentage,
     require,
     require_confidence,
@@ -195,3 +197,29 @@ def test_what_is_no_path(value):
     says = rf"folder must be a path \(a text or a pathlib.Path\), got {re.escape(repr(value))}"
     with pytest.raises(InvalidArgument, match=says):
         require_path("folder", value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        (".5", 0.5),
+        ("-.5", -0.5),
+        ("5.", 5.0),
+        ("+.5e-1", 0.05),
+        ("true", True),
+        ("True", True),
+        ("False", False),
+        ("None", None),
+        ("null", None),
+        ("[1, 0.3]", [1, 0.3]),
+        ("frozen", "frozen"),
+        (".", "."),
+        ("1.2.3", "1.2.3"),
+        ("layer3.0", "layer3.0"),
+    ],
+)
+def test_values_as_people_type_them(text, value):
+    for found in (arguments_of([f"key={text}"])["key"], name_of(f"low_rank?key={text}")[1]["key"]):
+        assert found == value
+        assert type(found) is type(value)

@@ -6,9 +6,11 @@ Also checks of values: numbers, counts, flags and objects. And the text of a sha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
@@ -19,6 +21,9 @@ from offramp.errors import InvalidArgument
 
 MOST = 2**31 - 1  # the largest count
 LONGEST = 40  # characters of a value in a message
+# Numbers and words that Python reads and JSON does not.
+DECIMAL = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
 
 def require(
@@ -226,8 +231,8 @@ def percentage(share: float) -> str:
 
 
 def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str, Any]:
-    """Read NAME=VALUE texts as arguments. Numbers, true, false, null and lists are read as JSON,
-    anything else as text.
+    """Read NAME=VALUE texts as arguments. Numbers, true, false, null and lists are read as JSON or
+    as Python writes them (`.5`, `True`, `None`), anything else as text.
 
     Args:
         texts: the texts; None for none.
@@ -243,11 +248,17 @@ def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str,
     for name, value in pairs(texts, told).items():
         if not name.isidentifier():
             raise InvalidArgument(f"{told} must be NAME=VALUE, got {name}=...")
-        try:
-            arguments[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            arguments[name] = value
+        arguments[name] = _value(value)
     return arguments
+
+
+def _value(text: str) -> Any:
+    """The value that a text writes."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    if DECIMAL.fullmatch(text):
+        return float(text)
+    return PYTHON_WORDS.get(text, text)
 
 
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
