@@ -4,6 +4,9 @@ and replayed.
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +50,12 @@ def test_every_exit_costs_what_the_table_says(name):
 
 
 def small_net():
+    """A small one, cut once for all tests and copied."""
+    return copy.deepcopy(small_net_once())
+
+
+@functools.cache
+def small_net_once():
     model = seeded(lambda: MSDNet([2, 1, 1], 3, channels=4, growth=4), 0).eval()
     return seeded(lambda: off.cut(model, colours(4)[0], at=model.cuts, exits="strided"), 0)
 

@@ -180,7 +180,8 @@ def _rewritten(program: ExportedProgram) -> ExportedProgram:
             continue
         for node in module.graph.nodes:
             if node.target in REWRITTEN:
-                return program.run_decompositions(REWRITTEN)
+                rewritten: ExportedProgram = program.run_decompositions(REWRITTEN)
+                return rewritten
     return program
 
 
