@@ -14,7 +14,7 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.gates.ended import FAR
 from offramp.plans.plan import Plan
 from offramp.runtime.measuring import macs
-from small import seeded
+from small import made_once, seeded
 
 WORDS = 40
 WIDTH = 8
@@ -81,6 +81,7 @@ def texts(rows=120, seed=0):
     return {"input_ids": words, "attention_mask": mask}
 
 
+@made_once
 def along(kind=Cell, gate="margin", exits=None):
     x = {name: value[:4] for name, value in texts().items()}
     state = (CHUNK * 2, WIDTH) if kind is Causal else WIDTH

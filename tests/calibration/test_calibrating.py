@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 import offramp as off
+from drawing import true_risk
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.path import shared_path
 from offramp.calibration.search import exits_of
@@ -76,7 +77,7 @@ def test_a_promise_is_kept_by_as_many_draws_as_it_says(risk, at_most, options):
         except NoSafePlan:
             continue
         made += 1
-        broken += risk_of(population, plan, risk) > at_most
+        broken += true_risk(population, plan, risk) > at_most
         saved += 1 - plan.price.mean / plan.price.plain
     assert broken <= stats.binom.ppf(0.9999, draws, 1 - confidence)
     assert made > 0.6 * draws

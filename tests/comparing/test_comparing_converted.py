@@ -42,6 +42,7 @@ EXITS = """[method.exits]
 start = "plain"
 at = "2,5"
 recipe = "cross_entropy"
+with = ["regularizer=0.01"]
 """
 LOW = """[method.low]
 start = "plain"
@@ -54,6 +55,7 @@ TOP = """[method.low-exits]
 start = "low"
 at = "2,5"
 recipe = "cross_entropy"
+with = ["regularizer=0.01"]
 """
 PRUNED = """[method.pruned]
 start = "plain"

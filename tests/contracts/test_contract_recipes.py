@@ -18,7 +18,7 @@ from offramp.models.signal_resnet import SignalResNet
 from offramp.networks.recipe import Phase, Recipe
 from offramp.recipes.distill import Distill
 from offramp.testing import check_recipe
-from small import cut_of, images_of, ladder_of, seeded, stages
+from small import cut_of, images_of, ladder_of, made_once, seeded, stages
 
 RECIPES = sorted(
     file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_")
@@ -86,6 +86,7 @@ def untrained(**options):
     return seeded(lambda: cut_of(trained=False, **options), 0)
 
 
+@made_once
 def signal_net():
     """A network whose stages have adaptive depth, on the rows of images one after the other."""
     x = X[:4].flatten(2)
@@ -100,12 +101,14 @@ def halved():
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 3))
 
 
+@made_once
 def halved_net():
     """A WAE cut at its head A; its high branch is as wide as the other one."""
     model = seeded(lambda: off.wae(halved().eval(), X[:2], thin=1), 0)
     return off.cut(model, X[:4], at=model.cuts, exits="own")
 
 
+@made_once
 def routed_net():
     """Two models behind each other with exits between, as `route` makes them, and a fork."""
 

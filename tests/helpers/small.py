@@ -64,6 +64,19 @@ def seeded(make: Any, seed: int) -> Any:
         return make()
 
 
+def made_once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A maker that makes for the same arguments once for all tests, and gives copies of that: a
+    network takes longer to export than most tests.
+    """
+    kept = functools.cache(make)
+
+    @functools.wraps(make)
+    def copied(*args: Any, **options: Any) -> Any:
+        return copy.deepcopy(kept(*args, **options))
+
+    return copied
+
+
 def dense(index: int, *, inputs: int = 4, classes: int = 3, seed: int = 0) -> nn.Module:
     """The model of a member: deeper members are wider."""
     width = 8 * index
@@ -211,7 +224,7 @@ def cut_of(*at: str, seed: int = 0, trained: bool = True, **options: Any) -> Net
     """
     at = at or ("stem", "blocks.0")
     if all(isinstance(value, str) for value in options.values()):
-        net = copy.deepcopy(_cut_once(at, seed, **options))
+        net = _cut_once(at, seed, **options)
     else:
         net = _cut(at, seed, **options)
     return moved(net) if trained else net
@@ -221,7 +234,7 @@ def _cut(at: Sequence[str], seed: int, **options: Any) -> Network:
     return seeded(lambda: cut(stages(seed), images_of(4), at=at, **options), seed)
 
 
-_cut_once = functools.cache(_cut)
+_cut_once = made_once(_cut)
 
 
 def moved(net: Network, by: float = 0.01) -> Network:

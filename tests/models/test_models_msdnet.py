@@ -16,7 +16,7 @@ from offramp.models.msdnet_imagenet import msdnet_imagenet
 from offramp.models.ranet import ranet
 from offramp.recipes.boosted import Boosted
 from offramp.recipes.joint import Joint
-from small import seeded
+from small import made_once, seeded
 
 # per configuration: MACs (M) up to each exit, earlier classifiers included, and the channels that
 # each classifier reads
@@ -46,6 +46,7 @@ def test_every_exit_costs_what_the_table_says(name):
     )
 
 
+@made_once
 def small_net():
     model = seeded(lambda: MSDNet([2, 1, 1], 3, channels=4, growth=4), 0).eval()
     return seeded(lambda: off.cut(model, colours(4)[0], at=model.cuts, exits="strided"), 0)

@@ -15,7 +15,7 @@ from offramp.layers.preprocess import Preprocess
 from offramp.models.wae import wae
 from offramp.networks.recipe import TrainingBatch, TrainingOutputs
 from offramp.recipes.wae import WaveletLike
-from small import cut_of, images_of, seeded
+from small import cut_of, images_of, made_once, seeded
 
 X = images_of(48)
 Y = (X.mean((1, 2, 3)) > 0).long()
@@ -35,6 +35,7 @@ class Tiny(nn.Module):
         return self.fc(self.body(x).relu().mean((2, 3)))
 
 
+@made_once
 def net_of(preprocess=None, **options):
     model = seeded(lambda: wae(Tiny().eval(), X[:2], thin=2, **options), 0)
     return seeded(

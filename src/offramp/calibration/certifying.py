@@ -163,9 +163,10 @@ class Certifier:
             # these bounds depend on the sum of losses only: the largest sum decides
             worst = float(tested.outcomes.loss_P[needed_P].max())
             return smallest_level_of_sum(worst, len(trace), self.bound, **self._limits)
-        # betting on every plan at every level would take long: try some of the plans
+        # betting on every plan at every level would take long: try some of the plans, the last
+        # first, which mostly needs the largest level
         spread = np.unique(np.linspace(0, len(needed_P) - 1, IN_SIGHT).astype(np.intp))
-        tried_P = needed_P[spread]
+        tried_P = needed_P[spread][::-1]
         thresholds_PG = tested.thresholds_PG[tried_P]
         plans: Listed | RoutedOutcomes | Dialled
         if trace.header.settings:
@@ -174,10 +175,13 @@ class Certifier:
             plans = self._listed(trace, thresholds_PG)
         else:
             plans = self._routed(trace, thresholds_PG)
-        levels = []
+        largest = self.risk.low
         for _, sums_CB in plans.group_sums(1):
-            levels.append(level_of(self._p_by_level(sums_CB, len(trace)), **self._limits))
-        return max(levels)
+            p_at = self._p_by_level(sums_CB, len(trace))
+            # A plan that passes at the largest level so far does not raise it.
+            if p_at(largest) > self.delta:
+                largest = level_of(p_at, **self._limits)
+        return largest
 
     def _along_path(self, trace: Trace) -> Tested:
         """Test plans of one shared threshold along the path fixed beforehand."""

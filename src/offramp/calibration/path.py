@@ -6,6 +6,7 @@ threshold that was chosen by looking at the tested rows could not be tested on t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,11 +46,17 @@ def shared_path(ranges: Sequence[ScoreRange] = (UNKNOWN,), band: float = BAND) -
         band: the float band of the scores, at least 0.
 
     Returns:
-        Thresholds [P] float32, each once. In a bounded range the last one lets every row leave. On
-        the real line the path goes from the largest float32 number to the smallest.
+        Thresholds [P] float32, each once, read-only. In a bounded range the last one lets every row
+        leave. On the real line the path goes from the largest float32 number to the smallest.
     """
+    return _path_of(tuple(dict.fromkeys(ranges)), band)
+
+
+@functools.lru_cache(maxsize=16)
+def _path_of(ranges: tuple[ScoreRange, ...], band: float) -> Array:
+    """The path of these ranges, each given once; made once, for all calibrations share it."""
     known = list[ScoreRange]()
-    for scores in dict.fromkeys(ranges):
+    for scores in ranges:
         known.append(PRESUMED if scores == UNKNOWN else scores)
     grids = [_grid(scores, band) for scores in known]
     points = np.unique(np.concatenate([np.zeros(0), *grids]).astype(np.float32))
@@ -59,6 +66,7 @@ def shared_path(ranges: Sequence[ScoreRange] = (UNKNOWN,), band: float = BAND) -
         if scores is PRESUMED:
             is_clear &= _off_round_numbers(points.astype(np.float64), ASIDE * band)
     path: Array = points[is_clear][::-1]
+    path.flags.writeable = False
     return path
 
 

@@ -130,15 +130,26 @@ def from_sums(
     from scipy import special
 
     if bound is binomial:
-        exact_P: FloatArray = special.bdtr(sums_P.round(), n, unit)
-        return exact_P
+        return _binomial_tail(sums_P.round(), n, unit)
     # losses rescaled to [0, 1]: their sum and their mean
     counts_P = np.clip((sums_P - n * low) / (high - low), 0.0, n)
     means_P = np.minimum(counts_P / n, unit)
     entropy_P = special.rel_entr(means_P, unit) + special.rel_entr(1.0 - means_P, 1.0 - unit)
-    bentkus_P = math.e * special.bdtr(np.ceil(counts_P), n, unit)
+    bentkus_P = math.e * _binomial_tail(np.ceil(counts_P), n, unit)
     p_P: FloatArray = np.minimum(np.minimum(np.exp(-n * entropy_P), bentkus_P), 1.0)
     return p_P
+
+
+def _binomial_tail(counts_P: FloatArray, n: int, unit: float) -> FloatArray:
+    """P(Bin(n, unit) <= count) of whole counts from 0 to n."""
+    from scipy import special
+
+    if len(counts_P) <= n:
+        tail_P: FloatArray = special.bdtr(counts_P, n, unit)
+        return tail_P
+    # more plans than counts: every count is computed once, and looked up
+    tail_C: FloatArray = special.bdtr(np.arange(n + 1.0), n, unit)
+    return tail_C[counts_P.astype(np.intp)]
 
 
 def betting(
