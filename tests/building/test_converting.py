@@ -158,6 +158,26 @@ def test_what_was_converted_twice_has_no_text():
         conversions_of(replaced, model)
 
 
+def test_an_error_in_a_layer_of_the_user_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "mine_that_fails.py").write_text(
+        "from torch import nn\n"
+        "from offramp.contracts import Layer\n"
+        "class Fails(Layer):\n"
+        "    kinds = (nn.Linear,)\n"
+        "    @classmethod\n"
+        "    def from_layer(cls, dense, *, late=False):\n"
+        "        return cls() if late else 1 / 0\n"
+        "    def cost(self, shape): return None\n"
+        "    def forward(self, x): raise KeyError('lost')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    says = r"'head': 'mine_that_fails:Fails' must make a layer, got ZeroDivisionError: .*fails.py:7"
+    with pytest.raises(InvalidArgument, match=says):
+        convert(stages(), {"head": "mine_that_fails:Fails"})
+    with pytest.raises(BadNetwork, match="fails on the example: KeyError: 'lost'"):
+        convert(stages(), {"head": "mine_that_fails:Fails?late=true"}, example=images_of(2))
+
+
 def test_a_copy_that_does_not_run_is_refused():
     with pytest.raises(BadNetwork, match="fails on the example"):
         convert(stages(), {"head": lambda layer: nn.Linear(3, 3)}, example=images_of(2))

@@ -6,12 +6,13 @@ import difflib
 import fnmatch
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from offramp._support.arguments import name_of
-from offramp._support.find import files, find, imported, names, unknown
+from offramp._support.find import failure, files, find, imported, names, unknown, users_code
 from offramp._support.notices import say
 from offramp.errors import BadNetwork, InvalidArgument, OfframpError, UnknownName
 from offramp.networks.hooks import forward_hooks
@@ -322,8 +323,12 @@ def _called(
     for option in options:
         if option not in known:
             raise unknown(option, offered or ["none"], f"option of {_title(method)}")
+    named: AbstractContextManager[None] = nullcontext()
+    if isinstance(method, str) and ":" in method:  # a Layer of the user
+        named = users_code(_title(method), "make a layer")
     try:
-        return build(*given, **options, **more)
+        with named:
+            return build(*given, **options, **more)
     except OfframpError:
         raise
     except (TypeError, ValueError) as problem:
@@ -404,8 +409,12 @@ def _try_out(model: nn.Module, example: Any) -> None:
         with torch.no_grad():
             call_model(model, None, copies(as_inputs(example)))
     except (RuntimeError, IndexError, TypeError, ValueError) as problem:
-        why = str(problem).strip().splitlines()[0]
+        why = str(problem).strip().partition("\n")[0]
         raise BadNetwork(f"the converted model fails on the example: {why}") from problem
+    except Exception as problem:  # code of the user can raise anything
+        raise BadNetwork(f"the converted model fails on the example: {failure(problem)}") from (
+            problem
+        )
 
 
 def conversions_of(model: nn.Module, base: nn.Module | None = None) -> dict[str, str]:
