@@ -153,6 +153,14 @@ def test_what_was_converted_twice_has_no_text():
     assert twice(images_of(2)).shape == (2, 3)
     with pytest.raises(InvalidArgument, match="cannot be written as a spec"):
         conversions_of(twice, model)
+    for method, part in (("low_rank?rank=2", "first"), ("ghost", "cheap"), ("tucker", "core")):
+        layer = "head" if part == "first" else "blocks.1.1"
+        if method == "tucker":
+            method = "tucker?rank_in=2&rank_out=2"
+        once = convert(model, {layer: method})
+        twice = convert(once, {f"{layer}.{part}": lambda module: nn.Sequential(module)})
+        with pytest.raises(InvalidArgument, match="converted once more, which cannot be written"):
+            conversions_of(twice, model)
     replaced = convert(model, {"head": lambda layer: nn.Sequential(layer)})
     with pytest.raises(InvalidArgument, match="cannot be written as a spec"):
         conversions_of(replaced, model)

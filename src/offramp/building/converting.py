@@ -559,7 +559,14 @@ def _spec_of(name: str, layer: Layer) -> str:
             f"{name!r} is a {type(layer).__name__}, which cannot be written as a spec. Give the "
             f"model again when the network is loaded"
         )
-    options = "&".join(f"{key}={_text(value)}" for key, value in layer.options().items())
+    try:
+        values = layer.options()
+    except AttributeError as problem:  # it reads a part that is no longer what the method made
+        raise InvalidArgument(
+            f"a part of {name!r} was converted once more, which cannot be written as a spec. Give "
+            f"the model again when the network is loaded"
+        ) from problem
+    options = "&".join(f"{key}={_text(value)}" for key, value in values.items())
     return f"{file}?{options}" if options else file
 
 
