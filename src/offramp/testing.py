@@ -230,6 +230,8 @@ def check_layer(
         check_float(got, "what the layer gives")
         if same:
             check_close(got, want, "what the layer and what it replaces give")
+        nothing = layer(seen.features[:0])
+        check_shape(nothing, (0, *want.shape[1:]), "what the layer gives for no rows")
         _check_rows(layer, lambda example: layer(example.features), seen)
     _check_options(kind, layer, dense, seen)
     check_cost(layer, shape)

@@ -93,3 +93,27 @@ def test_the_files_that_nobody_reads_go_first(folder, monkeypatch):
     assert cache.read("0") is None
     assert cache.read("3") is not None
     assert not list(folder.glob("*.part"))
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    """As a process in a container under a number that is no account."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "home", no_home)
+    cache.write("a", b"1")
+    assert cache.read("a") is None
+
+
+def test_what_killed_processes_left_is_removed(folder):
+    folder.mkdir()
+    old = folder / "old.part"
+    new = folder / "new.part"
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cache.write("a", b"1")
+    assert not old.exists()
+    assert new.exists()

@@ -79,6 +79,13 @@ def test_the_shelf_lists_its_methods():
         ({1: "ghost"}, InvalidArgument, "a pattern of names or a class of modules, got 1"),
         ({"head": 3}, InvalidArgument, "must be a name, a Layer or a function"),
         ({"head": lambda layer: 3}, InvalidArgument, "must give a module, got int"),
+        ({"head": "keep?x=1"}, InvalidArgument, "keep has no options, got 'keep.x=1'"),
+        ({"head": "resized"}, InvalidArgument, "'head': resized needs options"),
+        (
+            {"blocks": lambda layer: nn.Identity(), "blocks.0.1": "ghost"},
+            BadNetwork,
+            "'blocks.0.1' is inside a module that an earlier key replaced",
+        ),
     ],
 )
 def test_what_is_refused(layers, error, says):
@@ -114,6 +121,69 @@ def test_shared_weights_are_refused():
     twice.blocks[1] = twice.blocks[0]
     with pytest.raises(BadNetwork, match="would untie"):
         convert(twice, {"blocks.0.1": "ghost"})
+
+
+def _hooked(layer):
+    layer.register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def _with_its_own_forward(layer):
+    layer.forward = lambda x: x
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_hooked, "'head' has a forward hook, which the layer in its place would not call"),
+        (torch.nn.utils.spectral_norm, "'head' has a forward hook"),
+        (_with_its_own_forward, "'head' has a forward of its own"),
+    ],
+)
+def test_code_that_would_be_lost_is_refused(change, says):
+    model = stages()
+    change(model.head)
+    with pytest.raises(BadNetwork, match=says):
+        convert(model, {"head": "low_rank?rank=1"})
+    convert(model, {"stem.0": "ghost"})  # elsewhere it stays
+
+
+def test_what_was_converted_twice_has_no_text():
+    model = stages()
+    twice = convert(convert(model, {"head": "low_rank?rank=2"}), {"head.second": "low_rank?rank=1"})
+    assert twice(images_of(2)).shape == (2, 3)
+    with pytest.raises(InvalidArgument, match="cannot be written as a spec"):
+        conversions_of(twice, model)
+    for method, part in (("low_rank?rank=2", "first"), ("ghost", "cheap"), ("tucker", "core")):
+        layer = "head" if part == "first" else "blocks.1.1"
+        if method == "tucker":
+            method = "tucker?rank_in=2&rank_out=2"
+        once = convert(model, {layer: method})
+        twice = convert(once, {f"{layer}.{part}": lambda module: nn.Sequential(module)})
+        with pytest.raises(InvalidArgument, match="converted once more, which cannot be written"):
+            conversions_of(twice, model)
+    replaced = convert(model, {"head": lambda layer: nn.Sequential(layer)})
+    with pytest.raises(InvalidArgument, match="cannot be written as a spec"):
+        conversions_of(replaced, model)
+
+
+def test_an_error_in_a_layer_of_the_user_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "mine_that_fails.py").write_text(
+        "from torch import nn\n"
+        "from offramp.contracts import Layer\n"
+        "class Fails(Layer):\n"
+        "    kinds = (nn.Linear,)\n"
+        "    @classmethod\n"
+        "    def from_layer(cls, dense, *, late=False):\n"
+        "        return cls() if late else 1 / 0\n"
+        "    def cost(self, shape): return None\n"
+        "    def forward(self, x): raise KeyError('lost')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    says = r"'head': 'mine_that_fails:Fails' must make a layer, got ZeroDivisionError: .*fails.py:7"
+    with pytest.raises(InvalidArgument, match=says):
+        convert(stages(), {"head": "mine_that_fails:Fails"})
+    with pytest.raises(BadNetwork, match="fails on the example: KeyError: 'lost'"):
+        convert(stages(), {"head": "mine_that_fails:Fails?late=true"}, example=images_of(2))
 
 
 def test_a_copy_that_does_not_run_is_refused():

@@ -22,6 +22,8 @@ def convolution(**options):
         (convolution(stride=2), (6, 7, 8)),
         (convolution(groups=2, bias=False), (6, 7, 8)),
         (seeded(lambda: nn.Linear(9, 4), 0).eval(), (9,)),
+        # maps with the channels last, as in a Swin transformer
+        (seeded(lambda: nn.Linear(9, 4), 0).eval(), (5, 7, 9)),
     ],
 )
 def test_it_keeps_the_contract(dense, shape):
@@ -86,3 +88,12 @@ def test_the_shift_starts_from_the_first_batch():
 def test_other_layers_are_refused():
     with pytest.raises(BadNetwork, match="replaces a Conv2d or a Linear layer, got ReLU"):
         Binary.from_layer(nn.ReLU())
+
+
+def test_a_linear_layer_shifts_the_last_dimension():
+    """Also where an earlier dimension of its inputs has the same size."""
+    layer = Binary.from_layer(seeded(lambda: nn.Linear(6, 4), 0)).train()
+    x = torch.rand(2, 6, 5, 6)
+    layer(x)
+    assert torch.allclose(layer.shift, -x.mean((0, 1, 2)))
+    assert torch.equal(layer.eval().signs(x)[:, 0], layer.signs(x[:, 0]))

@@ -72,17 +72,26 @@ def test_it_keeps_mode_and_type():
             InvalidArgument,
             "rank must be a whole number of at least 1",
         ),
-        (nn.Linear(4, 4), {"energy": 1.5}, InvalidArgument, "energy must be a share"),
+        (nn.Linear(4, 4), {"energy": 1.5}, InvalidArgument, "energy must be above 0 and at most 1"),
         (
             nn.Linear(8, 8),
             {"rank": 2, "energy": 0.9},
             InvalidArgument,
             "energy must be left out beside rank, got energy=0.9 and rank=2",
         ),
-        (nn.Linear(4, 4), {"energy": "all"}, InvalidArgument, "energy must be a share"),
+        (nn.Linear(4, 4), {"energy": "all"}, InvalidArgument, "energy must be a number above 0"),
         (nn.Linear(4, 4), {"energy": 1.0}, SavesNothing, "needs rank"),
     ],
 )
 def test_what_it_refuses(dense, options, error, says):
     with pytest.raises(error, match=says):
         LowRank.from_layer(dense, **options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value):
+    layer = convolution()
+    with torch.no_grad():
+        layer.weight[0, 0, 0, 0] = value
+    with pytest.raises(BadNetwork, match="low_rank needs finite weights"):
+        LowRank.from_layer(layer)

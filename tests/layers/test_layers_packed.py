@@ -103,3 +103,13 @@ def test_what_it_refuses():
         Packed.from_layer(nn.Linear(2, 2), of="quaternary")
     with pytest.raises(BadNetwork, match="got Linear"):
         Packed.from_layer(nn.Linear(2, 2))
+
+
+def test_a_binary_linear_layer_on_maps_with_the_channels_last():
+    layer = Binary.from_layer(seeded(lambda: nn.Linear(6, 4), 0)).eval()
+    with torch.no_grad():
+        layer.shift.copy_(torch.linspace(-1, 1, 6))
+    packed = Packed.from_layer(layer)
+    x = torch.randn(2, 6, 5, 6)
+    assert torch.allclose(packed(x), layer(x), atol=1e-2)
+    assert torch.equal(packed(x)[:, 0], packed(x[:, 0]))

@@ -180,7 +180,7 @@ def test_a_partitioned_model_is_built_again_from_its_text():
     [
         (nn.ReLU(), {}, BadNetwork, "got ReLU"),
         (nn.Conv2d(4, 4, 3, groups=2), {}, BadNetwork, "grouped convolution, got groups=2"),
-        (nn.Linear(4, 4), {"ratio": 1.2}, InvalidArgument, "ratio must be a share"),
+        (nn.Linear(4, 4), {"ratio": 1.2}, InvalidArgument, "ratio must be between 0 and 1"),
         (nn.Linear(4, 4), {"kernels": 0}, InvalidArgument, "kernels must be a whole number"),
         (nn.Linear(4, 4), {"temperature": 0.0}, InvalidArgument, "temperature must be above 0"),
     ],
@@ -199,3 +199,10 @@ def test_what_the_partition_refuses():
     for wrong in ({"score": "luck"}, {"scope": "half"}, {"rounds": 0}):
         with pytest.raises(InvalidArgument, match="must be"):
             partitioned(dynamic(), X, Y, **wrong)
+
+
+def test_no_rows_and_flags_as_shares():
+    layer = Pad.from_layer(convolution(stride=2))
+    assert layer(torch.zeros(0, 6, 7, 9)).shape == (0, 8, 4, 5)
+    with pytest.raises(InvalidArgument, match="ratio must be a number between 0 and 1, got True"):
+        Pad.from_layer(convolution(), ratio=True)

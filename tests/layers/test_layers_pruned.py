@@ -156,9 +156,113 @@ def test_rows_that_are_no_labels_of_a_classifier_are_refused():
 
 def test_resized_layers():
     grouped = pruning.resized(nn.Conv2d(8, 8, 3, groups=4), inputs=4, outputs=4)
-    assert grouped.groups == 2
+    assert grouped.groups == 4
+    depth_wise = pruning.resized(nn.Conv2d(8, 8, 3, groups=8), inputs=4, outputs=4)
+    assert depth_wise.groups == 4
+    assert pruning.resized(nn.BatchNorm2d(4, track_running_stats=False), inputs=2, outputs=2)(
+        torch.ones(1, 2, 3, 3)
+    ).shape == (1, 2, 3, 3)
     assert pruning.resized(nn.Linear(4, 5), inputs=2, outputs=3).weight.shape == (3, 2)
     with pytest.raises(InvalidArgument, match="do not divide"):
         pruning.resized(nn.Conv2d(8, 8, 3, groups=4), inputs=4, outputs=3)
+    with pytest.raises(InvalidArgument, match="do not divide by 4 groups"):
+        pruning.resized(nn.GroupNorm(4, 8), inputs=6, outputs=6)
     with pytest.raises(BadNetwork, match="got ReLU"):
         pruning.resized(nn.ReLU(), inputs=1, outputs=1)
+
+
+def with_norm(norm, dims=2):
+    """Two convolutions, or linear layers for one dimension, with a norm between them."""
+    if dims == 1:
+        layers = [nn.Flatten(), nn.Linear(192, 16), norm, nn.Linear(16, 4)]
+    else:
+        pool = nn.AdaptiveAvgPool2d(1)
+        layers = [nn.Conv2d(3, 16, 3), norm, nn.Conv2d(16, 4, 3), pool, nn.Flatten()]
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize(
+    ("norm", "dims"),
+    [
+        (lambda: nn.BatchNorm1d(16), 1),
+        (lambda: nn.LayerNorm(16), 1),
+        (lambda: nn.BatchNorm2d(16, track_running_stats=False), 2),
+        (lambda: nn.InstanceNorm2d(16, affine=True), 2),
+        (lambda: nn.GroupNorm(4, 16), 2),
+        (lambda: nn.PReLU(16), 2),
+        (lambda: nn.ConvTranspose2d(16, 16, 3, stride=2, output_padding=1), 2),
+        (lambda: nn.Conv2d(16, 16, 3, groups=4), 2),
+    ],
+)
+def test_a_text_builds_every_layer_that_lost_channels(norm, dims):
+    """Torch-Pruning narrows many kinds of layers, and each one comes back from the text."""
+    pytest.importorskip("torch_pruning")
+    before = seeded(lambda: with_norm(norm(), dims), 0)
+    first = "1" if dims == 1 else "0"
+    after = convert(before, {first: "pruned?importance=magnitude"}, example=X)
+    again = convert(before, conversions_of(after, before))
+    again.load_state_dict(after.state_dict())
+    assert torch.equal(again(X), after(X))
+
+
+class Scaled(nn.Module):
+    """A parameter of its own between two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+        self.conv2 = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return self.conv2(self.conv1(x) * self.scale).mean((2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters")
+def test_what_no_text_can_build_has_none():
+    pytest.importorskip("torch_pruning")
+    before = seeded(Scaled, 0).eval()
+    after = convert(before, {"conv1": "pruned?importance=magnitude"}, example=X)
+    assert after(X).shape == (16, 4)
+    with pytest.raises(InvalidArgument, match="cannot be written as a spec"):
+        conversions_of(after, before)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (X, r"data must be rows with labels, \(x, y\), got Tensor"),
+        ((X,), "importance='taylor', got no labels"),
+        ((X, None), "importance='taylor', got no labels"),
+        ((X[:0], Y[:0]), "data must have at least one row, got none"),
+        ((X, Y.float()), "labels must be whole numbers, got torch.float32"),
+        ((X, Y[:3]), r"one for each of 16 rows, got the shape \(3,\)"),
+        ((X, Y - 1), "labels must be at least 0, got -1"),
+    ],
+)
+def test_labelled_rows_are_checked(data, says):
+    pytest.importorskip("torch_pruning")
+    with pytest.raises(InvalidArgument, match=says):
+        convert(model(), {"conv1": "pruned"}, example=X, data=data)
+
+
+def test_rows_that_the_model_does_not_take_are_refused():
+    pytest.importorskip("torch_pruning")
+    wrong = torch.zeros(2, 4, 8, 8)
+    with pytest.raises(BadNetwork, match="the model fails on the example"):
+        convert(model(), {"conv1": "pruned"}, example=wrong, data=(X, Y))
+    for importance in ("taylor", "thinet"):
+        method = f"pruned?importance={importance}"
+        with pytest.raises(BadNetwork, match="the model fails on the data"):
+            convert(model(), {"conv1": method}, example=X, data=(wrong, Y[:2]))
+
+
+def test_a_method_that_removes_nothing_is_refused():
+    pytest.importorskip("torch_pruning")
+    # a depth-wise convolution that was not named would lose the same channels
+    depth_wise = with_norm(nn.Conv2d(16, 16, 3, groups=16))
+    with pytest.raises(BadNetwork, match="can take no channel out of 0"):
+        convert(depth_wise, {"0": "pruned?importance=magnitude"}, example=X)
+    # a tenth of 8 channels is less than one
+    with pytest.raises(InvalidArgument, match="leaves none of the 8 channels of 'conv1'"):
+        convert(model(), {"conv1": "pruned?importance=magnitude&ratio=0.9"}, example=X)

@@ -88,3 +88,12 @@ def test_an_energy_may_choose_the_other_rank():
     layer = Tucker.from_layer(nn.Conv2d(8, 8, 3).eval(), rank_in=2, energy=0.5)
     assert layer.options()["rank_in"] == 2
     assert layer.options()["rank_out"] < 8
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value):
+    layer = convolution()
+    with torch.no_grad():
+        layer.weight[0, 0, 0, 0] = value
+    with pytest.raises(BadNetwork, match="tucker needs finite weights"):
+        Tucker.from_layer(layer)

@@ -100,3 +100,42 @@ def test_a_network_with_exits_of_its_own_is_told_where_to_read():
             BadNetwork, match=r"must give logits .*docs/how-to/my-network-already-has-exits.md"
         ):
             call()
+
+
+class Two(nn.Module):
+    """Two inputs by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, a, b):
+        return self.head(torch.relu(self.body(a + b)))
+
+
+def _opposite_order(x):
+    return x.astype(x.dtype.newbyteorder())
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("change", [lambda x: x[::-1].copy()[::-1], _opposite_order])
+def test_arrays_that_torch_cannot_share_are_copied(engine, change):
+    """Reversed arrays, and arrays in another byte order, are arrays like any other."""
+    if engine != "torch":
+        pytest.importorskip(engine)
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).standard_normal((6, 4), np.float32)
+    one = off.cut(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), x[:2], at=["1"]
+    )
+    two = off.cut(Two().eval(), {"a": x[:2], "b": x[:2]}, at=["body"])
+    for net, given in ((one, x), (two, {"a": x, "b": x})):
+        plan = Plan.by_hand({net.topology.nodes[0].name: 0.4})
+        runner = off.open(net, plan, engine=engine, example=given)
+        reference = runner(given).logits
+        if isinstance(given, dict):
+            changed = {name: change(value) for name, value in given.items()}
+        else:
+            changed = change(given)
+        assert torch.equal(runner(changed).logits, reference)

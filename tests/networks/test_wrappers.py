@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 import offramp as off
 from offramp.building.cutting import cut, ladder
 from offramp.errors import BadNetwork, InvalidArgument
-from offramp.networks.wrappers import unwrapped
+from offramp.networks.wrappers import deep_copy, unwrapped
 from offramp.plans.plan import Plan
 from small import dense, ladder_of, rows_of
 
@@ -125,3 +126,29 @@ def test_what_is_no_network_is_told_so(verb, thing, told, tmp_path):
     }
     with pytest.raises(InvalidArgument, match=told):
         calls[verb]()
+
+
+def _masked(layer: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize("change", [torch.nn.utils.weight_norm, _masked])
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_weight_that_a_hook_computes_is_copied(change):
+    """After a forward with gradients such a weight belongs to a graph of autograd."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    change(model[0])
+    x = torch.randn(5, 4)
+    before = model(x)
+    copy = deep_copy(model)
+    assert torch.equal(copy(x), before)
+    with torch.no_grad():
+        for value in copy.parameters():
+            value.zero_()
+    assert torch.equal(model(x), before)
+    # the verbs that copy a user's model
+    cheaper = off.convert(model, {"2": "low_rank?rank=1"})
+    assert cheaper(x).shape == (5, 3)
+    first, same, none = deep_copy((model, model, None))
+    assert first is same
+    assert none is None

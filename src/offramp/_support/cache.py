@@ -13,9 +13,14 @@ import hashlib
 import os
 import stat
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
+# What is raised if there is no cache: `Path.home` finds no home for a user without an account, as
+# in many containers.
+NOWHERE = (OSError, RuntimeError)
+HOURS = 24  # after which a file that was never finished is removed
 MOST_BYTES = 2 * 2**30  # of all files together; the oldest are removed first
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -37,10 +42,12 @@ def read(key: str, *, private: bool = False) -> bytes | None:
             the file holds: a digest is no proof against someone who computes it anew.
     """
     try:
-        content = _file(key).read_bytes()
-    except OSError:
-        return None
-    if private and not _is_private(_file(key)):
+        # The owner is asked of the open file: the path may lead to another one a moment later.
+        with _file(key).open("rb") as file:
+            if private and not _is_private(os.fstat(file.fileno()), folder().stat()):
+                return None
+            content = file.read()
+    except NOWHERE:
         return None
     head, _, body = content.partition(b"\n")
     if head != _head(key, body):
@@ -52,8 +59,8 @@ def read(key: str, *, private: bool = False) -> bytes | None:
 
 def write(key: str, body: bytes) -> None:
     """Write the bytes of a key, if that is possible. Readers see all of them or none."""
-    path = _file(key)
     try:
+        path = _file(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
         try:
@@ -64,7 +71,7 @@ def write(key: str, body: bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
         _trim(path.parent)
-    except OSError:  # a read-only folder, a full disk: it is only a cache
+    except NOWHERE:  # a read-only folder, a full disk: it is only a cache
         return
 
 
@@ -84,12 +91,15 @@ def _file(key: str) -> Path:
     return folder() / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".bin")
 
 
-def _is_private(path: Path) -> bool:
-    """Whether only this user can write a file, and put another one in its place."""
+def _is_private(*states: os.stat_result) -> bool:
+    """Whether only this user can write a file, and put another one in its place.
+
+    Args:
+        states: of the file and of its folder.
+    """
     if not hasattr(os, "geteuid"):  # Windows has other means, which we do not read
         return False
-    for place in (path, path.parent):
-        state = place.stat()
+    for state in states:
         if state.st_uid != os.geteuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return False
     return True
@@ -103,7 +113,12 @@ def _head(key: str, body: bytes) -> bytes:
 
 
 def _trim(path: Path) -> None:
-    """Remove the files that were not read for longest, until the others are small enough."""
+    """Remove the files that were not read for longest, until the others are small enough, and what
+    killed processes have left.
+    """
+    for file in path.glob("*.part"):
+        if time.time() - file.stat().st_mtime > HOURS * 3600:
+            file.unlink(missing_ok=True)
     files = [(file.stat(), file) for file in path.glob("*.bin")]
     newest_first = sorted(files, key=lambda pair: -pair[0].st_mtime)
     total = 0

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import fnmatch
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from offramp._support.arguments import name_of
-from offramp._support.find import files, find, imported, names, unknown
+from offramp._support.find import failure, files, find, imported, names, unknown, users_code
 from offramp._support.notices import say
 from offramp.errors import BadNetwork, InvalidArgument, OfframpError, UnknownName
+from offramp.networks.hooks import forward_hooks
 from offramp.networks.layer import Layer, SavesNothing, outer_layers
-from offramp.networks.wrappers import require_plain, unwrapped
+from offramp.networks.wrappers import deep_copy, require_plain, unwrapped
 
 Method = str | type[Layer] | Callable[[nn.Module], nn.Module]
 BAR = "|"  # between a model and its conversions
 KEEP = "keep"  # the method that leaves layers as they are
 RESIZED = "resized"  # gives a plain layer other widths: how a pruned model is built again
 SHOWN = 4  # names in a message
+# The attributes with the input and the output widths of plain layers.
+CHANNELS = ("in_channels", "out_channels")
+FEATURES = ("num_features", "num_features")
+WIDTHS: dict[type[nn.Module], tuple[str, str]] = {
+    nn.Conv1d: CHANNELS,
+    nn.Conv2d: CHANNELS,
+    nn.Conv3d: CHANNELS,
+    nn.ConvTranspose2d: CHANNELS,
+    nn.Linear: ("in_features", "out_features"),
+    nn.BatchNorm1d: FEATURES,
+    nn.BatchNorm2d: FEATURES,
+    nn.BatchNorm3d: FEATURES,
+    nn.InstanceNorm2d: FEATURES,
+    nn.GroupNorm: ("num_channels", "num_channels"),
+    nn.PReLU: ("num_parameters", "num_parameters"),
+}
 
 
 def convert(
@@ -76,10 +93,12 @@ def convert(
             )
     inner = unwrapped(model)[0]
     require_plain(inner, "model")
-    changed = copy.deepcopy(inner)
+    changed = deep_copy(inner)
     for method, layer_names in _by_method(changed, layers):
         if method == KEEP:
             continue
+        if isinstance(method, str) and name_of(method)[0] == KEEP:
+            raise InvalidArgument(f"keep has no options, got {method!r}")
         rewrite = _rewrite_of(method)
         if rewrite is None:  # replace layers one by one
             changed = _replaced(changed, method, layer_names)
@@ -237,6 +256,12 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
     else:
         raise InvalidArgument(f"a method must be a name, a Layer or a function, got {method!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
+    for name in chosen:
+        if name not in modules:
+            raise BadNetwork(
+                f"{name!r} is inside a module that an earlier key replaced. Put the key of "
+                f"{_title(method)} before it, or convert the copy once more"
+            )
     suited = outermost([name for name in chosen if isinstance(modules[name], kinds)])
     if not suited:
         wanted = " or ".join(kind.__name__ for kind in kinds)
@@ -247,6 +272,8 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
             f"{_title(method)} replaces {wanted}; the pattern matched only {', '.join(matched)}"
         )
     _require_unshared(model, suited)
+    for name in suited:
+        _require_no_code(name, modules[name])
 
     # Layers that would not become smaller stay as they are.
     unchanged: dict[str, SavesNothing] = {}
@@ -296,13 +323,19 @@ def _called(
     for option in options:
         if option not in known:
             raise unknown(option, offered or ["none"], f"option of {_title(method)}")
+    named: AbstractContextManager[None] = nullcontext()
+    if isinstance(method, str) and ":" in method:  # a Layer of the user
+        named = users_code(_title(method), "make a layer")
     try:
-        return build(*given, **options, **more)
+        with named:
+            return build(*given, **options, **more)
     except OfframpError:
         raise
     except (TypeError, ValueError) as problem:
+        if not options and not isinstance(method, str):
+            raise  # from a function of the user
         if not options:
-            raise
+            raise InvalidArgument(f"{_title(method)} needs options ({problem})") from problem
         written = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise InvalidArgument(f"{_title(method)} cannot use {written} ({problem})") from problem
 
@@ -330,6 +363,21 @@ def _is_inside(name: str, modules: Iterable[str]) -> bool:
         if outer == "" or name.startswith(f"{outer}."):
             return True
     return False
+
+
+def _require_no_code(name: str, module: nn.Module) -> None:
+    """Raise BadNetwork if a layer has code of the user, which its substitute would not run."""
+    if forward_hooks(module):
+        code = "a forward hook"
+    elif "forward" in vars(module):
+        code = "a forward of its own"
+    else:
+        return
+    raise BadNetwork(
+        f"{name!r} has {code}, which the layer in its place would not call. Remove it first (for "
+        f"weights that a hook computes: torch.nn.utils.remove_weight_norm, or prune.remove), or "
+        f"leave the layer out of the patterns"
+    )
 
 
 def _require_unshared(model: nn.Module, chosen: list[str]) -> None:
@@ -361,8 +409,12 @@ def _try_out(model: nn.Module, example: Any) -> None:
         with torch.no_grad():
             call_model(model, None, copies(as_inputs(example)))
     except (RuntimeError, IndexError, TypeError, ValueError) as problem:
-        why = str(problem).strip().splitlines()[0]
+        why = str(problem).strip().partition("\n")[0]
         raise BadNetwork(f"the converted model fails on the example: {why}") from problem
+    except Exception as problem:  # code of the user can raise anything
+        raise BadNetwork(f"the converted model fails on the example: {failure(problem)}") from (
+            problem
+        )
 
 
 def conversions_of(model: nn.Module, base: nn.Module | None = None) -> dict[str, str]:
@@ -370,14 +422,15 @@ def conversions_of(model: nn.Module, base: nn.Module | None = None) -> dict[str,
 
     Args:
         model: a converted model.
-        base: the model before, if layers may have lost channels ("pruned").
+        base: the model before. With it layers that lost channels ("pruned") are found too, and it
+            is checked that the methods make the same layers of it again.
 
     Returns:
         Methods by layer.
 
     Raises:
-        InvalidArgument: a layer is of the user's own class, or was made by a function, so there is
-            no text for it.
+        InvalidArgument: there is no text for the model: a layer is of the user's own class, was
+            made by a function, or was converted twice.
     """
     conversions: dict[str, str] = {}
     for name, layer in outer_layers(model).items():
@@ -393,25 +446,63 @@ def conversions_of(model: nn.Module, base: nn.Module | None = None) -> dict[str,
         spec = _resized_spec(before[name], module)
         if spec is not None:
             conversions[name] = spec
+    _require_same_again(model, base, conversions)
     return conversions
+
+
+def _require_same_again(model: nn.Module, base: nn.Module, conversions: Mapping[str, str]) -> None:
+    """Raise InvalidArgument unless the conversions make the same modules of `base` again.
+
+    They do not if a layer was made by a function, if the parts of a converted layer were converted
+    once more, or if Torch-Pruning changed a kind of layer that `resized` does not make.
+    """
+    again = base
+    why = "the names of its methods make other layers"
+    try:
+        if conversions:
+            again = convert(base, conversions)
+        if _structure(again) == _structure(model):
+            return
+    except (OfframpError, RuntimeError, TypeError, ValueError) as problem:
+        why = str(problem).strip().partition("\n")[0]
+    raise InvalidArgument(
+        f"the converted model cannot be written as a spec ({why}). Give the model again when the "
+        f"network is loaded"
+    )
+
+
+def _structure(model: nn.Module) -> list[tuple[str, ...]]:
+    """The modules and tensors of a model: names, classes, settings and shapes."""
+    lines = list[tuple[str, ...]]()
+    for name, module in model.named_modules():
+        settings = ""
+        if type(module).__module__.startswith("torch.nn."):
+            settings = module.extra_repr()
+        lines.append((name, type(module).__qualname__, settings))
+    for name, value in model.state_dict().items():
+        lines.append((name, str(tuple(value.shape))))
+    return lines
 
 
 def _resized_spec(before: nn.Module, after: nn.Module) -> str | None:
     """How a plain layer of other widths is made again; None if the widths are the same."""
-    width_names = {
-        nn.Conv2d: ("in_channels", "out_channels"),
-        nn.Linear: ("in_features", "out_features"),
-        nn.BatchNorm2d: ("num_features", "num_features"),
-    }
-    kind = type(after)
-    if kind not in width_names or type(before) is not kind:
+    if type(before) is not type(after):
         return None
-    inputs_name, outputs_name = width_names[kind]
-    inputs = getattr(after, inputs_name)
-    outputs = getattr(after, outputs_name)
-    if inputs == getattr(before, inputs_name) and outputs == getattr(before, outputs_name):
+    widths = _widths_of(after)
+    if widths is None or widths == _widths_of(before):
         return None
+    inputs, outputs = widths
     return f"{RESIZED}?inputs={inputs}&outputs={outputs}"
+
+
+def _widths_of(module: nn.Module) -> tuple[int, int] | None:
+    """The input and the output width of a plain layer; None for other modules."""
+    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+        return module.normalized_shape[0], module.normalized_shape[0]
+    if type(module) not in WIDTHS:
+        return None
+    inputs_name, outputs_name = WIDTHS[type(module)]
+    return getattr(module, inputs_name), getattr(module, outputs_name)
 
 
 def spec_with(base: str, conversions: Mapping[str, str]) -> str:
@@ -468,7 +559,14 @@ def _spec_of(name: str, layer: Layer) -> str:
             f"{name!r} is a {type(layer).__name__}, which cannot be written as a spec. Give the "
             f"model again when the network is loaded"
         )
-    options = "&".join(f"{key}={_text(value)}" for key, value in layer.options().items())
+    try:
+        values = layer.options()
+    except AttributeError as problem:  # it reads a part that is no longer what the method made
+        raise InvalidArgument(
+            f"a part of {name!r} was converted once more, which cannot be written as a spec. Give "
+            f"the model again when the network is loaded"
+        ) from problem
+    options = "&".join(f"{key}={_text(value)}" for key, value in values.items())
     return f"{file}?{options}" if options else file
 
 

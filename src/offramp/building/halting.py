@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 from offramp._support.arguments import in_order
 from offramp._support.find import find, unknown
 from offramp.errors import BadNetwork, InvalidArgument
+from offramp.networks.wrappers import deep_copy
 
 
 def halting(
@@ -58,7 +58,7 @@ def halting(
                 raise InvalidArgument(f"the stage {other!r} lies within {name!r}; name one of them")
 
     # Replace each stage in the copy by one that halts, made from the model's own stage.
-    changed = copy.deepcopy(model)
+    changed = deep_copy(model)
     for name in names:
         try:
             stage = find("layers", "AdaptiveDepth").from_layer(known[name], per=per, **options)

@@ -23,6 +23,7 @@ from offramp.networks.inputs import as_inputs
 from offramp.networks.members import UNROLLED, ModelSpec, WholeModel
 from offramp.networks.network import Network, require_eval
 from offramp.networks.nodes import Gate
+from offramp.networks.wrappers import deep_copy
 from offramp.partition import partition
 from offramp.plans.signature import INPUT, Input
 from offramp.plans.topology import LEAVE, Node, Topology
@@ -108,7 +109,7 @@ def _pieces(model: nn.Module, stages: dict[str, Any], x: Tensor) -> list[nn.Modu
         after the last stage.
     """
     # Replace each stage by its plain units, then cut after its first and its last unit.
-    plain = copy.deepcopy(model)
+    plain = deep_copy(model)
     cuts = list[str]()
     for name, stage in stages.items():
         units = copy.deepcopy(stage.units)

@@ -13,7 +13,6 @@ step is done once and kept in a file.
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Mapping
@@ -47,6 +46,7 @@ from offramp.networks.inputs import as_inputs, count_of
 from offramp.networks.members import BACKBONE, ModelSpec
 from offramp.networks.network import Network, plain_network
 from offramp.networks.nodes import Exit, Gate
+from offramp.networks.wrappers import deep_copy
 from offramp.plans.provenance import union
 from offramp.plans.trace import Trace
 from offramp.runtime.benching import bench
@@ -259,7 +259,7 @@ class Cell:
     def _before(self) -> nn.Module:
         """The model before anything is replaced: that of `start`, or of `model`."""
         if self._start is not None:
-            return copy.deepcopy(self._start.model_of(self._start.members[0]))
+            return deep_copy(self._start.model_of(self._start.members[0]))
         assert self.method.model is not None
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)

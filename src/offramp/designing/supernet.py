@@ -27,6 +27,7 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit, Seen
 from offramp.networks.taps import listening, logits_in
+from offramp.networks.wrappers import deep_copy
 
 Option = str | Mapping[Any, Any] | nn.Module | Callable[[nn.Module], nn.Module]
 DENSE = "dense"
@@ -95,7 +96,7 @@ class Supernet(nn.Module):
             raise InvalidArgument("choices must have at least one place, got none")
         if not heads:
             raise InvalidArgument("heads must have at least one task, got none")
-        self.model = copy.deepcopy(model).eval()
+        self.model = deep_copy(model).eval()
         self.preprocess = copy.deepcopy(preprocess).eval() if preprocess is not None else None
 
         # 1. Check the names of places, taps and head. The options of a place replace the modules
@@ -215,7 +216,7 @@ class Supernet(nn.Module):
     def extract(self, subnet: Subnet, task: str) -> nn.Module:
         """Make a separate model of a network, with copies of the weights, in eval mode."""
         with self.along(subnet, task) as model:
-            return copy.deepcopy(model).eval()
+            return deep_copy(model).eval()
 
     def network(
         self,

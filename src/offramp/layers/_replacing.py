@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork, InvalidArgument
 
 ENERGY = 0.9  # the share to keep where neither a rank nor a share is given
@@ -76,7 +77,7 @@ def placed_like(made: Made, dense: nn.Module) -> Made:
     return made
 
 
-def geometry(conv: nn.Conv2d) -> dict[str, Any]:
+def geometry(conv: nn.Module) -> dict[str, Any]:
     """The kernel, stride, padding and dilation of a convolution, as arguments of another one."""
     names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
     return {name: getattr(conv, name) for name in names}
@@ -87,6 +88,25 @@ def copied(value: Tensor | None) -> nn.Parameter | None:
     if value is None:
         return None
     return nn.Parameter(value.detach().clone())
+
+
+def decomposed(matrix: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition of weights.
+
+    Args:
+        matrix: [O, C].
+        method: its name, for the message.
+
+    Returns:
+        Left vectors [O, m], singular values [m] from the largest, and right vectors [m, C].
+
+    Raises:
+        BadNetwork: the weights are not finite.
+    """
+    if not matrix.is_meta and not bool(torch.isfinite(matrix).all()):
+        raise BadNetwork(f"{method} needs finite weights, got NaN or infinities")
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left, values, right
 
 
 def require_one_rule(energy: float | None, **ranks: int | None) -> None:
@@ -140,8 +160,7 @@ def rank_of(
         return whole
     if energy is None:
         energy = ENERGY
-    if not isinstance(energy, (int, float)) or not 0 < energy <= 1:
-        raise InvalidArgument(f"energy must be a share above 0 and at most 1, got {energy!r}")
+    require("energy", energy, above=0, high=1)
     # The energy of the first r values, as a share of all. The rank is one more than the number of r
     # that keep too little; the tolerance is for rounding in the sums.
     squares = values.double() ** 2

@@ -132,7 +132,7 @@ class Binary(Layer):
 
     def signs(self, x: Tensor) -> Tensor:
         """The inputs that the layer computes with: [B, C, ...] -> the same shape."""
-        shifted = x + self._shift_like(x)
+        shifted = x + self._shift()
         hard = softened(shifted, self.temperature())
         if not self.training:
             return hard
@@ -140,15 +140,18 @@ class Binary(Layer):
         inside = shifted.clamp(-WINDOW, WINDOW)
         return hard.detach() + inside - inside.detach()
 
-    def _shift_like(self, x: Tensor) -> Tensor:
-        """The shift [C], shaped to be added to inputs [B, C, H, W] or [B, ..., C]."""
-        if x.dim() == 4:
+    def _shift(self) -> Tensor:
+        """The shift [C], shaped to be added to inputs [B, C, H, W], or [B, ..., C] of a linear
+        layer.
+        """
+        # The inputs of a linear layer may have four dimensions too, with the channels last.
+        if self.weight.dim() == 4:
             return self.shift.view(1, -1, 1, 1)
         return self.shift
 
     def _start(self, x: Tensor) -> None:
         """Set the shift from the first batch: the negative mean over everything but channels."""
-        if x.dim() == 4:
+        if self.weight.dim() == 4:  # of a convolution
             axes: tuple[int, ...] = (0, 2, 3)
         else:
             axes = tuple(range(x.dim() - 1))

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from offramp.layers._replacing import (
     copied,
+    decomposed,
     geometry,
     placed_like,
     rank_of,
@@ -53,7 +53,8 @@ class LowRank(Layer):
                 must be left out where `rank` is given.
 
         Raises:
-            BadNetwork: `dense` is another kind of layer, or a grouped convolution.
+            BadNetwork: `dense` is another kind of layer, a grouped convolution, or its weights
+                are not finite.
             InvalidArgument: the rank or the energy is out of its range.
             SavesNothing: the energy needs a rank that saves nothing.
         """
@@ -61,7 +62,7 @@ class LowRank(Layer):
         layer = require_dense(dense, "low_rank")
         weight = layer.weight.detach()
         matrix = weight.flatten(1).double()  # [O, C k k]
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        left, values, right = decomposed(matrix, "low_rank")
         outputs, inputs = matrix.shape
         # the largest R with R (outputs + inputs) < outputs * inputs
         saves = (outputs * inputs - 1) // (outputs + inputs)

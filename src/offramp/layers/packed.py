@@ -181,7 +181,7 @@ class Packed(Layer):
         """The shapes of the replaced layer."""
         if self.shift is not None:  # a binary layer also takes the signs of its inputs
             shift = self.shift
-            if x.dim() == 4:
+            if self.weight.dim() == 4:  # of a convolution; a linear layer has the channels last
                 shift = shift.view(1, -1, 1, 1)
             x = softened(x + shift, 0.0)
         return moved(x, self.weight, self.bias, self.moves)

@@ -21,7 +21,6 @@ cost counts them all.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +36,7 @@ from offramp.layers.ternary import moves_of, require_zeros
 from offramp.networks.inputs import as_inputs, call_model
 from offramp.networks.layer import Layer, LayerCost, dense_cost, stored_bytes
 from offramp.networks.taps import logits_in
+from offramp.networks.wrappers import deep_copy
 
 __all__ = ["Pad", "partitioned"]
 
@@ -124,8 +124,7 @@ class Pad(Layer):
         if isinstance(dense, nn.Conv2d) and require_convolution(dense, "pad").groups > 1:
             raise BadNetwork(f"pad cannot replace a grouped convolution, got groups={dense.groups}")
         layer = require_zeros(dense, "pad")
-        if not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
-            raise InvalidArgument(f"ratio must be a share from 0 to 1, got {ratio!r}")
+        require("ratio", ratio, low=0, high=1)
         require_whole("kernels", kernels, 1)
         require_whole("reduction", reduction, 1)
         require("temperature", temperature, above=0)
@@ -217,11 +216,12 @@ class Pad(Layer):
         moves = self.moves
         # [B, C, H, W] -> [B, C k k, L], a column for each of the L output positions
         columns = unfold(x, kernel, moves["dilation"], moves["padding"], moves["stride"])
-        product = weights.view(x.shape[0], outputs, -1) @ columns  # [B, O, L]
+        product = weights.view(x.shape[0], outputs, columns.shape[1]) @ columns  # [B, O, L]
         if self.bias is not None:
             product = product + self.bias[:, None]
         height = _length(x.shape[2], kernel[0], moves, 0)
-        return product.reshape(x.shape[0], outputs, height, -1)  # [B, O, H', W']
+        width = _length(x.shape[3], kernel[1], moves, 1)
+        return product.reshape(x.shape[0], outputs, height, width)  # [B, O, H', W']
 
     def _routed(self, x: Tensor) -> Tensor:
         """Multiply each position with the expert of the largest gate (top 1): [B, ..., F] -> [B,
@@ -303,7 +303,7 @@ def partitioned(
         InvalidArgument: an argument is out of its range, or the ratio is above that of the model.
     """
     _require(ratio, rounds, score, scope)
-    copied = copy.deepcopy(model)
+    copied = deep_copy(model)
     names = [name for name, module in copied.named_modules() if isinstance(module, Pad)]
     if not names:
         raise BadNetwork(

@@ -12,13 +12,15 @@ implementation, so it is implemented here, as one more importance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from offramp._support.arguments import require
+from offramp._support.notices import say
 from offramp.errors import BadNetwork, InvalidArgument, MissingExtra
 from offramp.layers._replacing import geometry, require_whole
 from offramp.networks.inputs import as_inputs, call_model
@@ -29,6 +31,11 @@ __all__ = ["pruned", "resized"]
 IMPORTANCES = ("taylor", "thinet", "bn_scale", "magnitude")
 SAMPLES = 2000  # positions of the next layer's input on which ThiNet compares
 KINDS = (nn.Conv2d, nn.Linear)
+SHOWN = 4  # names in a message
+# Layers that lose channels along with those, and what is kept of the norms.
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d)
+NORM_OPTIONS = ("eps", "momentum", "affine", "track_running_stats")
 
 
 def pruned(
@@ -60,7 +67,8 @@ def pruned(
         MissingExtra: Torch-Pruning is not installed.
         InvalidArgument: the ratio leaves no channel, the importance does not exist, or rows are
             missing.
-        BadNetwork: no layer can lose channels, or the model no longer runs.
+        BadNetwork: no layer can lose channels, or the model does not run on the rows, before or
+            after.
     """
     # 1. Check the arguments, and note the model's outputs and its tied weights.
     _require(example, data, ratio, importance)
@@ -75,8 +83,9 @@ def pruned(
     _require_channels(targets, ratio, round_to)
     x = _single_input(example)
     tied = _tied(model)
-    with torch.no_grad():
+    with _running("example"), torch.no_grad():
         logits = _logits_shape(model, x)
+    before = {name: _outputs(layer) for name, layer in targets.items()}
     others = [m for m in model.modules() if type(m) in KINDS and m not in targets.values()]
 
     # 2. Prune. The dependency graph needs gradients of all parameters, also of frozen ones.
@@ -110,6 +119,7 @@ def pruned(
     for name, value in model.named_parameters():
         value.requires_grad_(had_grad[name])
     _require_sound(model, x, logits, list(targets))
+    _require_fewer(model, before)
     return model
 
 
@@ -139,13 +149,52 @@ def _require(example: Any, data: Any, ratio: float, importance: str) -> None:
         raise InvalidArgument(
             f"data must be rows with labels, (x, y), for importance={importance!r}, got None"
         )
+    if data is not None:
+        _require_rows(data, importance)
+
+
+def _require_rows(data: Any, importance: str) -> None:
+    """Raise InvalidArgument unless `data` has rows, and labels if the importance reads them."""
+    has_labels = isinstance(data, (tuple, list)) and len(data) > 1
+    if not isinstance(data, (tuple, list)) or not data:
+        raise InvalidArgument(f"data must be rows with labels, (x, y), got {type(data).__name__}")
+    count = min(len(values) for values in as_inputs(data[0]).values())
+    if count == 0:
+        raise InvalidArgument("data must have at least one row, got none")
+    if importance != "taylor":
+        return
+    if not has_labels or data[1] is None:
+        raise InvalidArgument(
+            "data must be rows with labels, (x, y), for importance='taylor', got no labels"
+        )
+    labels = torch.as_tensor(data[1])
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise InvalidArgument(f"labels must be whole numbers, got {labels.dtype}")
+    if labels.shape != (count,):
+        raise InvalidArgument(
+            f"labels must be one for each of {count} rows, got the shape {tuple(labels.shape)}"
+        )
+    if int(labels.min()) < 0:
+        raise InvalidArgument(f"labels must be at least 0, got {int(labels.min())}")
+
+
+@contextmanager
+def _running(rows: str) -> Iterator[None]:
+    """Raise BadNetwork if the model fails on some rows inside this context."""
+    try:
+        yield
+    except (RuntimeError, IndexError, TypeError) as problem:
+        why = str(problem).strip().partition("\n")[0]
+        raise BadNetwork(f"the model fails on the {rows} for the method 'pruned' ({why})") from (
+            problem
+        )
 
 
 def _require_channels(targets: dict[str, nn.Module], ratio: float, round_to: int) -> None:
     """Raise InvalidArgument if a layer would keep no channel."""
     for name, layer in targets.items():
         width = _outputs(layer)
-        kept = width - int(width * ratio)
+        kept = int(width * (1 - ratio))  # Torch-Pruning rounds down too
         if round_to:
             kept = kept // round_to * round_to
         if kept < 1:
@@ -182,15 +231,17 @@ def _importance(tp: Any, name: str, model: nn.Module, data: Any) -> Callable[...
     elif name == "magnitude":
         importance = tp.importance.GroupMagnitudeImportance(p=2)
     else:
-        importance = Reconstruction(tp, model, data)
+        with _running("data"):
+            importance = Reconstruction(tp, model, data)
     return importance
 
 
 def _backward(model: nn.Module, data: Any) -> None:
     """Compute the gradients of the cross-entropy over the rows."""
     x = data[0]
-    y = torch.as_tensor(data[1])
-    logits = logits_in(call_model(model, None, as_inputs(x)))
+    y = torch.as_tensor(data[1]).long()
+    with _running("data"):
+        logits = logits_in(call_model(model, None, as_inputs(x)))
     if logits.dim() != 2 or y.shape != logits.shape[:1] or int(y.max()) >= logits.shape[1]:
         raise BadNetwork(
             f"importance='taylor' needs a classifier that gives logits [B, C] and a label for each "
@@ -360,11 +411,37 @@ def _require_sound(
         ) from problem
 
 
+def _require_fewer(model: nn.Module, before: Mapping[str, int]) -> None:
+    """Name the layers that kept all channels; raise BadNetwork if all did.
+
+    Args:
+        model: the pruned model.
+        before: the output channels of the layers that were to lose some.
+    """
+    modules = dict(model.named_modules())
+    unchanged = [name for name, width in before.items() if _outputs(modules[name]) == width]
+    if not unchanged:
+        return
+    listed = ", ".join(unchanged[:SHOWN])
+    if len(unchanged) > SHOWN:
+        listed += f" and {len(unchanged) - SHOWN} more"
+    if len(unchanged) == len(before):
+        raise BadNetwork(
+            f"pruned can take no channel out of {listed}: a layer that was not named would have to "
+            f"lose the same channels, such as one that is added to it, or a depth-wise "
+            f"convolution. Name that layer too"
+        )
+    say(
+        f"pruned left {listed} as they are: layers that were not named would have to lose the "
+        f"same channels"
+    )
+
+
 def resized(dense: nn.Module, *, inputs: int, outputs: int) -> nn.Module:
     """Make a new layer of the same kind with other widths. A saved pruned model is built with it.
 
     Args:
-        dense: a Conv2d, Linear or BatchNorm2d.
+        dense: a convolution, linear layer, norm or PReLU.
         inputs: input channels.
         outputs: output channels.
 
@@ -375,29 +452,53 @@ def resized(dense: nn.Module, *, inputs: int, outputs: int) -> nn.Module:
     require_whole("inputs", inputs, 1)
     require_whole("outputs", outputs, 1)
     placement: dict[str, Any] = {}
-    for tensor in dense.parameters():
-        placement = {"device": tensor.device, "dtype": tensor.dtype}
-        break
+    for tensor in (*dense.parameters(), *dense.buffers()):
+        if tensor.is_floating_point():
+            placement = {"device": tensor.device, "dtype": tensor.dtype}
+            break
     layer: nn.Module
-    if type(dense) is nn.Conv2d:
-        assert isinstance(dense, nn.Conv2d)
-        groups = 1
-        if dense.groups > 1:  # as many channels in a group as before
-            groups = inputs // max(1, dense.weight.shape[1])
-        if inputs % groups or outputs % groups:
-            raise InvalidArgument(
-                f"{inputs} and {outputs} channels do not divide by {groups} groups"
-            )
-        shape = {**geometry(dense), "groups": groups, "bias": dense.bias is not None}
-        layer = nn.Conv2d(inputs, outputs, **shape, **placement)
+    if type(dense) in CONVOLUTIONS:
+        layer = _resized_convolution(dense, inputs, outputs, placement)
     elif type(dense) is nn.Linear:
         assert isinstance(dense, nn.Linear)
         layer = nn.Linear(inputs, outputs, dense.bias is not None, **placement)
-    elif type(dense) is nn.BatchNorm2d:
-        assert isinstance(dense, nn.BatchNorm2d)
-        layer = nn.BatchNorm2d(outputs, dense.eps, dense.momentum, dense.affine, **placement)
+    elif type(dense) in NORMS:
+        options = {name: getattr(dense, name) for name in NORM_OPTIONS}
+        layer = type(dense)(outputs, **options, **placement)
+    elif type(dense) is nn.GroupNorm:
+        if outputs % dense.num_groups:
+            raise InvalidArgument(f"{outputs} channels do not divide by {dense.num_groups} groups")
+        layer = nn.GroupNorm(dense.num_groups, outputs, dense.eps, dense.affine, **placement)
+    elif type(dense) is nn.LayerNorm:
+        affine = dense.elementwise_affine
+        has_bias = dense.bias is not None
+        layer = nn.LayerNorm(outputs, dense.eps, affine, has_bias, **placement)
+    elif type(dense) is nn.PReLU:
+        layer = nn.PReLU(outputs, **placement)
     else:
         raise BadNetwork(
-            f"resized makes Conv2d, Linear and BatchNorm2d, got {type(dense).__name__}"
+            f"resized makes convolutions, linear layers, norms and PReLU, got "
+            f"{type(dense).__name__}"
         )
     return layer.train(dense.training)
+
+
+def _resized_convolution(
+    dense: nn.Module, inputs: int, outputs: int, placement: Mapping[str, Any]
+) -> nn.Module:
+    """A convolution with other widths. A depth-wise one stays depth-wise; another one keeps the
+    number of its groups.
+    """
+    assert isinstance(dense, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d))
+    groups = dense.groups
+    if groups == dense.out_channels and groups > 1:  # as Torch-Pruning tells them
+        groups = outputs
+    if inputs % groups or outputs % groups:
+        raise InvalidArgument(f"{inputs} and {outputs} channels do not divide by {groups} groups")
+    options = geometry(dense)
+    if isinstance(dense, nn.ConvTranspose2d):
+        options["output_padding"] = dense.output_padding
+    has_bias = dense.bias is not None
+    kind: Any = type(dense)
+    layer: nn.Module = kind(inputs, outputs, groups=groups, bias=has_bias, **options, **placement)
+    return layer

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.layer import Layer, LayerCost, dense_cost
+from offramp.networks.wrappers import deep_copy
 
 __all__ = ["SwitchableNorm", "route_of", "with_switchable_norms"]
 
@@ -82,7 +83,7 @@ def with_switchable_norms(model: nn.Module, routes: int) -> nn.Module:
         BadNetwork: the model has no batch norm.
         InvalidArgument: `routes` is below 1.
     """
-    copied = copy.deepcopy(model)
+    copied = deep_copy(model)
     replaced = 0
     for module in list(copied.modules()):
         for name, child in list(module.named_children()):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from offramp.errors import BadNetwork
 from offramp.layers._replacing import (
     copied,
+    decomposed,
     geometry,
     placed_like,
     rank_of,
@@ -60,7 +61,8 @@ class Tucker(Layer):
                 0.9. It must be left out where both ranks are given.
 
         Raises:
-            BadNetwork: `dense` is another kind of layer, or a grouped convolution.
+            BadNetwork: `dense` is another kind of layer, a grouped convolution, or its weights
+                are not finite.
             InvalidArgument: a rank or the energy is out of its range.
             SavesNothing: with the ranks from `energy` the three layers are not smaller than the
                 one.
@@ -138,7 +140,7 @@ class Tucker(Layer):
 def _leading(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """The left singular vectors [n, m] and singular values [m] of the unfolding along an axis."""
     unfolded = tensor.movedim(axis, 0).flatten(1)  # [n, all other axes]
-    vectors, values, _ = torch.linalg.svd(unfolded, full_matrices=False)
+    vectors, values, _ = decomposed(unfolded, "tucker")
     return vectors, values
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from offramp.errors import BadNetwork
+from offramp.networks.wrappers import deep_copy
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -29,13 +28,13 @@ def thinned(model: nn.Module, by: int, image: int, channels: int) -> nn.Module:
     Raises:
         BadNetwork: a layer has no narrower form.
     """
-    copied = copy.deepcopy(model)
-    for name, module in list(copied.named_modules()):
+    thin = deep_copy(model)
+    for name, module in list(thin.named_modules()):
         narrow = _narrow(name, module, by, image, channels)
         if narrow is not None:
             parent, _, key = name.rpartition(".")
-            setattr(copied.get_submodule(parent), key, narrow)
-    return copied
+            setattr(thin.get_submodule(parent), key, narrow)
+    return thin
 
 
 def _narrow(name: str, part: nn.Module, by: int, image: int, channels: int) -> nn.Module | None:

@@ -20,7 +20,6 @@ concatenated as vectors, which is the authors' concatenation of channels in anot
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +32,7 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.preprocess import Preprocess
 from offramp.layers.wavelet import Wavelet97, WaveletEncoder
 from offramp.models._thin import thinned
-from offramp.networks.wrappers import unwrapped
+from offramp.networks.wrappers import deep_copy, unwrapped
 
 __all__ = ["wae", "wae_resnet50", "wae_vgg16"]
 
@@ -177,7 +176,7 @@ def wae(
             f"{', '.join(options)}"
         )
     elif isinstance(model, nn.Module):
-        classifier = copy.deepcopy(unwrapped(model)[0])
+        classifier = deep_copy(unwrapped(model)[0])
     else:
         raise InvalidArgument(
             f"model must be a torch.nn.Module or the name of one, got a {type(model).__name__}"

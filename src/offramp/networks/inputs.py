@@ -256,7 +256,7 @@ def given(state: State) -> Any:
 def as_input(x: Any, device: torch.device | None = None) -> Tensor:
     """Turn a batch [B, ...] into a tensor on `device`. Raises BadData for anything else."""
     try:
-        tensor: Tensor = x if isinstance(x, Tensor) else torch.as_tensor(x)
+        tensor: Tensor = x if isinstance(x, Tensor) else torch.as_tensor(readable(x))
     except (TypeError, ValueError, RuntimeError) as problem:
         raise BadData(
             f"the input is a {type(x).__name__}, expected a tensor or an array [B, ...]"
@@ -276,6 +276,21 @@ def as_input(x: Any, device: torch.device | None = None) -> Tensor:
         return tensor
     # If the memory is pinned, the copy to a GPU runs while Python goes on.
     return tensor.to(device, non_blocking=True)
+
+
+def readable(x: Any) -> Any:
+    """An array that torch can read: a copy of one that is reversed, or of another byte order.
+
+    Args:
+        x: anything; what is no array stays as it is.
+    """
+    if not isinstance(x, np.ndarray):
+        return x
+    if not x.dtype.isnative:
+        return x.astype(x.dtype.newbyteorder("="))
+    if any(stride < 0 for stride in x.strides):
+        return x.copy()
+    return x
 
 
 def _plain_strides(tensor: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ modules and are never registered. Shapes: B samples, C classes.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +35,7 @@ from offramp.networks.printing import chain_table
 from offramp.networks.trained import rows_behind
 from offramp.networks.walking import HANDED as HANDED
 from offramp.networks.walking import ReferencePath, every_path
-from offramp.networks.wrappers import unwrapped
+from offramp.networks.wrappers import deep_copy, unwrapped
 from offramp.plans.drawing import tree
 from offramp.plans.provenance import SeenRows, union
 from offramp.plans.schedule import LOGITS as LOGITS
@@ -668,7 +667,7 @@ def last_model(network: Network, *, copied: bool = False) -> Network:
         model = network.model_of(member)
         preprocess = network.preprocess_of(member)
     if copied:  # together, because they may share tensors
-        model, preprocess = copy.deepcopy((model, preprocess))
+        model, preprocess = deep_copy((model, preprocess))
     return plain_network(model, member, preprocess)
 
 

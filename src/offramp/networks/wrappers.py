@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any, TypeVar
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from offramp.errors import BadNetwork
 
+Copied = TypeVar("Copied")
 COMPILED = "_orig_mod"  # where torch.compile keeps what it wraps
 INNER = {
     nn.DataParallel: "module",
@@ -34,6 +38,28 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
         prefix += f"{name}."
         name = _inside(model)
     return model, prefix
+
+
+def deep_copy(value: Copied) -> Copied:
+    """A deep copy of a module, or of a tuple of modules.
+
+    Old-style `weight_norm` and `torch.nn.utils.prune` keep a weight that a hook computes before
+    each forward. After a forward with gradients such a weight belongs to a graph of autograd, and
+    `copy.deepcopy` refuses it. The copy has its values instead, until the next forward.
+
+    Args:
+        value: to copy; None stays None.
+    """
+    memo: dict[int, Any] = {}  # id of an object -> its copy, as `deepcopy` keeps them
+    parts = value if isinstance(value, tuple) else (value,)
+    for part in parts:
+        if not isinstance(part, nn.Module):
+            continue
+        for module in part.modules():
+            for attribute in vars(module).values():
+                if isinstance(attribute, Tensor) and not attribute.is_leaf:
+                    memo[id(attribute)] = attribute.detach().clone()
+    return copy.deepcopy(value, memo)
 
 
 def require_plain(model: nn.Module, what: str) -> None:

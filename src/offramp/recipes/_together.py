@@ -4,7 +4,6 @@ teacher, and its loss.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -17,7 +16,7 @@ from offramp.networks.network import Network, last_model, plain_network, trial_r
 from offramp.networks.nodes import Seen
 from offramp.networks.recipe import trainable_exits
 from offramp.networks.taps import listening
-from offramp.networks.wrappers import unwrapped
+from offramp.networks.wrappers import deep_copy, unwrapped
 
 
 def parameters_of(network: Network) -> tuple[nn.Parameter, ...]:
@@ -119,8 +118,8 @@ def teacher_network(teacher: nn.Module, student: Network) -> Network:
         network = last_model(teacher, copied=True)
     else:
         member = student.members[0]
-        preprocess = copy.deepcopy(student.preprocess_of(member))
-        model = copy.deepcopy(unwrapped(teacher)[0])
+        preprocess = deep_copy(student.preprocess_of(member))
+        model = deep_copy(unwrapped(teacher)[0])
         network = plain_network(model, replace(member, spec=None), preprocess)
     return network.eval().requires_grad_(False).to(student.device())
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.networks.inputs import State
+from offramp.networks.inputs import State, readable
 from offramp.networks.network import LOGITS, SCORE, EngineStage
 from offramp.plans.replay import WHY
 from offramp.plans.schedule import Stage
@@ -255,7 +255,7 @@ class LeanChain:
         state = dict[str, Array]()
         for name, wanted in self._inputs.items():
             value = x.get(name.removeprefix(INPUT + "/"))
-            array = _plain_array(value)
+            array = _plain_array(readable(value))
             if array is None or not array.ndim:
                 return None
             if not wanted.fits(torch.from_numpy(array[:0]).dtype, array.shape[1:]):
