@@ -566,3 +566,15 @@ def test_rows_are_charged_only_for_what_runs(trace):
 def test_no_rows(trace):
     with pytest.raises(InvalidArgument):
         calibrate(trace[:0], at_most=0.1)
+
+
+@pytest.mark.parametrize("testing", ["path", "pareto"])
+@pytest.mark.parametrize("bound", ["betting", "hoeffding_bentkus", "binomial"])
+@pytest.mark.parametrize("risk", ["disagreement", "accuracy_gap"])
+def test_losing_nothing_on_few_rows_proves_little(risk, bound, testing):
+    """Only the plan that never leaves is safe without a test, not one that loses as little."""
+    if (risk, bound) == ("accuracy_gap", "binomial"):
+        pytest.skip("its losses are not 0 or 1")
+    trace = trace_of(600, skill=(0.9, 0.95), macs=(1.0, 8.0))
+    with pytest.raises(NoSafePlan, match="rows"):
+        calibrate(trace, risk=risk, at_most=0.0001, bound=bound, testing=testing)

@@ -311,8 +311,9 @@ class Certifier:
     def _passing(self, trace: Trace, outcomes: Sweep | Listed | RoutedOutcomes | Dialled) -> int:
         """How many leading plans pass.
 
-        Plan 0 never leaves, and may not need a test. Bets are evaluated only until a plan fails. A
-        plan that changes no loss has the p-value of the one before.
+        Plan 0 never leaves, and may not need a test; every other plan needs one, also if it loses
+        nothing on these rows. Bets are evaluated only until a plan fails. From plan 2 on, a plan
+        that changes no loss has the p-value of the one before.
         """
         never_is_safe = self._never_is_safe(trace)
         if self.bound is not betting:

@@ -115,7 +115,7 @@ class Sweep:
     def group_sums(self, plans: int) -> Iterator[tuple[Array, Array]]:
         """Summed worst losses of every group, for the plans at which something changes.
 
-        Plan 0 comes first. A plan that is left out has the losses of the plan before it.
+        Plans 0 and 1 come first. A plan that is left out has the losses of the plan before it.
 
         Args:
             plans: how many plans to sum at a time, about.
@@ -127,8 +127,12 @@ class Sweep:
         assert self.steps is not None
         groups = len(self.never_B)
         now_B = self.never_B
-        yield np.zeros(1, np.intp), now_B[None]
         changed, first = np.unique(self.steps.plan, return_index=True)
+        # Plan 0 may pass without a test. So plan 1 has sums of its own even if it changes nothing.
+        leading = np.arange(2)[: len(self.loss_P)]
+        if len(changed) and changed[0] == 1:
+            leading = leading[:1]
+        yield leading, np.repeat(now_B[None], len(leading), axis=0)
         ends = np.append(first, len(self.steps.plan))
         for start in range(0, len(changed), plans):
             plans_C = changed[start : start + plans].astype(np.intp)
