@@ -267,18 +267,17 @@ def test_no_safe_plan_carries_what_is_in_sight(trace):
         calibrate(trace, at_most=level - 1e-3)
 
 
-def test_a_level_in_sight_lets_rows_leave():
+@pytest.mark.parametrize("bound", ["binomial", "betting"])
+def test_a_level_in_sight_lets_rows_leave(bound):
     """Exits that never agree have no small level, though the plan that lets nothing leave would
     have one.
     """
     trace = trace_of(600)
     other = (trace.columns["answer/large"] + 1) % 5
+    wrong = with_columns(trace, answer_small=other, answer_middle=other)
     with pytest.raises(NoSafePlan) as caught:
-        calibrate(with_columns(trace, answer_small=other, answer_middle=other), at_most=0.002)
-    leaving = calibrate(
-        with_columns(trace, answer_small=other, answer_middle=other),
-        at_most=caught.value.smallest_level + 1e-6,
-    )
+        calibrate(wrong, at_most=0.002, bound=bound)
+    leaving = calibrate(wrong, at_most=caught.value.smallest_level + 1e-6, bound=bound)
     assert (trace.replay(leaving).exit < 2).any()
 
 

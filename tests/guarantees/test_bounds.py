@@ -71,6 +71,18 @@ def test_binomial_is_scipys(level):
     np.testing.assert_allclose(binomial(counted(counts, 100), level), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("bound", [binomial, hoeffding_bentkus])
+def test_many_plans_have_the_p_values_of_each_alone(bound):
+    """More plans than counts: the p-value of a count is looked up."""
+    counts = np.random.default_rng(6).integers(0, 21, 200)
+    losses = counted(counts, 20)
+    together = bound(losses, 0.3, low=0, high=1)
+    for plan in range(200):
+        alone = bound(losses[[plan]], 0.3, low=0, high=1)
+        assert together[plan] == alone[0]
+    assert together.min() < 0.01
+
+
 @pytest.mark.parametrize("level", [-0.2, 0.01, 0.3])
 def test_betting_and_hoeffding_bentkus_follow_their_formulas(level):
     rng = np.random.default_rng(3)
