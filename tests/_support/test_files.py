@@ -204,3 +204,9 @@ except BadFile as problem:
     )
     assert "Make room" in done.stdout, done.stderr
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_home_folder_that_does_not_exist_is_a_path_like_any_other():
+    """Python raises a RuntimeError for a user without an account."""
+    assert files.from_home("~no-such-user/x.npz") == Path("~no-such-user/x.npz")
+    assert files.from_home("~/x.npz") == Path.home() / "x.npz"

@@ -8,6 +8,7 @@ from torch import nn
 
 from offramp.errors import BadNetwork
 from offramp.layers.binary import Binary
+from offramp.layers.packed import Packed
 from offramp.testing import check_layer
 from small import seeded
 
@@ -97,3 +98,19 @@ def test_a_linear_layer_shifts_the_last_dimension():
     layer(x)
     assert torch.allclose(layer.shift, -x.mean((0, 1, 2)))
     assert torch.equal(layer.eval().signs(x)[:, 0], layer.signs(x[:, 0]))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_row_of_nan_gives_nan(packed, training):
+    """Signs have no NaN, and with an answer such a row would leave early."""
+    layer = Binary.from_layer(convolution()).train(training)
+    layer.ready.fill_(True)
+    if packed:
+        layer = Packed.from_layer(layer)
+    x = torch.randn(3, 6, 5, 5)
+    before = layer(x)
+    x[1] = torch.nan
+    after = layer(x)
+    assert after[1].isnan().all()
+    assert torch.equal(after[[0, 2]], before[[0, 2]])

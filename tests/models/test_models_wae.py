@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d
 
 import offramp as off
 from offramp.building.factories import make_model, preprocess_of
-from offramp.errors import BadNetwork, InvalidArgument
+from offramp.errors import BadData, BadNetwork, InvalidArgument
 from offramp.exits.whole import Own
 from offramp.layers.wavelet import Wavelet97
 from offramp.models.resnet50 import resnet50
@@ -311,3 +311,20 @@ def test_a_trained_wae_is_saved_and_loaded_by_its_name(tmp_path):
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net")
     assert again.fingerprint() == net.fingerprint()
+
+
+def test_a_model_that_fails_on_the_example_is_refused():
+    """Without an example the images are of three channels and 32 pixels."""
+    layers = [nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    gray = seeded(lambda: nn.Sequential(*layers), 0).eval()
+    says = r"the model fails on images \[2, 3, 32, 32\] .*Give example="
+    with pytest.raises(BadNetwork, match=says):
+        wae(gray)
+    with pytest.raises(BadNetwork, match=says):
+        wae(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval())
+    images = np.zeros((2, 1, 8, 8), np.float32)
+    assert wae(gray, images)(torch.zeros(3, 1, 8, 8)).shape == (3, 3)
+    with pytest.raises(BadData, match="expected a tensor or an array"):
+        wae(gray, "digits")
+    with pytest.raises(InvalidArgument, match="size must be"):
+        wae(gray, size=-2)

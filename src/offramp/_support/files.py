@@ -553,3 +553,11 @@ def digest_file(path: str | Path) -> str:
     require_regular(path)
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def from_home(path: str) -> Path:
+    """A path with `~` replaced by the home folder. It stays as it is if there is no such folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

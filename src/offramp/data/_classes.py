@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from offramp._support.files import Array
+from offramp._support.files import Array, from_home
 from offramp._support.notices import say
 from offramp.data._check import Ints, brief, name_rows
 from offramp.errors import BadData, BadFile
@@ -145,7 +145,7 @@ def given_names(text: str) -> Names:
     """
     if not text:
         return ()
-    path = Path(text).expanduser()
+    path = from_home(text)
     # A text with commas is a list of names, also if a file is called so.
     if "," not in text and path.is_file():
         try:

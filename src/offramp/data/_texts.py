@@ -14,6 +14,7 @@ from typing import Any, final
 
 import numpy as np
 
+from offramp._support.files import from_home
 from offramp.data._check import X, reading
 from offramp.errors import BadData, MissingExtra
 
@@ -122,7 +123,7 @@ def _file(folder: str) -> Path:
             "the texts got no tokenizer; expected tsv:PATH?tokenizer=PLACE, a tokenizer.json or "
             "its folder"
         )
-    path = Path(folder).expanduser()
+    path = from_home(folder)
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         raise BadData(
             f"{path} has no tokenizer.json; expected one: transformers writes it with "

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp._support import find
+from offramp._support.files import from_home
 from offramp.data._check import brief
 from offramp.errors import BadData, OfframpError
 
@@ -157,7 +158,7 @@ def load(spec: Spec) -> object:
             return _made_by(spec)
         raise find.unknown(spec.name, names(), "data source")
     source: Any = importlib.import_module(f"offramp.data.{spec.name}").load
-    path = str(Path(spec.path).expanduser()) if spec.path else ""  # ~ is the home folder
+    path = str(from_home(spec.path)) if spec.path else ""  # ~ is the home folder
     takes = inspect.signature(source).parameters
     # All further arguments of `load` are its options.
     known = [name for name in takes if name not in ("location", "split", "size")]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from offramp._support.files import from_home
 from offramp.errors import BadFile, InvalidArgument
 from offramp.hubs._options import RANDOM, Kinds, built, first_line, library, number, read, yes_no
 from offramp.layers.preprocess import Preprocess
@@ -194,7 +195,7 @@ def _pair(size: Any) -> tuple[int, int]:
 def _expanded(name: str) -> str:
     """A name with `~` replaced by the home folder."""
     if name.startswith("~"):
-        return str(Path(name).expanduser())
+        return str(from_home(name))
     return name
 
 

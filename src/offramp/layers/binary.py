@@ -174,7 +174,11 @@ class Binary(Layer):
 
 
 def softened(values: Tensor, temperature: float) -> Tensor:
-    """clamp(v / T, -1, 1). At T = 0 these are the signs -1 and 1, with 1 for zero."""
+    """clamp(v / T, -1, 1). At T = 0 these are the signs -1 and 1, with 1 for zero.
+
+    NaN stays NaN, so that a row of NaN does not leave with an answer.
+    """
     if temperature:
         return (values / temperature).clamp(-1, 1)
-    return torch.where(values >= 0, 1.0, -1.0).to(values.dtype)
+    negative = torch.where(values < 0, -1.0, values)
+    return torch.where(values >= 0, 1.0, negative).to(values.dtype)

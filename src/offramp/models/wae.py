@@ -32,6 +32,7 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.preprocess import Preprocess
 from offramp.layers.wavelet import Wavelet97, WaveletEncoder
 from offramp.models._thin import thinned
+from offramp.networks.inputs import as_input
 from offramp.networks.wrappers import deep_copy, unwrapped
 
 __all__ = ["wae", "wae_resnet50", "wae_vgg16"]
@@ -159,11 +160,13 @@ def wae(
 
     Raises:
         InvalidArgument: an argument is out of range, or there are options for a module.
-        BadNetwork: the model does not end in a linear layer, does not work on half the size, or
-            cannot be made thin.
+        BadNetwork: the model fails on the example, does not end in a linear layer, does not work
+            on half the size, or cannot be made thin.
+        BadData: the example is no tensor or array.
     """
     # 1. Get the model, and two example images on its device.
     require_count("thin", thin)
+    require_count("size", size)
     if transform not in TRANSFORMS:
         raise InvalidArgument(
             f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}"
@@ -184,7 +187,7 @@ def wae(
     like = next(classifier.parameters(), torch.zeros(()))  # its device and dtype
     if example is None:
         example = torch.zeros(2, 3, size, size)
-    x = example[:2].to(like)
+    x = as_input(example)[:2].to(like)
     if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
         raise InvalidArgument(
             f"example must be images [B, C, H, W] with even H and W, got {list(x.shape)}"
@@ -224,7 +227,7 @@ def wae(
 
 def _without_head(model: nn.Module, x: Tensor) -> tuple[nn.Module, nn.Linear]:
     """Replace the last layer of a model by an identity, in place. Return the model and this layer.
-    Raise BadNetwork if it is not linear.
+    Raise BadNetwork if it is not linear, or if the model fails on the images.
     """
     # Run the model, and find the layer whose output is the model's own.
     runs = list[tuple[str, nn.Module, Tensor]]()
@@ -235,6 +238,12 @@ def _without_head(model: nn.Module, x: Tensor) -> tuple[nn.Module, nn.Linear]:
     try:
         with torch.no_grad():
             logits = model(x)
+    except (RuntimeError, ValueError, IndexError, TypeError) as problem:
+        why = str(problem).strip().partition("\n")[0]
+        raise BadNetwork(
+            f"the model fails on images {list(x.shape)} ({why}). Give example=, some images as the "
+            f"model takes them"
+        ) from problem
     finally:
         for handle in handles:
             handle.remove()
