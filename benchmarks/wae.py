@@ -288,13 +288,13 @@ def variant(name: str, args: argparse.Namespace) -> tuple[off.Network, Recipe]:
     transform = "wavelet" if name == "wavelet" else "encoder"
     half = off.wae(model, size=case.side, transform=transform)
     net = off.cut(half, example, at=half.cuts, exits="own", preprocess=preprocess)
-    taught = partial(WaveletLike, original=original, soft=args.soft, temperature=TEMPERATURE)
+    like_wae = partial(WaveletLike, original=original, soft=args.soft, temperature=TEMPERATURE)
     if name == "decomposition":
-        together = taught(
+        together = like_wae(
             images=0, classes=0, joint=classes + joint, gamma=0.0, joint_rate=args.rate
         )
         return net, together
-    staged = taught(
+    staged = like_wae(
         images=images,
         classes=classes,
         joint=joint,

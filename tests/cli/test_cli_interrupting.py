@@ -103,14 +103,20 @@ def watchers() -> int:
     return sum(thread.name == WATCHER for thread in threading.enumerate())
 
 
-def test_without_one_nothing_happens_and_its_thread_ends():
-    with insisting(wait=0.01):
-        assert watchers() == 1
-        time.sleep(0.1)
+def all_ended() -> bool:
+    """Whether all such threads end soon."""
     end = time.monotonic() + SOON
     while watchers() and time.monotonic() < end:
         time.sleep(0.01)
-    assert not watchers()
+    return not watchers()
+
+
+def test_without_one_nothing_happens_and_its_thread_ends():
+    assert all_ended()  # those of other tests have ended
+    with insisting(wait=0.01):
+        assert watchers() == 1
+        time.sleep(0.1)
+    assert all_ended()
 
 
 def test_in_another_thread_it_does_nothing():

@@ -133,6 +133,8 @@ class Tiles:
         maps = maps.contiguous()
         size = self.side + 2 * halo
         starts = self._starts(maps, size)
+        if not len(starts):  # such as in a batch without rows
+            return maps.new_zeros(0, maps.shape[1], size, size)
         # A view of all overlapping lines, one from every number of the maps: [numbers, size]. The
         # lines of the tiles are some of them.
         lines = torch.as_strided(maps, (maps.numel() - size + 1, size), (1, 1))
