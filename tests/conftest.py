@@ -5,6 +5,7 @@ share.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from offramp.networks import trained
 from offramp.networks.network import Network
 from offramp.plans.trace import Trace
 from small import ladder_of, trace_of
+
+# Shells start programs in the background with Ctrl-C ignored, and programs that tests start would
+# inherit that: those that a test interrupts would run for ever.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
 settings.register_profile("steady", derandomize=True, deadline=None)
