@@ -26,6 +26,7 @@ import numpy as np
 from offramp._support.arguments import require_path
 from offramp._support.replacement import replacing as replacing
 from offramp._support.replacement import require_writable as require_writable
+from offramp._support.sentences import few
 from offramp.errors import BadFile, NewerSchema
 
 if TYPE_CHECKING:
@@ -442,7 +443,7 @@ def read_state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
         if not state_dicts:
             content = f"a {type(loaded).__name__}"
             if isinstance(loaded, dict) and loaded:
-                content = f"the keys {_some(loaded)}"
+                content = f"the keys {few(loaded, 8)}"
             raise BadFile(
                 f"{folder} must have a state dict of tensors, got {content}. Save "
                 f"model.state_dict() instead"
@@ -537,15 +538,6 @@ def _state_dicts(
         if where:
             path = f"{where}/{name}"
         yield from _state_dicts(value, path, depth + 1)
-
-
-def _some(names: Iterable[object], most: int = 8) -> str:
-    """The first of some names, and how many more there are."""
-    listed = [str(name) for name in names]
-    text = ", ".join(listed[:most])
-    if len(listed) > most:
-        text += f" and {len(listed) - most} more"
-    return text
 
 
 def digest_file(path: str | Path) -> str:

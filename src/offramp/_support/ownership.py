@@ -16,6 +16,7 @@ from typing import Any
 
 from offramp._support.files import read_json
 from offramp._support.replacement import is_regular, unwritable
+from offramp._support.sentences import few
 from offramp.errors import BadFile, OfframpError
 
 SHOWN = 3  # files that a message names
@@ -69,8 +70,8 @@ class FolderKind:
         manifest = folder / self.manifest
         if not is_regular(manifest):
             raise BadFile(
-                f"{folder} was not written by offramp as {self.what} (it has {_few(names)}, but "
-                f"not {self.manifest}). Name a new or an empty folder"
+                f"{folder} was not written by offramp as {self.what} (it has {few(names, SHOWN)}, "
+                f"but not {self.manifest}). Name a new or an empty folder"
             )
         try:
             _, body = read_json(manifest, self.schema, ANY_VERSION)
@@ -83,7 +84,7 @@ class FolderKind:
         foreign = [name for name in names if not self._is_ours(folder / name, known)]
         if foreign:
             raise BadFile(
-                f"{folder} has {_few(foreign)}, which offramp did not write there and would "
+                f"{folder} has {few(foreign, SHOWN)}, which offramp did not write there and would "
                 f"remove. Move it away, or name another folder"
             )
 
@@ -95,11 +96,3 @@ class FolderKind:
                     return False
             return True
         return path.name in known and is_regular(path)
-
-
-def _few(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    text = ", ".join(names[:SHOWN])
-    if len(names) > SHOWN:
-        text += f" and {len(names) - SHOWN} more"
-    return text

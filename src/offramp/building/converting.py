@@ -14,6 +14,7 @@ from torch import nn
 from offramp._support.arguments import name_of
 from offramp._support.find import failure, files, find, imported, names, unknown, users_code
 from offramp._support.notices import say
+from offramp._support.sentences import few, first_line
 from offramp.errors import BadNetwork, InvalidArgument, OfframpError, UnknownName
 from offramp.networks.hooks import forward_hooks
 from offramp.networks.layer import Layer, SavesNothing, outer_layers
@@ -297,9 +298,8 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
         name, reason = next(iter(unchanged.items()))
         raise BadNetwork(f"{_title(method)} saves nothing here: {name!r}: {reason}") from reason
     if unchanged:
-        listed = ", ".join(list(unchanged)[:SHOWN])
-        more = f" and {len(unchanged) - SHOWN} more" if len(unchanged) > SHOWN else ""
-        say(f"{_title(method)} left {listed}{more} as they are: it would not make them smaller")
+        listed = few(unchanged, SHOWN)
+        say(f"{_title(method)} left {listed} as they are: it would not make them smaller")
     return model
 
 
@@ -409,7 +409,7 @@ def _try_out(model: nn.Module, example: Any) -> None:
         with torch.no_grad():
             call_model(model, None, copies(as_inputs(example)))
     except (RuntimeError, IndexError, TypeError, ValueError) as problem:
-        why = str(problem).strip().partition("\n")[0]
+        why = first_line(problem)
         raise BadNetwork(f"the converted model fails on the example: {why}") from problem
     except Exception as problem:  # code of the user can raise anything
         raise BadNetwork(f"the converted model fails on the example: {failure(problem)}") from (
@@ -464,7 +464,7 @@ def _require_same_again(model: nn.Module, base: nn.Module, conversions: Mapping[
         if _structure(again) == _structure(model):
             return
     except (OfframpError, RuntimeError, TypeError, ValueError) as problem:
-        why = str(problem).strip().partition("\n")[0]
+        why = first_line(problem)
     raise InvalidArgument(
         f"the converted model cannot be written as a spec ({why}). Give the model again when the "
         f"network is loaded"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp._support.sentences import first_line
 from offramp.errors import InvalidArgument
 from offramp.networks.inputs import as_inputs, call_model, copies, count_of
 from offramp.networks.layer import Layer, dense_cost, outer_layers, stored_bytes
@@ -114,7 +115,7 @@ def changes(
     try:
         inputs = _inputs(before, names, partial(_call, before, state))
     except (RuntimeError, IndexError, TypeError, ValueError) as problem:
-        why = str(problem).strip().partition("\n")[0]
+        why = first_line(problem)
         raise InvalidArgument(
             f"original must be the model before it was converted, and it fails on the example: "
             f"{why}"

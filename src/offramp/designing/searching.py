@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from offramp._support.arguments import require, require_count, require_flag, require_path
 from offramp._support.find import find, unknown
 from offramp._support.replacement import require_writable, restored
+from offramp._support.sentences import first_line
 from offramp.building.converting import conversions_of, matched, outermost, spec_with, split_spec
 from offramp.building.factories import make_model
 from offramp.data.rows import proposing, rows, rows_for
@@ -722,7 +723,7 @@ def _fitting(
             except UnknownName:
                 raise
             except (OfframpError, RuntimeError, ValueError, IndexError) as problem:
-                reason = str(problem).strip().partition("\n")[0]
+                reason = first_line(problem)
                 continue
             if shape == shapes[place]:
                 fitting[place].append(option)

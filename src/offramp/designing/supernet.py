@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from offramp._support.arguments import name_of
 from offramp._support.find import find, unknown
+from offramp._support.sentences import first_line
 from offramp.building.converting import convert
 from offramp.building.cutting import cut
 from offramp.building.factories import make_exit
@@ -303,7 +304,7 @@ class Supernet(nn.Module):
                         with torch.no_grad(), _recording_shapes(watched, outputs):
                             model(self.prepared(self.example))
                     except Exception as problem:  # whatever the user's code raises
-                        why = str(problem).strip().partition("\n")[0]
+                        why = first_line(problem)
                         raise BadNetwork(
                             f"the option {name!r} does not fit at {place!r} ({why})"
                         ) from problem

@@ -14,6 +14,7 @@ from threading import Lock
 
 import torch
 
+from offramp._support.sentences import first_line
 from offramp.errors import BadNetwork
 from offramp.networks.inputs import State
 from offramp.networks.network import EngineStage
@@ -110,7 +111,7 @@ class Replayed:
         try:
             return buffers, recorded(lambda: self._computed(buffers), device)
         except RuntimeError as problem:
-            reason = str(problem).strip().splitlines()[0].rstrip(".;")
+            reason = first_line(problem).rstrip(".;")
             raise BadNetwork(
                 f"segment {self.engine_stage.name!r} cannot be recorded as a CUDA graph: {reason}. "
                 "Leave cuda_graphs out"

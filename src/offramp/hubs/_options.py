@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from offramp._support.find import unknown
+from offramp._support.sentences import first_line
 from offramp.errors import InvalidArgument, MissingExtra
 
 Kinds = Mapping[str, Callable[[str], Any]]
@@ -76,7 +77,7 @@ def library(name: str, what_for: str) -> Any:
     except (ImportError, RuntimeError, OSError) as problem:  # compiled operations of another torch
         raise InvalidArgument(
             f"{name} must be built for the installed torch, but its import fails "
-            f"({first_line(problem)}). Install torch and torchvision from the same index "
+            f"({root_cause(problem)}). Install torch and torchvision from the same index "
             f"(pytorch.org), or build the model yourself, with my.module:factory"
         ) from problem
 
@@ -87,7 +88,7 @@ def built(spec: str, call: Callable[[], Any]) -> nn.Module:
         model: nn.Module = call()
     except Exception as problem:  # whatever a library raises for options that do not suit a model
         raise InvalidArgument(
-            f"{spec!r} cannot be built ({first_line(problem)}). Change its options"
+            f"{spec!r} cannot be built ({root_cause(problem)}). Change its options"
         ) from problem
     return model
 
@@ -95,16 +96,13 @@ def built(spec: str, call: Callable[[], Any]) -> nn.Module:
 def unfetched(spec: str, problem: Exception) -> InvalidArgument:
     """The error for weights that cannot be downloaded."""
     return InvalidArgument(
-        f"the weights of {spec!r} cannot be fetched ({first_line(problem)}). {RANDOM}"
+        f"the weights of {spec!r} cannot be fetched ({root_cause(problem)}). {RANDOM}"
     )
 
 
-def first_line(problem: BaseException) -> str:
+def root_cause(problem: BaseException) -> str:
     """The first sentence of the first error: libraries wrap errors in errors."""
     while problem.__cause__ is not None:
         problem = problem.__cause__
-    line = str(problem).strip().partition("\n")[0]
-    if not line:
-        line = type(problem).__name__
-    sentence = line.partition(". ")[0]
+    sentence = first_line(problem).partition(". ")[0]
     return sentence[:200].rstrip(".;")

@@ -20,7 +20,7 @@ from torch import nn
 
 from offramp._support.files import from_home
 from offramp.errors import BadFile, InvalidArgument
-from offramp.hubs._options import RANDOM, Kinds, built, first_line, library, number, read, yes_no
+from offramp.hubs._options import RANDOM, Kinds, built, library, number, read, root_cause, yes_no
 from offramp.layers.preprocess import Preprocess
 
 __all__ = ["build", "preprocess"]
@@ -245,7 +245,7 @@ def _fetched(spec: str, what: str, load: Callable[[], Any]) -> Any:
         if what == "weights":
             way = RANDOM
         raise InvalidArgument(
-            f"the {what} of {spec!r} cannot be loaded ({first_line(problem)}). {way}"
+            f"the {what} of {spec!r} cannot be loaded ({root_cause(problem)}). {way}"
         ) from problem
 
 

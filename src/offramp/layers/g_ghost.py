@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._support.arguments import require
+from offramp._support.sentences import first_line
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers._replacing import placed_like
 from offramp.networks.layer import Layer, LayerCost, dense_cost
@@ -189,7 +190,7 @@ def narrowed(block: nn.Module, width: int, kept: int, group: int) -> nn.Module:
         with torch.no_grad():
             out = narrow.eval()(like.new_zeros(1, kept, TRIED, TRIED))
     except (RuntimeError, ValueError, AttributeError) as problem:
-        why = str(problem).strip().splitlines()[0]
+        why = first_line(problem)
         raise BadNetwork(f"a {type(block).__name__} cannot be made narrower ({why})") from problem
     finally:
         for module, training in modes:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from offramp._support.arguments import require
 from offramp._support.notices import say
+from offramp._support.sentences import few, first_line
 from offramp.errors import BadNetwork, InvalidArgument, MissingExtra
 from offramp.layers._replacing import geometry, require_whole
 from offramp.networks.inputs import as_inputs, call_model
@@ -107,7 +108,7 @@ def pruned(
     except BadNetwork:
         raise
     except (RuntimeError, ValueError, IndexError, KeyError, AssertionError) as problem:
-        why = str(problem).strip().partition("\n")[0]
+        why = first_line(problem)
         raise BadNetwork(
             f"Torch-Pruning cannot take channels out of these layers ({why}). Name layers whose "
             "outputs are not added to others"
@@ -155,7 +156,6 @@ def _require(example: Any, data: Any, ratio: float, importance: str) -> None:
 
 def _require_rows(data: Any, importance: str) -> None:
     """Raise InvalidArgument unless `data` has rows, and labels if the importance reads them."""
-    has_labels = isinstance(data, (tuple, list)) and len(data) > 1
     if not isinstance(data, (tuple, list)) or not data:
         raise InvalidArgument(f"data must be rows with labels, (x, y), got {type(data).__name__}")
     count = min(len(values) for values in as_inputs(data[0]).values())
@@ -163,7 +163,7 @@ def _require_rows(data: Any, importance: str) -> None:
         raise InvalidArgument("data must have at least one row, got none")
     if importance != "taylor":
         return
-    if not has_labels or data[1] is None:
+    if len(data) < 2 or data[1] is None:
         raise InvalidArgument(
             "data must be rows with labels, (x, y), for importance='taylor', got no labels"
         )
@@ -184,7 +184,7 @@ def _running(rows: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, IndexError, TypeError) as problem:
-        why = str(problem).strip().partition("\n")[0]
+        why = first_line(problem)
         raise BadNetwork(f"the model fails on the {rows} for the method 'pruned' ({why})") from (
             problem
         )
@@ -404,7 +404,7 @@ def _require_sound(
                 f"{', '.join(list(targets)[-3:])} gives the logits. Leave it out of the patterns"
             )
     except RuntimeError as problem:
-        why = str(problem).strip().splitlines()[0]
+        why = first_line(problem)
         raise BadNetwork(
             f"without these channels the model no longer runs ({why}). Name layers whose "
             "outputs are not added to others, such as the first one of each block"
@@ -422,9 +422,7 @@ def _require_fewer(model: nn.Module, before: Mapping[str, int]) -> None:
     unchanged = [name for name, width in before.items() if _outputs(modules[name]) == width]
     if not unchanged:
         return
-    listed = ", ".join(unchanged[:SHOWN])
-    if len(unchanged) > SHOWN:
-        listed += f" and {len(unchanged) - SHOWN} more"
+    listed = few(unchanged, SHOWN)
     if len(unchanged) == len(before):
         raise BadNetwork(
             f"pruned can take no channel out of {listed}: a layer that was not named would have to "

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from offramp._support.arguments import require_count
 from offramp._support.find import shelved
+from offramp._support.sentences import first_line
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.preprocess import Preprocess
 from offramp.layers.wavelet import Wavelet97, WaveletEncoder
@@ -239,7 +240,7 @@ def _without_head(model: nn.Module, x: Tensor) -> tuple[nn.Module, nn.Linear]:
         with torch.no_grad():
             logits = model(x)
     except (RuntimeError, ValueError, IndexError, TypeError) as problem:
-        why = str(problem).strip().partition("\n")[0]
+        why = first_line(problem)
         raise BadNetwork(
             f"the model fails on images {list(x.shape)} ({why}). Give example=, some images as the "
             f"model takes them"
@@ -275,7 +276,7 @@ def _features(branch: nn.Module, image: Tensor, what: str) -> int:
         with torch.no_grad():
             features = branch(image)
     except Exception as problem:  # whatever the user's code raises
-        why = str(problem).strip().partition("\n")[0]
+        why = first_line(problem)
         raise BadNetwork(f"{what} ({why})") from problem
     if not isinstance(features, Tensor) or features.shape[0] != image.shape[0]:
         raise BadNetwork(f"{what}: it must give one tensor of features, [B, ...]")

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from offramp._support.sentences import first_line
 from offramp.errors import BadData, BadNetwork
 from offramp.networks.hooks import code_of, forward_hooks
 from offramp.networks.inputs import remedy
@@ -340,7 +341,9 @@ def _why_not(
             if isinstance(value, Tensor):
                 tensors[f"{INPUT}/{number}"] = value
         way = remedy(tensors, eager_problem, "give a batch of its shape and type")
-        return BadData(f"the model fails on the example: {_first_line(eager_problem)}; {way}")
+        return BadData(
+            f"the model fails on the example: {first_line(eager_problem).rstrip('.;')}; {way}"
+        )
 
     message = str(problem)
     if FIXED in message:
@@ -353,7 +356,7 @@ def _why_not(
     if "data-dependent" in message:
         why = "its code branches on values of the data"
     else:
-        why = _first_line(problem)
+        why = first_line(problem).rstrip(".;")
     return BadNetwork(f"the model cannot be exported: {why}{_where(problem)}; change it, {WAY_OUT}")
 
 
@@ -368,13 +371,6 @@ def _where(problem: Exception) -> str:
             continue
         return f", at `{frame.line}` ({frame.filename}:{frame.lineno})" if frame.line else ""
     return ""
-
-
-def _first_line(problem: Exception) -> str:
-    """The first line of an error's text, or the name of its class where it has none."""
-    lines = str(problem).strip().splitlines()
-    first = lines[0] if lines else type(problem).__name__
-    return first.rstrip(".;")
 
 
 @contextlib.contextmanager

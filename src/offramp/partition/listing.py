@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp._support.sentences import first_line
 from offramp.errors import BadData, InvalidArgument
 from offramp.networks.taps import inputs_of
 from offramp.partition.exporting import exported
@@ -85,7 +86,7 @@ def cut_points(
         shares = _shares(source, example)
     except IndexError as problem:
         # The export only looks at shapes, so a token beyond the vocabulary first fails here.
-        why = str(problem).strip().splitlines()[0].rstrip(".;")
+        why = first_line(problem).rstrip(".;")
         raise BadData(
             f"the model fails on the example: {why}. Use an example whose values the model accepts."
         ) from problem

@@ -15,6 +15,7 @@ from torch import Tensor
 from offramp._support.arguments import require_count, require_flag
 from offramp._support.processes import Processes, here
 from offramp._support.progress import track
+from offramp._support.sentences import few
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
 from offramp.errors import (
     BadData,
@@ -548,12 +549,9 @@ def _check_labels(y: Array, row: Array, classes: int) -> None:
 def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
     bad = np.flatnonzero(~logits.isfinite().all(1).cpu().numpy())  # [B, C] -> rows
     if bad.size:
-        listed = ", ".join(map(str, row[bad[:10]]))
-        if bad.size > 10:
-            listed += f" and {bad.size - 10} more"
         raise BadData(
-            f"the answers of exit {exit_!r} are not finite for rows {listed}. Look for NaN or "
-            "infinities in these rows and leave them out"
+            f"the answers of exit {exit_!r} are not finite for rows {few(row[bad], 10)}. Look for "
+            "NaN or infinities in these rows and leave them out"
         )
 
 
